@@ -1,0 +1,1 @@
+"""Pure algorithms: torch and the standard library only. Nothing here knows ComfyUI."""

@@ -1,0 +1,83 @@
+"""Look into a safetensors file without reading its tensors, and say exactly what is wrong with a broken one.
+
+Format: 8 bytes little-endian header length, a JSON object name -> {dtype, shape, data_offsets}, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+          "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+_LARGEST_HEADER = 100 << 20
+
+
+class Entry(NamedTuple):
+    """dtype as safetensors spells it (F32, F16, BF16, ...); shape; size in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Header(NamedTuple):
+    """tensors: name -> Entry, in file order; metadata: the free text fields of the file."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+class BrokenFile(ValueError):
+    """The file is not a whole safetensors file. The text says what was expected and what was found."""
+
+
+def read_header(path: str | Path) -> Header:
+    """Read names, shapes and dtypes of a safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BrokenFile: not safetensors, truncated, or a header that contradicts itself.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little") if len(start) == 8 else 0
+        if len(start) < 8 or not 2 <= length <= _LARGEST_HEADER:
+            kind = _guess(start)
+            raise BrokenFile(f"expected a safetensors file, found {kind} ({size} bytes)")
+        if size < 8 + length:
+            raise BrokenFile(f"the file ends inside its header: {8 + length} bytes expected there, {size} found")
+        raw = file.read(length)
+    try:
+        table = json.loads(raw)
+        metadata = table.pop("__metadata__", {})
+        tensors, end = {}, 0
+        for name, entry in table.items():
+            first, last = entry["data_offsets"]
+            shape = tuple(int(n) for n in entry["shape"])
+            if entry["dtype"] in _BYTES and last - first != math.prod(shape) * _BYTES[entry["dtype"]]:
+                raise BrokenFile(f"the header gives '{name}' {last - first} bytes for shape {list(shape)}")
+            tensors[name] = Entry(entry["dtype"], shape, last - first)
+            end = max(end, last)
+    except BrokenFile:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenFile(f"the safetensors header cannot be read ({type(error).__name__}: {error})") from None
+    if size != 8 + length + end:
+        what = "cut off (an interrupted download?)" if size < 8 + length + end else "longer than its header says"
+        raise BrokenFile(f"the file is {what}: {8 + length + end} bytes expected, {size} found")
+    return Header(tensors, metadata)
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "a PyTorch pickle (.pt, .bin, .ckpt), which this pack does not open"
+    if start[:1] in (b"<", b"v"):
+        return "text, such as a web page or a Git LFS pointer"
+    return "something else"

@@ -1,0 +1,6 @@
+"""Every string this pack puts into the host's shared dictionaries."""
+
+PREFIX = "framepainter"
+SITE = f"{PREFIX}_site"  # transformer_options: path of the spatial transformer block being run
+RECORD = f"{PREFIX}_record"  # transformer_options: callable(site, q, k, heads), asked to look at matching attention
+NORMED = f"{PREFIX}_normed"  # one block's extra_options: its normalised input, from attn1_patch to attn1_output_patch

@@ -1,0 +1,79 @@
+"""Golden cases: inputs and outputs of the published reference code on small random networks (see golden/README)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+OWN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def _weights_module():
+    spec = importlib.util.spec_from_file_location("golden_weights", OWN / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WEIGHTS = _weights_module()
+
+
+def system_folder(system: str) -> Path:
+    """Where a system's cases are: in the folder that GOLDEN_CASES names if that has the system, else in the repo."""
+    given = os.environ.get("GOLDEN_CASES")
+    if given:
+        if not Path(given).is_dir():
+            raise FileNotFoundError(f"GOLDEN_CASES names {given}, which is no folder")
+        if not any(p.is_dir() for p in Path(given).iterdir()):
+            raise FileNotFoundError(f"GOLDEN_CASES names {given}, which holds no cases")
+        if (Path(given) / system).is_dir():
+            return Path(given) / system
+    return OWN / system
+
+
+class Case:
+    """One case folder: `info` is case.json, `tensors` the data."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.info: dict[str, Any] = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        self.kind: str = self.info["kind"]
+        self.tensors: dict[str, Tensor] = load_file(str(folder / "tensors.safetensors"))
+
+    def __repr__(self) -> str:
+        return self.folder.name
+
+    def network(self, name: str) -> dict[str, Tensor]:
+        """The parameters of one of the case's networks, under the released names."""
+        manifest = WEIGHTS.load_manifest(self.folder.parent / self.info["networks"][name]["manifest"])
+        values = WEIGHTS.state_dict(manifest, self.info["salt"])
+        return {key: torch.from_numpy(value.copy()) for key, value in values.items()}
+
+    def config(self, name: str) -> dict[str, Any]:
+        return self.info["networks"][name]["config"]
+
+
+def cases(system: str) -> list[Case]:
+    """All cases of a system.
+
+    Raises:
+        FileNotFoundError: none there.
+    """
+    folder = system_folder(system)
+    found = [Case(p.parent) for p in sorted(folder.glob("*/case.json"))]
+    if not found:
+        raise FileNotFoundError(f"no golden cases in {folder}")
+    return found
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Relative L2 error ||a - b|| / ||b|| of a against the expected b."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} against expected {tuple(b.shape)}"
+    return float((a.double() - b.double()).norm() / b.double().norm())
