@@ -246,6 +246,7 @@ def build_clip_vision(tensors: dict[str, Tensor], head_width: int = HEAD_WIDTH) 
     layers = 1 + max(int(n.split(".")[3]) for n in sd if n.startswith("vision_model.encoder.layers."))
     config = {
         "attention_dropout": 0.0, "hidden_act": "gelu", "hidden_size": width, "image_size": round(positions**0.5) * patch,
+        "model_type": "clip_vision_model",
         "intermediate_size": sd["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0], "layer_norm_eps": 1e-5,
         "num_attention_heads": max(1, width // head_width), "num_channels": 3, "num_hidden_layers": layers,
         "patch_size": patch, "projection_dim": sd["visual_projection.weight"].shape[0], "torch_dtype": "float32",

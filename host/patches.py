@@ -81,6 +81,11 @@ class _WeightsPatch:
     def to(self, device_or_dtype: Any) -> _WeightsPatch:
         return self
 
+    def __deepcopy__(self, memo: dict) -> _WeightsPatch:
+        # ComfyUI 0.3.75 deep-copies a model's options with every clone; without this each node would duplicate the
+        # weights. Sharing is safe, as nothing here changes after construction.
+        return self
+
 
 # ---- matching attention ----------------------------------------------------------------------------------------------
 
@@ -142,7 +147,7 @@ class MatchingPatch(_WeightsPatch):
 
         branch = self.weights.model.at(site)(
             normed, frames_in(out.shape[0], options), attention, self.targets_only,
-            None if record is None else lambda q, k, heads: record(site, q, k, heads, self.targets_only),
+            None if record is None else lambda q, k, heads: record(site, q, k, heads, options),
         )
         return out + branch * self.strength if self.strength != 1.0 else out + branch
 
@@ -172,7 +177,7 @@ class CrossFramePatch(_WeightsPatch):
         attention = self.attentions[site]
         record = options.get(keys.RECORD)
         if record is not None:
-            record(site, attention.to_q(own), attention.to_k(video[:, 0]), attention.heads, True)
+            record(site, attention.to_q(own), attention.to_k(video[:, 0]), attention.heads, options)
         wide = attention(own.flatten(0, 1), context=torch.cat([source, own], dim=2).flatten(0, 1),
                          transformer_options=options).reshape(own.shape)
         result = out.reshape(video.shape).clone()

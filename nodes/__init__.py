@@ -1,1 +1,8 @@
-NODES = []
+"""The nodes, in wiring order: schema, unit conversion, one call down."""
+
+from ..host import folders
+from . import attention, conditioning, sampling, signals, weights
+
+folders.register()
+
+NODES = [*weights.NODES, *conditioning.NODES, *signals.NODES, *attention.NODES, *sampling.NODES]

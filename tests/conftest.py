@@ -1,11 +1,7 @@
-"""Loads the pack into pytest as ComfyUI would: the host on sys.path, the pack as a package of its own.
-
-The repository's root must not be on sys.path: its `nodes/` would shadow ComfyUI's `nodes.py`.
-"""
+"""Opens the pack for pytest in the host that FRAMEPAINTER_HOST names; `python dev.py test` sets it."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -14,38 +10,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOST = Path(os.environ["FRAMEPAINTER_HOST"]) if "FRAMEPAINTER_HOST" in os.environ else None
-PACK = "framepainter_pack"
 
 
-def _package(name: str, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+def _tool(name: str):
+    """A module of tools/, imported without putting the repository's root on sys.path."""
+    full = f"framepainter_tools_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, ROOT / "tools" / f"{name}.py")
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
 
 
-def _prepare() -> None:
-    if HOST is None:
-        raise pytest.UsageError("no ComfyUI to test on: run the suite with `python dev.py test`")
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
-    sys.path.insert(0, str(HOST))
-    import torch
-
-    import comfy.options  # noqa: F401  before cli_args: keeps the host from reading pytest's command line
-    from comfy.cli_args import args
-
-    if not torch.cuda.is_available():
-        args.cpu = True
-    torch.set_grad_enabled(False)
-    _package(PACK, ROOT)
-    _package("framepainter_tests", ROOT / "tests" / "support")
-
-
-_prepare()
+if "FRAMEPAINTER_HOST" not in os.environ:
+    raise pytest.UsageError("no ComfyUI to test on: run the suite with `python dev.py test`")
+_load = _tool("pack").open_pack(Path(os.environ["FRAMEPAINTER_HOST"]))
+_tool("pack").package("framepainter_tests", ROOT / "tests" / "support")
 
 
 @pytest.fixture(scope="session")
 def pack():
     """Import a module of the pack by its path: pack("host.loading")."""
-    return lambda name: importlib.import_module(f"{PACK}.{name}")
+    return _load
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Import a module of tools/ by name: tool("server")."""
+    return _tool
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, pack):
+    """A small single-file checkpoint with random weights, all parts inside."""
+    return _tool("random_model").write(tmp_path_factory.mktemp("models") / "random.safetensors", pack)

@@ -6,9 +6,11 @@ Legend: T target frames, L tokens (h*w, row-major), C channels, N heads, D chann
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,27 +27,41 @@ class Matches(NamedTuple):
     confidence: Tensor
 
 
-def attention_matches(q: Tensor, k: Tensor, heads: int, chosen: int, chunk: int = 1024) -> Matches:
-    """Softmax attention of target queries to source keys, without ever holding the L x L matrix.
+class SiteAttention(NamedTuple):
+    """One block's queries of the target frame (L, C), keys of the source frame (L, C), heads, and map (h, w)."""
+
+    q: Tensor
+    k: Tensor
+    heads: int
+    size: tuple[int, int]
+
+
+def attention_matches(sites: Sequence[SiteAttention], chosen: int, chunk: int = 1024) -> Matches:
+    """Softmax attention of target queries to source keys, averaged over heads and blocks, without an L x L matrix.
 
     Args:
-        q: (L, C) queries of one target frame.  k: (L, C) keys of the source frame.
-        heads: N.  chosen: index of the target token whose heat map is wanted.
+        sites: blocks with maps of one size.
+        chosen: index of the target token whose heat map is wanted.
         chunk: target tokens at a time; bounds memory to chunk * L * N numbers.
     """
-    length, width = q.shape
-    depth = width // heads
-    q = q.float().reshape(length, heads, depth).transpose(0, 1)  # (N, L, D)
-    k = k.float().reshape(-1, heads, depth).permute(1, 2, 0)  # (N, D, L)
+    length = sites[0].q.shape[0]
     best, confidence, heat = [], [], None
     for start in range(0, length, chunk):
-        weights = (q[:, start:start + chunk] @ k / math.sqrt(depth)).softmax(-1).mean(0)  # (chunk, L)
+        weights = sum(_weights(site, start, start + chunk) for site in sites) / len(sites)  # (chunk, L)
         top = weights.max(-1)
         best.append(top.indices)
         confidence.append(top.values)
         if start <= chosen < start + chunk:
             heat = weights[chosen - start].clone()
     return Matches(heat, torch.cat(best), torch.cat(confidence))
+
+
+def _weights(site: SiteAttention, start: int, stop: int) -> Tensor:
+    """Attention of target tokens start:stop to all source tokens, mean over heads: (stop - start, L)."""
+    depth = site.q.shape[-1] // site.heads
+    q = site.q[start:stop].float().reshape(-1, site.heads, depth).transpose(0, 1)  # (N, chunk, D)
+    k = site.k.float().reshape(-1, site.heads, depth).permute(1, 2, 0)  # (N, D, L)
+    return (q @ k / math.sqrt(depth)).softmax(-1).mean(0)
 
 
 def token_at(x: float, y: float, height: int, width: int) -> int:
@@ -81,3 +97,30 @@ def flow_to_image(flow: Tensor, largest: float | None = None) -> Tensor:
     # HSV to RGB at value 1: each channel is a trapezoid over the hue circle, two sixths of a turn apart.
     channels = [((hue + shift) % 6.0 - 3.0).abs().sub(1.0).clamp(0.0, 1.0) for shift in (0.0, 4.0, 2.0)]
     return 1.0 - saturation[..., None] * (1.0 - torch.stack(channels, dim=-1))
+
+
+def overlay_heat(picture: Tensor, heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """Lay a heat map over a darkened picture; (1, H, W, 3) and (L,) -> (1, H, W, 3). Black to red to yellow to white."""
+    height, width = picture.shape[1:3]
+    low, high = heat.min(), heat.max()
+    level = ((heat - low) / (high - low).clamp_min(1e-12)).reshape(1, 1, *size)
+    level = F.interpolate(level, size=(height, width), mode="bilinear", align_corners=False)[:, 0, :, :, None]
+    colour = torch.cat([(level * 3 - i).clamp(0, 1) for i in range(3)], dim=-1).to(picture)
+    grey = picture[..., :3].mean(-1, keepdim=True) * 0.6
+    level = level.to(picture)
+    return grey * (1 - level) + colour * level
+
+
+def draw_cross(picture: Tensor, x: float, y: float, colour: tuple[float, float, float]) -> Tensor:
+    """A copy of (1, H, W, 3) with a cross, dark-edged so that it shows on any ground, at x, y in [0, 1]."""
+    height, width = picture.shape[1:3]
+    out = picture[..., :3].clone()
+    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
+    arm, thick = max(3, min(height, width) // 25), max(1, min(height, width) // 250)
+    for grow, paint in ((thick, (0.0, 0.0, 0.0)), (0, colour)):
+        value = torch.tensor(paint, dtype=out.dtype, device=out.device)
+        for dy, dx in ((arm, thick), (thick, arm)):
+            top, bottom = max(row - dy - grow, 0), row + dy + grow + 1
+            left, right = max(column - dx - grow, 0), column + dx + grow + 1
+            out[:, top:bottom, left:right] = value
+    return out

@@ -1,0 +1,107 @@
+"""Matching Attention, Correspondence Map."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..core.attention import correspondence
+from ..host.patches import attach_matching
+from ..host.probe import look
+from .schema import FramePainterType, advanced, schema
+
+LEVELS = {"fine (1/8)": 0, "medium (1/16)": 1, "coarse (1/32)": 2}
+GREEN, RED = (0.2, 1.0, 0.3), (1.0, 0.25, 0.2)
+
+
+class MatchingAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterMatchingAttention",
+            display_name="Matching Attention",
+            description="Ties edited tokens to source tokens in every spatial block of an SVD model. Load FramePainter "
+                        "attaches it already; use this node to change it, or to add it to another SVD model.",
+            search_aliases=["cross-frame attention", "reference attention"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Stable Video Diffusion model."),
+                io.Combo.Input("semantics", options=["release", "paper", "cross-frame", "off"], default="release",
+                               tooltip="release: all frames ask the source frame, as the published weights were used. "
+                                       "paper: edited frames only. cross-frame: no trained weights, the model's own "
+                                       "self-attention also sees the source frame. off: none."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.001,
+                               tooltip="Factor on the branch. 1 as trained; less keeps less of the source; 0 is off."),
+                FramePainterType.Input("framepainter", optional=True,
+                                       tooltip="Trained matching weights; needed for release and paper."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, semantics: str, strength: float, framepainter=None) -> io.NodeOutput:
+        weights = None if framepainter is None else framepainter.matching
+        return io.NodeOutput(attach_matching(model, weights, semantics, strength))
+
+
+class CorrespondenceMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterCorrespondenceMap",
+            display_name="Correspondence Map",
+            description="Shows where in the source picture a point of the edit comes from, by the model's matching "
+                        "attention (FramePainter, Fig. 8).",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that made the edit, matching attention attached."),
+                io.Conditioning.Input("positive", tooltip="The edit's positive conditioning."),
+                io.Latent.Input("latent", tooltip="The finished edit, from KSampler: both frames."),
+                io.Image.Input("picture", tooltip="The source picture, drawn under the maps."),
+                io.Float.Input("x", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="The point in the edited picture, share of its width from the left."),
+                io.Float.Input("y", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="The point in the edited picture, share of its height from the top."),
+                io.Combo.Input("level", options=list(LEVELS), default="medium (1/16)",
+                               tooltip="Size of the attention map, as a share of the picture's side. Finer is slower."),
+                advanced(io.Float.Input("sigma", default=1.0, min=0.01, max=700.0, step=0.01, optional=True,
+                                        tooltip="Noise level at which the attention is read.")),
+                advanced(io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
+                                      tooltip="Seed of the noise put on the edit for the reading.")),
+            ],
+            outputs=[
+                io.Image.Output(display_name="heat_map",
+                                tooltip="The source picture with the attention of the chosen point (its place: red cross), "
+                                        "and the best match (green cross)."),
+                io.Image.Output(display_name="flow", tooltip="Where every edited token comes from: hue is the direction, "
+                                                             "saturation the distance, white means the same place."),
+                io.Mask.Output(display_name="attention", tooltip="The heat map by itself, 0 to 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, picture, x: float, y: float, level: str, sigma: float = 1.0,
+                seed: int = 0) -> io.NodeOutput:
+        samples = latent["samples"]
+        if len(samples) < 2:
+            raise ValueError(f"Correspondence Map: the latent has {len(samples)} frame; it needs both frames of an edit. "
+                             "Connect KSampler's LATENT itself.")
+        seen = look(model, positive, samples, sigma, seed)
+        if not seen:
+            raise ValueError("Correspondence Map: the model has no matching attention. Connect the MODEL of Load "
+                             "FramePainter, or put a Matching Attention node before it.")
+        sizes = sorted({site.size for site in seen.values()}, reverse=True)
+        size = sizes[min(LEVELS[level], len(sizes) - 1)]
+        sites = [site for site in seen.values() if site.size == size]
+        chosen = correspondence.token_at(x, y, *size)
+        matches = correspondence.attention_matches(sites, chosen)
+        best = int(matches.best[chosen])
+        picture = picture[:1, ..., :3].cpu()
+        heat = correspondence.overlay_heat(picture, matches.heat, size)
+        heat = correspondence.draw_cross(heat, x, y, RED)
+        heat = correspondence.draw_cross(heat, (best % size[1] + 0.5) / size[1], (best // size[1] + 0.5) / size[0], GREEN)
+        flow = correspondence.flow_to_image(correspondence.matches_to_flow(matches.best, *size))
+        flow = flow.repeat_interleave(max(1, picture.shape[1] // size[0]), 0)
+        flow = flow.repeat_interleave(max(1, picture.shape[2] // size[1]), 1)
+        attention = (matches.heat / matches.heat.max().clamp_min(1e-12)).reshape(1, *size)
+        return io.NodeOutput(heat, flow[None], attention)
+
+
+NODES = [MatchingAttention, CorrespondenceMap]

@@ -1,0 +1,81 @@
+"""FramePainter Conditioning."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..core.images import keep_aspect_size
+from ..host.conditioning import edit_conditioning
+from .schema import schema
+
+MULTIPLE_EXACT, MULTIPLE_FITTED = 8, 64  # one latent; the size that the released pipeline asks for
+LONGEST_ASPECT = 8.0
+
+
+class FramePainterConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterConditioning",
+            display_name="FramePainter Conditioning",
+            description="Prepares a source picture for a two-frame edit, with the preparation that FramePainter was "
+                        "trained with. A batch of pictures becomes a list of edits, run one after another.",
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's VAE."),
+                io.Image.Input("image", tooltip="Source picture or pictures, any size."),
+                io.Int.Input("width", default=1024, min=8, max=8192, step=8, tooltip="Width in pixels."),
+                io.Int.Input("height", default=576, min=8, max=8192, step=8, tooltip="Height in pixels."),
+                io.Combo.Input("size_mode", options=["keep aspect", "exact"], default="keep aspect",
+                               tooltip="keep aspect: the picture's own aspect ratio at about width x height pixels, sides "
+                                       "multiples of 64. exact: stretched to width x height, as the authors' demo does; "
+                                       "sides multiples of 8."),
+                io.Int.Input("fps_id", default=6, min=0, max=1023,
+                             tooltip="Frame rate number as the network sees it; released value 6."),
+                io.Int.Input("motion_bucket_id", default=128, min=0, max=1023,
+                             tooltip="Amount of motion, 0 to 255 in training; released value 128."),
+                io.Float.Input("augmentation", default=0.02, min=0.0, max=10.0, step=0.005, round=0.001,
+                               tooltip="Standard deviation of the noise added to the source's pixels (on -1 to 1) before "
+                                       "the VAE; more lets the edit depart further. Released value 0.02."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                             tooltip="Seed of that noise. The sampler has its own."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", is_output_list=True),
+                io.Conditioning.Output(display_name="negative", is_output_list=True),
+                io.Latent.Output(display_name="latent", is_output_list=True,
+                                 tooltip="Empty latent of two frames: 0 the source again, 1 the edit."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision, vae, image, width: int, height: int, size_mode: str, fps_id: int,
+                motion_bucket_id: int, augmentation: float, seed: int) -> io.NodeOutput:
+        size = target_size(image.shape[1], image.shape[2], width, height, size_mode)
+        edits = [edit_conditioning(clip_vision, vae, image[i:i + 1, ..., :3], *size, fps_id, motion_bucket_id,
+                                   augmentation, seed) for i in range(len(image))]
+        return io.NodeOutput([e.positive for e in edits], [e.negative for e in edits], [e.latent for e in edits])
+
+
+def target_size(picture_height: int, picture_width: int, width: int, height: int, mode: str) -> tuple[int, int]:
+    """(height, width) in pixels to edit at.
+
+    Raises:
+        ValueError: exact sides that are no multiples of 8, or a picture too long to keep its aspect ratio.
+    """
+    if mode == "keep aspect":
+        aspect = max(picture_height, picture_width) / min(picture_height, picture_width)
+        if aspect > LONGEST_ASPECT:
+            raise ValueError(
+                f"FramePainter Conditioning: the picture is {picture_width} x {picture_height}, longer than "
+                f"{LONGEST_ASPECT:g} to 1. Crop it, or set size_mode to 'exact' and choose width and height.")
+        return keep_aspect_size(picture_height, picture_width, width * height, MULTIPLE_FITTED)
+    for name, side in (("width", width), ("height", height)):
+        if side % MULTIPLE_EXACT:
+            nearest = max(1, round(side / MULTIPLE_EXACT)) * MULTIPLE_EXACT
+            raise ValueError(f"FramePainter Conditioning: {name} is {side}, not a multiple of {MULTIPLE_EXACT}. "
+                             f"Set it to {nearest}.")
+    return height, width
+
+
+NODES = [FramePainterConditioning]

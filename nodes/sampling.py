@@ -1,0 +1,69 @@
+"""FramePainter Guidance, Pick Edited Frame."""
+
+from __future__ import annotations
+
+import comfy.utils
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..host.patches import set_guidance, svd_layout
+from .schema import schema
+
+
+class FramePainterGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterGuidance",
+            display_name="FramePainter Guidance",
+            description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling to 1 with the "
+                        "inverse square of the steps. The authors' demo uses cfg 3.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("schedule", options=["inverse square", "constant"], default="inverse square",
+                               tooltip="inverse square: 1 + (cfg - 1)(1 - step/steps)^2, as released. constant: cfg at every "
+                                       "step."),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, schedule: str) -> io.NodeOutput:
+        svd_layout(model, "FramePainter Guidance")
+        return io.NodeOutput(set_guidance(model, schedule))
+
+
+class PickEditedFrame(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterPickEditedFrame",
+            display_name="Pick Edited Frame",
+            description="Takes the edited picture out of the decoded two-frame video.",
+            inputs=[
+                io.Image.Input("images", tooltip="All decoded frames of one edit, from VAE Decode."),
+                io.Image.Input("original", optional=True,
+                               tooltip="If connected, the results are resized to this picture's size (Lanczos)."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="edited", tooltip="The last frame."),
+                io.Image.Output(display_name="reconstruction",
+                                tooltip="Frame 0: the source as the model gives it back; how far it is from the original "
+                                        "tells how far the edit can be trusted elsewhere."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, original: Tensor | None = None) -> io.NodeOutput:
+        if len(images) < 2:
+            raise ValueError(f"Pick Edited Frame: got {len(images)} frame, an edit has two. Decode the whole LATENT of "
+                             "KSampler with VAE Decode and connect that.")
+        frames = [images[-1:], images[:1]]
+        if original is not None and original.shape[1:3] != images.shape[1:3]:
+            height, width = original.shape[1:3]
+            frames = [comfy.utils.common_upscale(f.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
+                      for f in frames]
+        return io.NodeOutput(*frames)
+
+
+NODES = [FramePainterGuidance, PickEditedFrame]

@@ -1,0 +1,45 @@
+"""What the nodes' schemas share."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+CATEGORY = "FramePainter"
+EditSignalType = io.Custom("EDIT_SIGNAL")
+FramePainterType = io.Custom("FRAMEPAINTER")
+
+_KNOWN = {f.name for f in fields(io.Schema)}
+
+
+def schema(**settings: Any) -> io.Schema:
+    """io.Schema without the fields that an older host does not have (search_aliases, for one)."""
+    return io.Schema(category=CATEGORY, **{k: v for k, v in settings.items() if k in _KNOWN})
+
+
+def advanced(widget: Any) -> Any:
+    """Fold an input away where the frontend can; older hosts take this only after construction."""
+    widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "advanced": True}
+    return widget
+
+
+def one_of(images: Any, index: int) -> Any:
+    """Item `index` of a batch as a batch of one; a batch of one serves every index."""
+    return images[index:index + 1] if len(images) > 1 else images
+
+
+def batch_size(node: str, **batches: Any) -> int:
+    """Common length of the given batches, ones and Nones aside.
+
+    Raises:
+        ValueError: two batches of different length; the text names them.
+    """
+    lengths = {name: len(b) for name, b in batches.items() if b is not None}
+    size = max(lengths.values())
+    if any(n not in (1, size) for n in lengths.values()):
+        listed = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise ValueError(f"{node}: the batches do not fit together ({listed}). Give one picture for all, or as many as "
+                         "there are.")
+    return size

@@ -1,0 +1,111 @@
+"""Load FramePainter, Save FramePainter Checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+
+from ..host import folders, loading
+from .schema import FramePainterType, advanced, schema
+
+INSIDE = "(in the model file)"
+DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class LoadFramePainter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterLoad",
+            display_name="Load FramePainter",
+            description="Loads a FramePainter model: the authors' two files, or one file saved by this pack. "
+                        "Nothing is downloaded.",
+            search_aliases=["framepainter", "sketch edit", "svd edit"],
+            inputs=[
+                io.Combo.Input("model_file", options=folders.names(folders.UNETS),
+                               tooltip="The authors' unet_diffusion_pytorch_model.safetensors, or a FramePainter "
+                                       "checkpoint. From models/framepainter, diffusion_models or checkpoints."),
+                io.Combo.Input("encoder_file", options=[INSIDE, *folders.names(folders.ENCODERS)],
+                               tooltip="The authors' encoder_diffusion_pytorch_model.safetensors, from "
+                                       "models/framepainter, controlnet or diffusion_models."),
+                io.Combo.Input("clip_and_vae", options=[INSIDE, *folders.names(folders.PICTURES)],
+                               tooltip="Stable Video Diffusion checkpoint to take the CLIP image encoder and the VAE "
+                                       "from; its UNet is not read."),
+                advanced(io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", optional=True,
+                                        tooltip="Precision of the weights in memory. default: as the host's options and "
+                                                "the card say.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released."),
+                FramePainterType.Output(display_name="framepainter",
+                                        tooltip="The trained parts beside the UNet: control encoder, matching weights."),
+                io.ClipVision.Output(display_name="clip_vision"),
+                io.Vae.Output(display_name="vae"),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_file: str, encoder_file: str, clip_and_vae: str, weight_dtype: str = "default"):
+        def stamp(name: str, kinds: tuple[str, ...]) -> tuple[int, int]:
+            try:
+                found = folders.find(name, kinds).stat()
+            except FileNotFoundError:
+                return 0, 0
+            return found.st_mtime_ns, found.st_size
+
+        return [stamp(model_file, folders.UNETS), stamp(encoder_file, folders.ENCODERS),
+                stamp(clip_and_vae, folders.PICTURES), weight_dtype]
+
+    @classmethod
+    def execute(cls, model_file: str, encoder_file: str, clip_and_vae: str,
+                weight_dtype: str = "default") -> io.NodeOutput:
+        loaded = loading.load(
+            folders.find(model_file, folders.UNETS),
+            None if encoder_file == INSIDE else folders.find(encoder_file, folders.ENCODERS),
+            None if clip_and_vae == INSIDE else folders.find(clip_and_vae, folders.PICTURES),
+            DTYPES[weight_dtype],
+        )
+        return io.NodeOutput(loaded.model, loaded.weights, loaded.clip_vision, loaded.vae)
+
+
+class SaveFramePainterCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSaveCheckpoint",
+            display_name="Save FramePainter Checkpoint",
+            description="Writes UNet, matching attention, control encoder, CLIP vision and VAE into one safetensors file "
+                        "that Load FramePainter reads.",
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Model.Input("model", tooltip="The UNet; LoRAs on it are merged into the file."),
+                FramePainterType.Input("framepainter", tooltip="Control encoder and matching weights."),
+                io.String.Input("filename_prefix", default="checkpoints/framepainter",
+                                tooltip="Place and start of the name under the output folder; a number is added."),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip="Left out of the file if not connected."),
+                io.Vae.Input("vae", optional=True, tooltip="Left out of the file if not connected."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None) -> io.NodeOutput:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
+                                                                       folder_paths.get_output_directory())
+        metadata = {}
+        if not args.disable_metadata:
+            if cls.hidden.prompt is not None:
+                metadata["prompt"] = json.dumps(cls.hidden.prompt)
+            metadata |= {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
+        path = loading.save(Path(folder, f"{name}_{counter:05}_.safetensors"), model, framepainter, clip_vision, vae,
+                            metadata)
+        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
+
+
+NODES = [LoadFramePainter, SaveFramePainterCheckpoint]
