@@ -281,7 +281,9 @@ def _check_unet(path: Path, header: Header, names: UNetNames, head_width: int) -
     shapes = {new: header.tensors[old].shape for new, old in names.unet.items()}
     try:
         expected = expected_unet(unet_config(shapes), head_width)
-    except Exception as error:  # the host's detection trips in many ways over a UNet with holes
+    except KeyError as error:  # the host's detection asks for tensors by name
+        raise _differs(path, "FramePainter UNet", [f"missing {error.args[0]}"]) from None
+    except Exception as error:  # and trips in other ways over a UNet with holes
         raise _differs(path, "FramePainter UNet", [f"its layout cannot be read ({type(error).__name__}: {error})"]
                        ) from None
     problems = framepainter.differences(expected, shapes)

@@ -44,14 +44,14 @@ def read_header(path: str | Path) -> Header:
     path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little") if len(start) == 8 else 0
-        if len(start) < 8 or not 2 <= length <= _LARGEST_HEADER:
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:] != b"{" or not 2 <= length <= _LARGEST_HEADER:
             kind = _guess(start)
             raise BrokenFile(f"expected a safetensors file, found {kind} ({size} bytes)")
         if size < 8 + length:
             raise BrokenFile(f"the file ends inside its header: {8 + length} bytes expected there, {size} found")
-        raw = file.read(length)
+        raw = start[8:] + file.read(length - 1)
     try:
         table = json.loads(raw)
         metadata = table.pop("__metadata__", {})

@@ -1,0 +1,246 @@
+"""Weight files: every form loads to the same outputs, every bad one is named with what was expected and found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from framepainter_tests.golden import relative
+from framepainter_tests.networks import Edit, sample
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def loading(pack):
+    return pack("host.loading")
+
+
+@pytest.fixture(scope="module")
+def names(pack):
+    return pack("core.weights.framepainter")
+
+
+@pytest.fixture(scope="module")
+def tensors(checkpoint) -> dict[str, torch.Tensor]:
+    return load_file(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, tensors, names) -> tuple[Path, Path]:
+    """The same weights as the authors publish theirs: a diffusers-named UNet and an encoder file."""
+    folder = tmp_path_factory.mktemp("pair")
+    unet = {n.removeprefix(names.UNET) for n in tensors if n.startswith(names.UNET)}
+    matching = {n.removeprefix(names.MATCHING) for n in tensors if n.startswith(names.MATCHING)}
+    back = names.join_diffusers_unet(unet, matching)
+    files = folder / "unet.safetensors", folder / "encoder.safetensors"
+    save_file({new: tensors[old if old.startswith(names.MATCHING) else names.UNET + old] for old, new in back.items()},
+              str(files[0]))
+    save_file({n.removeprefix(names.ENCODER): t for n, t in tensors.items() if n.startswith(names.ENCODER)},
+              str(files[1]))
+    return files
+
+
+def load(loading, *files, dtype=torch.float32):
+    with torch.inference_mode():
+        return loading.load(*files, dtype)
+
+
+def run(pack, loaded, edit: Edit, strokes) -> torch.Tensor:
+    patches = pack("host.patches")
+    return sample(patches.apply_control(loaded.model, loaded.weights.encoder, strokes, 0.8, 0, 1, "release"), edit)
+
+
+def test_the_authors_two_files_and_one_file_agree(pack, loading, pair, checkpoint, edit, strokes):
+    loaded = load(loading, *pair, checkpoint)
+    assert torch.equal(run(pack, loaded, edit, strokes), run(pack, edit.loaded, edit, strokes))
+    latent = torch.randn(2, 4, 8, 12)
+    with torch.inference_mode():
+        assert torch.equal(loaded.vae.decode(latent), edit.loaded.vae.decode(latent))
+
+
+def test_saved_and_loaded_again_is_the_same(pack, loading, edit, strokes, tmp_path):
+    loaded = edit.loaded
+    with torch.inference_mode():
+        path = loading.save(tmp_path / "new" / "saved.safetensors", loaded.model, loaded.weights, loaded.clip_vision,
+                            loaded.vae, {"note": "kept"})
+    again = load(loading, path, None, None)
+    assert torch.equal(run(pack, again, edit, strokes), run(pack, loaded, edit, strokes))
+    picture = torch.rand(1, 40, 60, 3)
+    conditioning = pack("host.conditioning")
+    with torch.inference_mode():
+        a, b = (conditioning.edit_conditioning(x.clip_vision, x.vae, picture, 64, 64, 6, 128, 0.02, 1)
+                for x in (loaded, again))
+    assert torch.equal(a.positive[0][0], b.positive[0][0])
+    assert torch.equal(a.positive[0][1]["concat_latent_image"], b.positive[0][1]["concat_latent_image"])
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata()["note"] == "kept"
+    assert [p.name for p in path.parent.iterdir()] == ["saved.safetensors"]
+
+
+def test_a_saved_file_without_clip_and_vae_says_so_when_used(loading, edit, tmp_path):
+    loaded = edit.loaded
+    with torch.inference_mode():
+        path = loading.save(tmp_path / "bare.safetensors", loaded.model, loaded.weights, None, None, {})
+    again = load(loading, path, None, None)
+    assert not hasattr(again.vae, "anything")  # the host may probe it
+    for part, what in ((again.vae, "VAE"), (again.clip_vision, "CLIP_VISION")):
+        with pytest.raises(loading.MissingPart, match=f"'bare.safetensors' holds no {what}.*clip_and_vae"):
+            part.decode(None)
+
+
+def test_a_lora_is_merged_into_the_saved_file(loading, edit, names, tmp_path):
+    name = "middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    changed = edit.loaded.model.clone()
+    weight = changed.model.diffusion_model.state_dict()[name].clone()
+    changed.add_patches({"diffusion_model." + name: ("diff", (torch.ones_like(weight),))}, 0.25)
+    with torch.inference_mode():
+        path = loading.save(tmp_path / "merged.safetensors", changed, edit.loaded.weights, None, None, {})
+    assert torch.allclose(load_file(str(path))[names.UNET + name], weight + 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(pack, loading, checkpoint, edit, strokes, dtype):
+    loaded = load(loading, checkpoint, None, None, dtype=dtype)
+    for part in (loaded.model.model.diffusion_model, loaded.weights.matching.model, loaded.weights.encoder.model):
+        assert {p.dtype for n, p in part.named_parameters() if "mix_factor" not in n} == {dtype}
+    assert relative(run(pack, loaded, edit, strokes), run(pack, edit.loaded, edit, strokes)) < 0.05
+
+
+def test_epsilon_follows_the_file(loading, names, tensors, edit, tmp_path):
+    """diffusers' GroupNorm epsilon for FramePainter weights, unless the file was made from stock SVD."""
+    path = tmp_path / "svd_epsilon.safetensors"
+    save_file(tensors, str(path), metadata={"framepainter.group_norm_epsilon": "svd"})
+    norm = "input_blocks.1.0.in_layers.0"
+    for loaded, epsilon in ((edit.loaded, 1e-6), (load(loading, path, None, None), 1e-5)):
+        assert loaded.model.model.diffusion_model.get_submodule(norm).eps == epsilon
+    with torch.inference_mode():
+        saved = loading.save(tmp_path / "again.safetensors", load(loading, path, None, None).model,
+                             edit.loaded.weights, None, None, {})
+    assert load(loading, saved, None, None).model.model.diffusion_model.get_submodule(norm).eps == 1e-5
+
+
+def _truncate(path: Path, keep: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * keep)])
+
+
+def _without(path: Path, part: str) -> None:
+    kept = load_file(str(path))
+    del kept[next(n for n in kept if part in n)]
+    save_file(kept, str(path))
+
+
+def _widen(path: Path, part: str) -> None:
+    changed = load_file(str(path))
+    name = next(n for n in changed if part in n)
+    changed[name] = torch.zeros(*changed[name].shape[:-1], changed[name].shape[-1] + 1)
+    save_file(changed, str(path))
+
+
+def _extra(path: Path, name: str) -> None:
+    save_file({**load_file(str(path)), name: torch.zeros(3)}, str(path))
+
+
+BAD_UNETS = {
+    "missing": (lambda p: p.unlink(), "does not exist"),
+    "empty": (lambda p: p.write_bytes(b""), r"expected a safetensors file, found an empty file \(0 bytes\)"),
+    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + bytes(100)), "a PyTorch pickle.*does not open"),
+    "page": (lambda p: p.write_bytes(b"<!DOCTYPE html>" + bytes(100)), "a web page or a Git LFS pointer"),
+    "cut": (lambda p: _truncate(p, 0.6), r"cut off.*\d+ bytes expected, \d+ found.*Download it again"),
+    "cut early": (lambda p: _truncate(p, 0.0005), "ends inside its header"),
+    "hole": (lambda p: _without(p, "up_blocks.1.attentions.0.proj_in.weight"),
+             "not a complete FramePainter UNet: missing output_blocks.3.1.proj_in.weight"),
+    "two holes": (lambda p: (_without(p, "conv_out.bias"), _without(p, "mid_block.attentions.0.proj_out.bias")),
+                  r"missing middle_block.1.proj_out.bias \[128\]; missing out.2.bias \[4\]"),
+    "hole in the branch": (lambda p: _without(p, "mid_block.attentions.0.transformer_blocks.0.sparse_attention.to_k"),
+                           r"missing middle_block.1.transformer_blocks.0.to_k.weight \[128, 128\]"),
+    "stranger": (lambda p: _extra(p, "extra.weight"), "1 names have no place.*extra.weight"),
+    "wrong shape": (lambda p: _widen(p, "mid_block.resnets.0.spatial_res_block.conv1.weight"),
+                    r"middle_block.0.in_layers.2.weight is \[128, 128, 3, 4\], expected \[128, 128, 3, 3\]"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_UNETS)
+def test_bad_unet_file(loading, pair, tmp_path, kind):
+    spoil, message = BAD_UNETS[kind]
+    path = tmp_path / "my_unet.safetensors"
+    shutil.copy(pair[0], path)
+    spoil(path)
+    with pytest.raises(loading.WeightsError, match=f"my_unet.safetensors.*{message}"):
+        load(loading, path, pair[1], None)
+
+
+@pytest.mark.parametrize("kind, message", {
+    "encoder": "holds a FramePainter control encoder; expected the authors' FramePainter UNet.*Yabo/FramePainter",
+    "plain": "holds a plain SVD UNet without matching attention",
+    "svd": "holds a Stable Video Diffusion checkpoint",
+    "sd": "holds a Stable Diffusion image checkpoint",
+    "sdxl": "holds an SDXL checkpoint",
+    "other": "holds 1 other tensors, the first 'lora.up'",
+}.items())
+def test_another_kind_of_file(loading, names, tensors, pair, tmp_path, kind, message):
+    path = tmp_path / "chosen.safetensors"
+    one = torch.zeros(1)
+    content = {
+        "encoder": load_file(str(pair[1])),
+        "plain": {n: t for n, t in load_file(str(pair[0])).items() if "sparse_attention" not in n},
+        "svd": {n: t for n, t in tensors.items() if not n.startswith("framepainter.")},
+        "sd": {names.UNET + "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": one},
+        "sdxl": {names.UNET + "middle_block.1.transformer_blocks.9.attn1.to_q.weight": one},
+        "other": {"lora.up": one},
+    }[kind]
+    save_file(content, str(path))
+    with pytest.raises(loading.WeightsError, match=f"'chosen.safetensors' {message}"):
+        load(loading, path, pair[1], None)
+
+
+def test_bad_encoders(loading, names, tensors, pair, tmp_path):
+    with pytest.raises(loading.WeightsError, match="'unet.safetensors' holds no control encoder. Choose one as 'encoder'"):
+        load(loading, pair[0], None, None)
+    with pytest.raises(loading.WeightsError, match="'unet.safetensors' holds a FramePainter UNet; expected the authors' "
+                                                   "control encoder"):
+        load(loading, pair[0], pair[0], None)
+    hole = tmp_path / "hole.safetensors"
+    shutil.copy(pair[1], hole)
+    _without(hole, "down_res.1.conv2.weight")
+    with pytest.raises(loading.WeightsError, match="'hole.safetensors' is not a complete control encoder: missing "
+                                                   "down_res.1.conv2.weight"):
+        load(loading, pair[0], hole, None)
+    wide = {n: t for n, t in load_file(str(pair[1])).items()}
+    wide["mid_convs.1.weight"], wide["mid_convs.1.bias"] = torch.zeros(320, 256, 1, 1), torch.zeros(320)
+    save_file(wide, str(tmp_path / "wide.safetensors"))
+    with pytest.raises(loading.WeightsError, match="'wide.safetensors' is a control encoder for a UNet of 320 channels; "
+                                                   "the chosen UNet has 64"):
+        load(loading, pair[0], tmp_path / "wide.safetensors", None)
+
+
+def test_networks_of_different_widths_do_not_mix(pack, loading, edit, strokes):
+    patches = pack("host.patches")
+    widths = edit.loaded.weights.encoder.model.widths._replace(out=320)
+    encoder = loading._patcher(pack("core.models.control_encoder").ControlEncoder(widths))
+    with pytest.raises(patches.WrongModel, match="encoder gives 320 channels, the model's first level has 64"):
+        patches.apply_control(edit.loaded.model, encoder, strokes, 0.8, 0, 1, "release")
+    branch = loading._patcher(pack("core.attention.matching").MatchingBranch({"middle_block.1.transformer_blocks.0": 64}, 64))
+    with pytest.raises(patches.WrongModel, match=r"another network \(1 blocks, widths \[64\]; this model has 16 blocks"):
+        patches.attach_matching(edit.loaded.model, branch, "release", 1.0)
+
+
+def test_no_room_on_the_disk(loading, edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1_000_000))
+    with pytest.raises(loading.WeightsError, match=r"full.safetensors' needs 0.1\d GB, the disk has 0.00 GB free"):
+        loading.save(tmp_path / "full.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_nothing(loading, edit, tmp_path, monkeypatch):
+    def fail(path, *args, **kwargs):
+        Path(path).write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loading.comfy.sd, "save_checkpoint", fail)
+    with pytest.raises(loading.WeightsError, match="could not be written.*No space left"):
+        loading.save(tmp_path / "x.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
+    assert list(tmp_path.iterdir()) == []
