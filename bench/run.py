@@ -209,7 +209,8 @@ def table(size: str, results: dict[str, Measured], words: str, steps: int) -> st
         f"## {widths} channels, {width} x {height} pixels, two frames, {dtype}", "",
         f"{words}; torch {torch.__version__.split('+')[0]}; median of {steps} steps, conditional and unconditional half "
         "together.", "",
-        "| one guided step | ms | ratio to plain | peak MiB beyond weights | against plain |", "|---|---|---|---|---|", *rows, "",
+        "| one guided step | ms | ratio to plain | peak MiB beyond weights | against plain |", "|---|---|---|---|---|",
+        *rows, "",
     ])
 
 

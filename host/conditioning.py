@@ -58,6 +58,7 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
         augmentation: standard deviation of the pixel noise on [-1, 1]; also told to the network.
         seed: of that noise, drawn on the CPU so that every card gives the same picture.
     """
+    mm.throw_exception_if_processing_interrupted()  # a batch is many of these
     embedding = clip_embedding(clip_vision, image)
     pixels = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
     if augmentation > 0:

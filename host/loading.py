@@ -153,8 +153,8 @@ def expected_unet(config: dict[str, Any], head_width: int = HEAD_WIDTH) -> dict[
 # ---- building --------------------------------------------------------------------------------------------------------
 
 
-def _patcher(module: torch.nn.Module) -> ModelPatcher:
-    make = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> ModelPatcher:
+    make = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
     offload = mm.unet_offload_device()
     return make(module, load_device=mm.get_torch_device(), offload_device=offload)
 
@@ -182,13 +182,14 @@ def build_matching(tensors: dict[str, Tensor], dtype: torch.dtype, head_width: i
 
 
 def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width: int = HEAD_WIDTH,
-               diffusers_epsilon: bool = True) -> ModelPatcher:
+               diffusers_epsilon: bool = True, disable_dynamic: bool = False) -> ModelPatcher:
     """An SVD model of any width from its UNet tensors (ComfyUI names), as the core loaders build theirs.
 
     Args:
         tensors: emptied while loading.
         dtype: of the weights; None leaves the choice to the host (its flags, the card, the file's own dtype).
         diffusers_epsilon: give 72 GroupNorms the epsilon that diffusers-trained weights were trained with.
+        disable_dynamic: whole weights in the modules even where the host would page them in, as training needs.
     """
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     config = svd_config(unet_config(shapes), head_width)
@@ -201,7 +202,7 @@ def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width
     if diffusers_epsilon:
         for name in diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(shapes)):
             model.diffusion_model.get_submodule(name).eps = EPSILON_DIFFUSERS
-    patcher = _patcher(model)
+    patcher = _patcher(model, disable_dynamic)
     offload = mm.unet_offload_device()
     if not mm.is_device_cpu(offload):
         model.to(offload)
@@ -277,6 +278,28 @@ def _under(header: Header, prefix: str) -> dict[str, str]:
     return {n[len(prefix):]: n for n in header.tensors if n.startswith(prefix)}
 
 
+def _sorted_names(path: Path, header: Header) -> tuple[UNetNames, int]:
+    """Where each tensor of a model file goes, and its channels a head."""
+    kind = framepainter.file_kind(_shapes(header))
+    if kind not in ("single file", "framepainter unet"):
+        raise _wrong_kind(path, header, "framepainter unet")
+    split = framepainter.split_single_file if kind == "single file" else framepainter.split_diffusers_unet
+    try:
+        return split(header.tensors), int(header.metadata.get("framepainter.head_width", HEAD_WIDTH))
+    except ValueError as error:
+        raise _differs(path, "FramePainter UNet", [str(error)]) from None
+
+
+def _load_unet(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
+    """The UNet of a model file that has been checked. Newer hosts call this again for an independent copy."""
+    header = _header(path)
+    names, head_width = _sorted_names(path, header)
+    epsilon = header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
+    model = build_unet(_read(path, names.unet), dtype, head_width, epsilon, disable_dynamic)
+    model.cached_patcher_init = (_load_unet, (path, dtype))
+    return model
+
+
 def _check_unet(path: Path, header: Header, names: UNetNames, head_width: int) -> None:
     shapes = {new: header.tensors[old].shape for new, old in names.unet.items()}
     try:
@@ -329,19 +352,10 @@ def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | 
         WeightsError: any of the files is wrong, broken, incomplete or does not fit the others.
     """
     header = _header(model_path)
-    kind = framepainter.file_kind(_shapes(header))
-    single = kind == "single file"
-    if not single and kind != "framepainter unet":
-        raise _wrong_kind(model_path, header, "framepainter unet")
-    split = framepainter.split_single_file if single else framepainter.split_diffusers_unet
-    head_width = int(header.metadata.get("framepainter.head_width", HEAD_WIDTH))
-    try:
-        names = split(header.tensors)
-    except ValueError as error:
-        raise _differs(model_path, "FramePainter UNet", [str(error)]) from None
+    names, head_width = _sorted_names(model_path, header)
     _check_unet(model_path, header, names, head_width)
 
-    inside = _under(header, framepainter.ENCODER) if single else {}
+    inside = _under(header, framepainter.ENCODER)
     if encoder_path is None and not inside:
         raise WeightsError(f"'{model_path.name}' holds no control encoder. Choose one as 'encoder': {WHERE['encoder']}.")
     encoder_file = encoder_path or model_path
@@ -358,8 +372,7 @@ def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | 
     unet_width = header.tensors[names.unet[injection]].shape[0]
     _check_encoder(encoder_file, {n: encoder_header.tensors[o].shape for n, o in encoder_names.items()}, unet_width)
 
-    epsilon = header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
-    model = build_unet(_read(model_path, names.unet), dtype, head_width, epsilon)
+    model = _load_unet(model_path, dtype)
     used = model.model.get_dtype()
     weights = FramePainterWeights(
         build_matching(_read(model_path, names.matching), used, head_width),

@@ -134,6 +134,17 @@ def matching_block(case: Case, pack, load_case) -> None:
         assert relative(seen["both"] - seen["self"], case.tensors[f"matching_{semantics}"]) < LIMIT_BLOCK
 
 
+def _watched_block(seen: list, name: str):
+    """A patch that notes the hidden state at the injection point and changes nothing."""
+
+    def watched(h, options):
+        if options["block"] == ("input", 3):
+            seen.append((name, h))
+        return h
+
+    return watched
+
+
 def unet_forward(case: Case, pack, load_case) -> None:
     import comfy.model_management
     import comfy.model_patcher
@@ -155,9 +166,8 @@ def unet_forward(case: Case, pack, load_case) -> None:
                        "sigmas": torch.tensor(run["sigmas"][step:step + 1])}
             if seen is not None:
                 spied = {k: list(v) for k, v in options["patches"].items()}
-                watch = lambda name: lambda h, o: (seen.append((name, h)) if o["block"] == ("input", 3) else None, h)[1]  # noqa: E731
-                spied["input_block_patch_after_skip"] = [watch("before"), *spied["input_block_patch_after_skip"],
-                                                         watch("after")]
+                spied["input_block_patch_after_skip"] = [
+                    _watched_block(seen, "before"), *spied["input_block_patch_after_skip"], _watched_block(seen, "after")]
                 options["patches"] = spied
             timesteps = t["timesteps"][step].expand(len(x))
             return model.model.diffusion_model(x, timesteps, context=context, y=y, control=None,

@@ -244,3 +244,24 @@ def test_a_failed_save_leaves_nothing(loading, edit, tmp_path, monkeypatch):
     with pytest.raises(loading.WeightsError, match="could not be written.*No space left"):
         loading.save(tmp_path / "x.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_newer_hosts_can_ask_for_an_independent_copy(loading, checkpoint, edit):
+    """The factory that such a host keeps gives the same weights in another module, whole ones if it asks so."""
+    copy = loading._load_unet(checkpoint, torch.float32, disable_dynamic=True)
+    assert copy.model is not edit.loaded.model.model
+    ours, theirs = edit.loaded.model.model.state_dict(), copy.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in ours.items())
+    kept = getattr(edit.loaded.model, "cached_patcher_init", None)
+    assert kept is None or kept == (loading._load_unet, (checkpoint, torch.float32))
+
+
+@pytest.mark.parametrize("flag, dtype", [("bf16_unet", torch.bfloat16), ("fp16_unet", torch.float16),
+                                         ("fp32_unet", torch.float32)])
+def test_the_hosts_dtype_options_are_followed(loading, checkpoint, monkeypatch, flag, dtype):
+    from comfy.cli_args import args
+
+    monkeypatch.setattr(args, flag, True)
+    loaded = load(loading, checkpoint, None, None, dtype=None)
+    parts = (loaded.model.model.diffusion_model, loaded.weights.matching.model, loaded.weights.encoder.model)
+    assert [next(p.parameters()).dtype for p in parts] == [dtype] * 3
