@@ -33,7 +33,7 @@ class MatchingAttention(io.ComfyNode):
                 FramePainterType.Input("framepainter", optional=True,
                                        tooltip="Trained matching weights; needed for release and paper."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy with that attention; nothing else changes.")],
         )
 
     @classmethod

@@ -41,8 +41,9 @@ class FramePainterConditioning(io.ComfyNode):
                              tooltip="Seed of that noise. The sampler has its own."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", is_output_list=True),
-                io.Conditioning.Output(display_name="negative", is_output_list=True),
+                io.Conditioning.Output(display_name="positive", is_output_list=True, tooltip="One a picture."),
+                io.Conditioning.Output(display_name="negative", is_output_list=True,
+                                       tooltip="One a picture: zero embedding and zero latent, the same numbers."),
                 io.Latent.Output(display_name="latent", is_output_list=True,
                                  tooltip="Empty latent of two frames: 0 the source again, 1 the edit."),
             ],

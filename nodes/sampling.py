@@ -19,12 +19,12 @@ class FramePainterGuidance(io.ComfyNode):
             description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling to 1 with the "
                         "inverse square of the steps. The authors' demo uses cfg 3.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="A Stable Video Diffusion model."),
                 io.Combo.Input("schedule", options=["inverse square", "constant"], default="inverse square",
                                tooltip="inverse square: 1 + (cfg - 1)(1 - step/steps)^2, as released. constant: cfg at every "
                                        "step."),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy with that guidance schedule.")],
         )
 
     @classmethod

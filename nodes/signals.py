@@ -44,7 +44,8 @@ class SketchSignal(io.ComfyNode):
                                        "the drawing."),
             ],
             outputs=[
-                EditSignalType.Output(display_name="signal", is_output_list=True),
+                EditSignalType.Output(display_name="signal", is_output_list=True,
+                                      tooltip="One signal a picture, for Apply Edit Signal."),
                 io.Image.Output(display_name="control", is_output_list=True,
                                 tooltip="What the network is shown: white strokes on black."),
             ],
@@ -102,7 +103,7 @@ class ApplyEditSignal(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A FramePainter model, or another SVD model of the same width."),
                 FramePainterType.Input("framepainter", tooltip="Holds the control encoder."),
-                EditSignalType.Input("signal"),
+                EditSignalType.Input("signal", tooltip="What to follow, from Sketch Signal."),
                 io.Float.Input("strength", default=0.8, min=0.0, max=2.0, step=0.05, round=0.001,
                                tooltip="How strongly the edit follows the signal. The authors' demo uses 0.8, range 0 to 1; "
                                        "0 is off."),
@@ -114,7 +115,7 @@ class ApplyEditSignal(io.ComfyNode):
                                         tooltip="release: the source frame is controlled too, by a black frame, as the "
                                                 "published weights were used. paper: the edited frame only.")),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy that follows the signal.")],
         )
 
     @classmethod

@@ -44,8 +44,8 @@ class LoadFramePainter(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released."),
                 FramePainterType.Output(display_name="framepainter",
                                         tooltip="The trained parts beside the UNet: control encoder, matching weights."),
-                io.ClipVision.Output(display_name="clip_vision"),
-                io.Vae.Output(display_name="vae"),
+                io.ClipVision.Output(display_name="clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Output(display_name="vae", tooltip="SVD's VAE."),
             ],
         )
 

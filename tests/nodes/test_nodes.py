@@ -34,12 +34,12 @@ def test_everything_is_explained(nodes):
     for name, node in nodes.items():
         schema = node.define_schema()
         assert schema.description, name
+        assert all(output.tooltip for output in schema.outputs), name
         page = ROOT / "js" / "docs" / f"{name}.md"
         assert page.is_file(), f"no help page for {name}"
         text = page.read_text(encoding="utf-8")
         for widget in schema.inputs:
-            if widget.io_type not in ("MODEL", "EDIT_SIGNAL"):
-                assert widget.tooltip, f"{name}.{widget.id} has no tooltip"
+            assert widget.tooltip, f"{name}.{widget.id} has no tooltip"
             assert f"`{widget.id}`" in text, f"{page.name} does not explain {widget.id}"
 
 
