@@ -1,1 +1,1 @@
-"""Pure algorithms: torch and the standard library only. Nothing here knows ComfyUI."""
+"""Pure algorithms on torch (and safetensors for files). Nothing here knows ComfyUI."""

@@ -1,0 +1,211 @@
+"""The training loop: one for every model of this pack.
+
+What is trained and how a batch becomes a loss comes from outside; here is the order of things. All randomness of a step
+comes from (seed, step, micro-batch, rank), so a resumed run repeats an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from .state import load_state, save_state, states, trim_log
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a run; the defaults are the paper's (section 4.1) where it gives any."""
+
+    steps: int = 20_000                     # Optimiser steps.
+    learning_rate: float = 1e-5             # AdamW's.
+    warmup: int = 0                         # Steps of linear rise from 0 to learning_rate.
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    accumulate: int = 1                     # Micro-batches a step.
+    clip: float = 1.0                       # Largest gradient norm. 0 = no clipping.
+    ema: float = 0.0                        # Decay of the averaged weights. 0 = none.
+    seed: int = 0
+    save_every: int = 250                   # Steps between states. 0 = only at the end.
+
+
+class Step(NamedTuple):
+    """What a finished step reports: its number (1-based), the losses' means, gradient norm before clipping, seconds."""
+
+    step: int
+    losses: dict[str, float]
+    gradient_norm: float
+    seconds: float
+
+
+class NotANumber(RuntimeError):
+    """A loss or gradient stopped being a number. The text says where, and from which state one can go on."""
+
+
+# (step, micro-batch, generator) -> named losses; "loss" is the one that is differentiated.
+BatchLoss = Callable[[int, int, torch.Generator], Mapping[str, Tensor]]
+
+
+def step_generator(seed: int, step: int, micro: int = 0, rank: int = 0) -> torch.Generator:
+    """A CPU generator that depends on nothing but these four numbers."""
+    mixed = seed
+    for part in (step, micro, rank):  # the constants of splitmix64: neighbouring numbers give unrelated seeds
+        mixed = (mixed + 0x9E3779B97F4A7C15 + part) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
+
+
+class Trainer:
+    """Optimiser, averages and step counter of one run.
+
+    Args:
+        parameters: what is trained, by name; everything else stays as it is.
+        settings: see TrainSettings.
+        reduce: averages a list of gradients over processes, in place; None for one process.
+        rank: this process's number, for its own randomness.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter], settings: TrainSettings,
+                 reduce: Callable[[list[Tensor]], None] | None = None, rank: int = 0):
+        self.parameters, self.settings, self.reduce, self.rank = dict(parameters), settings, reduce, rank
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), settings.learning_rate, settings.betas,
+                                           weight_decay=settings.weight_decay)
+        self.averages = {n: p.detach().clone().float() for n, p in self.parameters.items()} if settings.ema else {}
+        self.step = 0
+
+    # ---- one step ----
+
+    def advance(self, batch_loss: BatchLoss) -> Step:
+        """One optimiser step.
+
+        Raises:
+            NotANumber: before anything was changed.
+        """
+        start = time.perf_counter()
+        number = self.step + 1
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for micro in range(self.settings.accumulate):
+            losses = batch_loss(number, micro, step_generator(self.settings.seed, number, micro, self.rank))
+            (losses["loss"] / self.settings.accumulate).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.settings.accumulate
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.reduce is not None:
+            self.reduce(gradients)
+        limit = self.settings.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        self._check(number, sums, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * min(1.0, number / max(self.settings.warmup, 1))
+        self.optimizer.step()
+        self._average(number)
+        self.step = number
+        return Step(number, sums, norm, time.perf_counter() - start)
+
+    def _check(self, number: int, losses: Mapping[str, float], norm: float) -> None:
+        bad = [f"{name} is {value}" for name, value in {**losses, "the gradient norm": norm}.items()
+               if not math.isfinite(value)]
+        if bad:
+            raise NotANumber(f"At step {number} {' and '.join(bad)}; the weights are still those of step {self.step}. "
+                             "Lower learning_rate, or train in bf16 or fp32, and go on from the last saved state.")
+
+    @torch.no_grad()
+    def _average(self, number: int) -> None:
+        # Early on the average follows more closely, else it would remember the initial weights for 1/(1-ema) steps.
+        decay = min(self.settings.ema, (1 + number) / (10 + number))
+        for name, average in self.averages.items():
+            average.lerp_(self.parameters[name].detach().float(), 1 - decay)
+
+    # ---- state ----
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a continued run needs, by name."""
+        out = {f"parameter/{n}": p for n, p in self.parameters.items()}
+        out |= {f"average/{n}": t for n, t in self.averages.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                out[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+        return out
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Continue from saved tensors."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            if name in self.averages:
+                self.averages[name].copy_(tensors[f"average/{name}"])
+            moments = {key.split("/", 2)[1]: value for key, value in tensors.items()
+                       if key.startswith("optimizer/") and key.split("/", 2)[2] == name}
+            # AdamW keeps its own step count on the CPU, its moments where the parameter is.
+            self.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter, copy=True) for key, value in moments.items()}
+        self.step = step
+
+
+# What two runs must share to be the same run; the rest (length, how often to save) may change on the way.
+_BINDING = ("learning_rate", "warmup", "betas", "weight_decay", "accumulate", "clip", "ema", "seed")
+
+
+def _binding(trainer: Trainer) -> dict:
+    values = asdict(trainer.settings)
+    kept = {name: values[name] for name in _BINDING}
+    kept["betas"] = list(kept["betas"])
+    return {**kept, "trained": sorted(trainer.parameters)}
+
+
+def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callable[[Step], None] | None = None,
+          check_stop: Callable[[], None] | None = None) -> Iterable[Step]:
+    """Run a trainer to its end, from the newest state in the folder if there is one.
+
+    Args:
+        folder: for states and stats.jsonl.
+        report: told of every step.
+        check_stop: called before every step; whatever it raises ends the run, after a state has been saved.
+
+    Returns:
+        The steps that this call made.
+
+    Raises:
+        NotANumber, StateError: see there.
+    """
+    binding, log = _binding(trainer), folder / "stats.jsonl"
+    found = states(folder)
+    if found:
+        tensors, info = load_state(found[-1], binding)
+        trainer.restore(tensors, info["step"])
+    folder.mkdir(parents=True, exist_ok=True)
+    trim_log(log, trainer.step)
+    saved, made = trainer.step, []
+
+    def save() -> None:
+        nonlocal saved
+        if trainer.rank == 0 and trainer.step > saved:
+            save_state(folder, trainer.step, trainer.tensors(), binding)
+            saved = trainer.step
+
+    try:
+        while trainer.step < trainer.settings.steps:
+            if check_stop is not None:
+                check_stop()
+            made.append(trainer.advance(batch_loss))
+            if trainer.rank == 0:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(made[-1]._asdict()) + "\n")
+            if report is not None:
+                report(made[-1])
+            if trainer.settings.save_every and trainer.step % trainer.settings.save_every == 0:
+                save()
+    finally:
+        save()
+    return made

@@ -1,0 +1,99 @@
+"""A training run's state on disk: whole or not there, and without pickles.
+
+    <folder>/state-000250/        parameters, optimiser moments and averages as safetensors, and state.json
+    <folder>/stats.jsonl          one line a step that was logged
+
+A state is written under another name and renamed when it is complete, so a killed run leaves the last whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_NAME = re.compile(r"state-(\d+)$")
+FORMAT = 1
+
+
+class StateError(ValueError):
+    """A saved state that cannot be continued. The text names it, and what differs."""
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write a state; afterwards the newest `keep` are there.
+
+    Args:
+        tensors: everything that a continued run needs, by name.
+        info: what must agree to continue (settings), and what is good to know; JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"state-{step:06d}"
+    partial = folder / f".state-{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()},
+                  str(partial / "tensors.safetensors"))
+        text = json.dumps({"format": FORMAT, "step": step, **info}, indent=1)
+        (partial / "state.json").write_text(text, encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in states(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def states(folder: Path) -> list[Path]:
+    """The whole states in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if _NAME.search(p.name) and (p / "state.json").is_file()]
+    return sorted(found, key=lambda p: int(_NAME.search(p.name)[1]))
+
+
+def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a state.
+
+    Args:
+        expected: settings that must be the ones it was saved with.
+
+    Raises:
+        StateError: it is damaged, of another format, or was made with other settings; the text gives both values.
+    """
+    try:
+        info = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(path / "tensors.safetensors"))
+    except Exception as error:  # safetensors raises its own type, JSON and the disk theirs
+        raise StateError(f"'{path}' cannot be read ({error}). Delete this folder to continue from the state before it."
+                         ) from None
+    if info.get("format") != FORMAT:
+        raise StateError(f"'{path}' has format {info.get('format')}, this version reads {FORMAT}.")
+    for name, value in expected.items():
+        if info.get(name) != value:
+            raise StateError(f"'{path}' was made with {name} = {info.get(name)}, now it is {value}. "
+                             "Set it back, or train into another folder.")
+    return tensors, info
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the lines of a log beyond a step, as a continued run will write them again; a torn last line too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")

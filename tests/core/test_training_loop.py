@@ -1,0 +1,207 @@
+"""The loop and its states: what is trained changes, what is not does not, and an interruption leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def loop(pack):
+    return pack("core.training.loop")
+
+
+@pytest.fixture(scope="module")
+def state(pack):
+    return pack("core.training.state")
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    with torch.enable_grad():
+        yield
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def fit(module: nn.Module):
+    """A batch loss: learn a fixed linear map from random inputs, which come from the step's generator."""
+    wanted = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -1.0], [0.3, 0.3, 0.3, 0.3]])
+
+    def batch_loss(step, micro, generator):
+        x = torch.randn(8, 4, generator=generator)
+        error = (module(x) - x @ wanted.T).pow(2).mean()
+        return {"loss": error, "largest": x.abs().max()}
+
+    return batch_loss
+
+
+SETTINGS = {"steps": 30, "learning_rate": 1e-2, "accumulate": 2, "ema": 0.9, "warmup": 5, "save_every": 7, "seed": 3}
+
+
+def run(loop, folder: Path, stop_after: int | None = None, **changes):
+    """A fresh network trained in a folder; ends as a cancelled run does after some steps."""
+    module = network()
+    trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**{**SETTINGS, **changes}))
+
+    class Cancelled(Exception):
+        pass
+
+    def check_stop():
+        if stop_after is not None and trainer.step >= stop_after:
+            raise Cancelled
+
+    try:
+        loop.train(trainer, fit(module), folder, check_stop=check_stop)
+    except Cancelled:
+        pass
+    return trainer
+
+
+def same(a, b) -> bool:
+    a, b = a.tensors(), b.tensors()
+    return a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls(loop, tmp_path):
+    run(loop, tmp_path, steps=300)
+    steps = log(tmp_path)
+    assert [s["step"] for s in steps] == list(range(1, 301))
+    first, last = (sum(s["losses"]["loss"] for s in part) for part in (steps[:20], steps[-20:]))
+    assert last < 0.1 * first
+
+
+def test_only_what_is_given_is_trained(loop, tmp_path):
+    module = network()
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    chosen = {n: p for n, p in module.named_parameters() if n.startswith("2.")}
+    loop.train(loop.Trainer(chosen, loop.TrainSettings(steps=5, learning_rate=1e-2)), fit(module), tmp_path)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("0.")
+
+
+@pytest.mark.parametrize("stops", [(1,), (6, 7, 8), (13, 29), (0, 30)])
+def test_resumed_is_uninterrupted(loop, tmp_path, stops):
+    whole = run(loop, tmp_path / "whole")
+    for stop in stops:
+        run(loop, tmp_path / "parts", stop_after=stop)
+    assert same(run(loop, tmp_path / "parts"), whole)
+    ours, theirs = (
+        [{k: v for k, v in s.items() if k != "seconds"} for s in log(tmp_path / name)] for name in ("parts", "whole"))
+    assert ours == theirs
+
+
+def test_killed_between_states_loses_only_the_steps_since(loop, state, tmp_path):
+    """A kill leaves a half-written state and a torn log line; the run goes on from the last whole state."""
+    whole = run(loop, tmp_path / "whole")
+    run(loop, tmp_path / "killed", steps=14)
+    half = tmp_path / "killed" / ".state-000021.partial"
+    half.mkdir()
+    (half / "tensors.safetensors").write_bytes(b"half")
+    with (tmp_path / "killed" / "stats.jsonl").open("a") as file:
+        file.write('{"step": 15, "losses": {"loss": 1.0}}\n{"step": 16, "lo')
+    assert [p.name for p in state.states(tmp_path / "killed")] == ["state-000007", "state-000014"]
+    assert same(run(loop, tmp_path / "killed"), whole)
+    assert [s["step"] for s in log(tmp_path / "killed")] == list(range(1, 31))
+
+
+def test_a_damaged_state_is_named(loop, state, tmp_path):
+    run(loop, tmp_path, steps=7)
+    tensors = tmp_path / "state-000007" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(state.StateError, match="state-000007' cannot be read.*Delete this folder"):
+        run(loop, tmp_path)
+
+
+def test_other_settings_do_not_continue(loop, state, tmp_path):
+    run(loop, tmp_path, steps=7)
+    with pytest.raises(state.StateError, match="made with learning_rate = 0.01, now it is 0.02"):
+        run(loop, tmp_path, learning_rate=0.02)
+    assert run(loop, tmp_path, steps=8, save_every=0).step == 8  # its length may change
+
+
+def test_only_the_newest_states_stay(loop, state, tmp_path):
+    run(loop, tmp_path)
+    assert [p.name for p in state.states(tmp_path)] == ["state-000028", "state-000030"]
+    assert {p.name for p in tmp_path.iterdir()} == {"state-000028", "state-000030", "stats.jsonl"}
+
+
+def test_not_a_number_is_caught_before_it_spreads(loop, tmp_path):
+    module = network()
+    trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**SETTINGS))
+    good = fit(module)
+
+    def turns_bad(step, micro, generator):
+        losses = good(step, micro, generator)
+        return {**losses, "loss": losses["loss"] * math.nan} if step == 10 else losses
+
+    with pytest.raises(loop.NotANumber, match="At step 10 loss is nan.*weights are still those of step 9"):
+        loop.train(trainer, turns_bad, tmp_path)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert same(run(loop, tmp_path), run(loop, tmp_path / "other"))  # and can go on from there
+
+
+def test_accumulation_is_a_larger_batch(loop, tmp_path):
+    """Two micro-batches of 8 are one batch of 16."""
+    one, two = network(), network()
+
+    def whole(step, micro, generator):
+        inputs = torch.cat([torch.randn(8, 4, generator=loop.step_generator(3, step, m)) for m in range(2)])
+        return {"loss": one(inputs).pow(2).mean()}
+
+    def parts(step, micro, generator):
+        return {"loss": two(torch.randn(8, 4, generator=generator)).pow(2).mean()}
+
+    for module, loss, count in ((one, whole, 1), (two, parts, 2)):
+        settings = loop.TrainSettings(steps=3, learning_rate=1e-2, accumulate=count, seed=3)
+        loop.train(loop.Trainer(dict(module.named_parameters()), settings), loss, tmp_path / str(count))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_ema_closed_form(loop, tmp_path):
+    """The average of a parameter that moves by known amounts."""
+    weight = nn.Parameter(torch.zeros(1))
+    trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=3, learning_rate=0.0, ema=0.5))
+    expected = 0.0
+    for step in range(1, 4):
+        with torch.no_grad():
+            weight.fill_(float(step))
+        trainer.advance(lambda *_: {"loss": weight.sum()})
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert float(trainer.averages["w"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_clipping(loop):
+    weight = nn.Parameter(torch.zeros(2))
+    trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=1, clip=1.0))
+    step = trainer.advance(lambda *_: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()})
+    assert step.gradient_norm == pytest.approx(50.0)
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-4)
+
+
+def test_two_processes_average(loop):
+    """Gradients are averaged over ranks before the step, and each rank draws its own batch."""
+    drawn = [torch.randn(3, generator=loop.step_generator(0, 1, 0, rank)) for rank in range(2)]
+    assert not torch.equal(*drawn)
+    weight = nn.Parameter(torch.zeros(3))
+
+    def reduce(gradients):
+        gradients[0].copy_((drawn[0] + drawn[1]) / 2)
+
+    trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=1, clip=0.0), reduce)
+    trainer.advance(lambda *_: {"loss": (weight * drawn[0]).sum()})
+    assert torch.allclose(weight.grad, (drawn[0] + drawn[1]) / 2)
