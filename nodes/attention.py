@@ -7,8 +7,9 @@ from comfy_api.latest import io
 from ..core.attention import correspondence
 from ..host.patches import attach_matching
 from ..host.probe import look
-from .schema import FramePainterType, advanced, schema
+from .schema import FramePainterType, advanced, check_choice, schema
 
+SEMANTICS = ["release", "paper", "cross-frame", "off"]
 LEVELS = {"fine (1/8)": 0, "medium (1/16)": 1, "coarse (1/32)": 2}
 GREEN, RED = (0.2, 1.0, 0.3), (1.0, 0.25, 0.2)
 
@@ -24,7 +25,7 @@ class MatchingAttention(io.ComfyNode):
             search_aliases=["cross-frame attention", "reference attention"],
             inputs=[
                 io.Model.Input("model", tooltip="Any Stable Video Diffusion model."),
-                io.Combo.Input("semantics", options=["release", "paper", "cross-frame", "off"], default="release",
+                io.Combo.Input("semantics", options=SEMANTICS, default="release",
                                tooltip="release: all frames ask the source frame, as the published weights were used. "
                                        "paper: edited frames only. cross-frame: no trained weights, the model's own "
                                        "self-attention also sees the source frame. off: none."),
@@ -38,6 +39,7 @@ class MatchingAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, semantics: str, strength: float, framepainter=None) -> io.NodeOutput:
+        check_choice("Matching Attention", "semantics", semantics, SEMANTICS)
         weights = None if framepainter is None else framepainter.matching
         return io.NodeOutput(attach_matching(model, weights, semantics, strength))
 
@@ -64,6 +66,7 @@ class CorrespondenceMap(io.ComfyNode):
                 advanced(io.Float.Input("sigma", default=1.0, min=0.01, max=700.0, step=0.01, optional=True,
                                         tooltip="Noise level at which the attention is read.")),
                 advanced(io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
+                                      control_after_generate=False,
                                       tooltip="Seed of the noise put on the edit for the reading.")),
             ],
             outputs=[
@@ -79,6 +82,7 @@ class CorrespondenceMap(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, picture, x: float, y: float, level: str, sigma: float = 1.0,
                 seed: int = 0) -> io.NodeOutput:
+        check_choice("Correspondence Map", "level", level, LEVELS)
         samples = latent["samples"]
         if len(samples) < 2:
             raise ValueError(f"Correspondence Map: the latent has {len(samples)} frame; it needs both frames of an edit. "

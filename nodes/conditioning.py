@@ -6,10 +6,11 @@ from comfy_api.latest import io
 
 from ..core.images import keep_aspect_size
 from ..host.conditioning import edit_conditioning
-from .schema import schema
+from .schema import check_choice, schema
 
 MULTIPLE_EXACT, MULTIPLE_FITTED = 8, 64  # one latent; the size that the released pipeline asks for
 LONGEST_ASPECT = 8.0
+SIZE_MODES = ["keep aspect", "exact"]
 
 
 class FramePainterConditioning(io.ComfyNode):
@@ -26,7 +27,7 @@ class FramePainterConditioning(io.ComfyNode):
                 io.Image.Input("image", tooltip="Source picture or pictures, any size."),
                 io.Int.Input("width", default=1024, min=8, max=8192, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=576, min=8, max=8192, step=8, tooltip="Height in pixels."),
-                io.Combo.Input("size_mode", options=["keep aspect", "exact"], default="keep aspect",
+                io.Combo.Input("size_mode", options=SIZE_MODES, default=SIZE_MODES[0],
                                tooltip="keep aspect: the picture's own aspect ratio at about width x height pixels, sides "
                                        "multiples of 64. exact: stretched to width x height, as the authors' demo does; "
                                        "sides multiples of 8."),
@@ -52,6 +53,7 @@ class FramePainterConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision, vae, image, width: int, height: int, size_mode: str, fps_id: int,
                 motion_bucket_id: int, augmentation: float, seed: int) -> io.NodeOutput:
+        check_choice("FramePainter Conditioning", "size_mode", size_mode, SIZE_MODES)
         size = target_size(image.shape[1], image.shape[2], width, height, size_mode)
         edits = [edit_conditioning(clip_vision, vae, image[i:i + 1, ..., :3], *size, fps_id, motion_bucket_id,
                                    augmentation, seed) for i in range(len(image))]

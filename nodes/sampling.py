@@ -7,7 +7,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..host.patches import set_guidance, svd_layout
-from .schema import schema
+from .schema import check_choice, schema
+
+SCHEDULES = ["inverse square", "constant"]
 
 
 class FramePainterGuidance(io.ComfyNode):
@@ -20,7 +22,7 @@ class FramePainterGuidance(io.ComfyNode):
                         "inverse square of the steps. The authors' demo uses cfg 3.",
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Video Diffusion model."),
-                io.Combo.Input("schedule", options=["inverse square", "constant"], default="inverse square",
+                io.Combo.Input("schedule", options=SCHEDULES, default="inverse square",
                                tooltip="inverse square: 1 + (cfg - 1)(1 - step/steps)^2, as released. constant: cfg at every "
                                        "step."),
             ],
@@ -29,6 +31,7 @@ class FramePainterGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule: str) -> io.NodeOutput:
+        check_choice("FramePainter Guidance", "schedule", schedule, SCHEDULES)
         svd_layout(model, "FramePainter Guidance")
         return io.NodeOutput(set_guidance(model, schedule))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +24,17 @@ def advanced(widget: Any) -> Any:
     """Fold an input away where the frontend can; older hosts take this only after construction."""
     widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "advanced": True}
     return widget
+
+
+def check_choice(node: str, name: str, value: Any, options: Iterable[str]) -> None:
+    """Refuse a value that a list does not offer. The browser cannot send one, a prompt through the API can, and older
+    hosts let it pass.
+
+    Raises:
+        ValueError: naming the node, the input, the value and the choices.
+    """
+    if value not in options:
+        raise ValueError(f"{node}: {name} is '{value}'; choose one of {', '.join(options)}.")
 
 
 def one_of(images: Any, index: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -11,9 +10,12 @@ from ..core.signals.edit_signal import EditSignal
 from ..core.signals.sketch import make_sketch
 from ..host.patches import apply_control
 from ..host.report import warn
-from .schema import EditSignalType, FramePainterType, advanced, batch_size, one_of, schema
+from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, one_of, schema
 
 ASPECT_TOLERANCE = 0.02
+BACKGROUNDS = ["auto", "plain", "picture"]
+MISMATCHES = ["error", "stretch"]
+SEMANTICS = ["release", "paper"]
 
 
 class SketchSignal(io.ComfyNode):
@@ -36,10 +38,10 @@ class SketchSignal(io.ComfyNode):
                 io.Image.Input("picture", optional=True,
                                tooltip="The source picture. The drawing is resized to it, and strokes drawn over it are "
                                        "found by the difference."),
-                io.Combo.Input("background", options=["auto", "plain", "picture"], default="auto",
+                io.Combo.Input("background", options=BACKGROUNDS, default="auto",
                                tooltip="What counts as not drawn. plain: the most frequent colour. picture: whatever equals "
                                        "the picture. auto: decides from the drawing."),
-                io.Combo.Input("size_mismatch", options=["error", "stretch"], default="error",
+                io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
                                tooltip="For a drawing whose aspect ratio is not its picture's: stop and say so, or stretch "
                                        "the drawing."),
             ],
@@ -54,6 +56,8 @@ class SketchSignal(io.ComfyNode):
     @classmethod
     def execute(cls, sketch: Tensor | None = None, mask: Tensor | None = None, picture: Tensor | None = None,
                 background: str = "auto", size_mismatch: str = "error") -> io.NodeOutput:
+        check_choice("Sketch Signal", "background", background, BACKGROUNDS)
+        check_choice("Sketch Signal", "size_mismatch", size_mismatch, MISMATCHES)
         if sketch is None and mask is None:
             raise ValueError("Sketch Signal: nothing is drawn. Connect a drawing to 'sketch', or strokes to 'mask' (for "
                              "instance the MASK of Load Image after drawing in its mask editor).")
@@ -111,7 +115,7 @@ class ApplyEditSignal(io.ComfyNode):
                                tooltip="Share of the denoising after which the signal begins to act; 0 is the noisy end."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
                                tooltip="Share of the denoising after which it stops acting; 1 is the clean end."),
-                advanced(io.Combo.Input("semantics", options=["release", "paper"], default="release", optional=True,
+                advanced(io.Combo.Input("semantics", options=SEMANTICS, default="release", optional=True,
                                         tooltip="release: the source frame is controlled too, by a black frame, as the "
                                                 "published weights were used. paper: the edited frame only.")),
             ],
@@ -121,9 +125,9 @@ class ApplyEditSignal(io.ComfyNode):
     @classmethod
     def execute(cls, model, framepainter, signal: EditSignal, strength: float, start_percent: float,
                 end_percent: float, semantics: str = "release") -> io.NodeOutput:
-        control = torch.as_tensor(signal.control)
-        return io.NodeOutput(apply_control(model, framepainter.encoder, control, strength, start_percent, end_percent,
-                                           semantics))
+        check_choice("Apply Edit Signal", "semantics", semantics, SEMANTICS)
+        return io.NodeOutput(apply_control(model, framepainter.encoder, signal.control, strength, start_percent,
+                                           end_percent, semantics))
 
 
 NODES = [SketchSignal, ApplyEditSignal]

@@ -11,7 +11,7 @@ from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
 from ..host import folders, loading
-from .schema import FramePainterType, advanced, schema
+from .schema import FramePainterType, advanced, check_choice, schema
 
 INSIDE = "(in the model file)"
 DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -64,6 +64,7 @@ class LoadFramePainter(io.ComfyNode):
     @classmethod
     def execute(cls, model_file: str, encoder_file: str, clip_and_vae: str,
                 weight_dtype: str = "default") -> io.NodeOutput:
+        check_choice("Load FramePainter", "weight_dtype", weight_dtype, DTYPES)
         loaded = loading.load(
             folders.find(model_file, folders.UNETS),
             None if encoder_file == INSIDE else folders.find(encoder_file, folders.ENCODERS),

@@ -37,19 +37,19 @@ the Sketch node (Ctrl+B). Or load a drawing of the same shape, as here: any colo
 """
 # Group -> (x, y, width, height). Room is left below every node: nodes are taller in the newer renderer.
 GROUPS = {
-    "1 Picture and sketch": (0, 0, 360, 860),
-    "2 Model": (380, 0, 560, 860),
-    "3 Edit": (960, 0, 1280, 860),
-    "4 Result": (2260, 0, 1340, 860),
+    "1 Picture and sketch": (0, 0, 360, 930),
+    "2 Model": (380, 0, 560, 930),
+    "3 Edit": (960, 0, 1280, 930),
+    "4 Result": (2260, 0, 1240, 930),
 }
 # Node id in the API file -> (x, y, width, height).
 NODES = {
-    1: (20, 80, 320, 340), 2: (20, 480, 320, 340),
-    3: (400, 80, 520, 190), "note": (400, 390, 520, 440),
+    1: (20, 80, 320, 360), 2: (20, 530, 320, 360),
+    3: (400, 80, 520, 190), "note": (400, 390, 520, 500),
     5: (980, 80, 280, 130), 4: (980, 390, 280, 250),
     6: (1300, 80, 280, 180), 7: (1620, 80, 280, 70), 8: (1940, 80, 280, 270),
-    9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 660, 400),
-    12: (2280, 560, 280, 160), 13: (2600, 560, 280, 160), 14: (2920, 560, 660, 260),
+    9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 560, 460),
+    12: (2280, 620, 280, 160), 13: (2600, 620, 280, 160), 14: (2920, 620, 560, 270),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
@@ -81,6 +81,9 @@ def export(page: Page, api: dict[str, Any]) -> dict[str, Any]:
     page.wait_for_timeout(5000)  # its own first workflow would otherwise replace ours
     nodes = {str(k): v for k, v in NODES.items()}
     workflow = json.loads(page.evaluate(BUILD, [api, f"{NAME}.json", nodes, GROUPS, NOTE, VIEW]))
+    for node in workflow["nodes"]:
+        if not node.get("widgets_values"):  # the page writes an empty list or nothing, by chance
+            node.pop("widgets_values", None)
     return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, NAME))}
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 Background = Literal["auto", "plain", "picture"]
 
-# A pixel that differs from the background by less than FLOOR in every channel is background (JPEG noise is about
-# 0.05); by FULL or more it is stroke; between them the stroke's soft edge.
-FLOOR, FULL = 0.06, 0.25
+# A pixel that differs from the ground by less than the first number in every channel is ground, by the second or more it
+# is stroke, between them the stroke's soft edge. On a plain ground JPEG leaves about 0.05. Over a picture the two JPEG
+# decoders that hosts use disagree by up to 0.15 at single pixels.
+PLAIN, OVER_PICTURE = (0.06, 0.25), (0.18, 0.36)
 # Fewer covered pixels than this share, and there is no drawing. One pixel in a 1000 x 1000 picture is 1e-6.
 EMPTY_COVERAGE = 1e-6
 
@@ -31,14 +32,14 @@ class Sketch(NamedTuple):
         return tuple(c <= EMPTY_COVERAGE for c in self.coverage)
 
 
-def _contrast_to_strokes(distance: Tensor) -> Tensor:
-    """(B, H, W) colour distance to the background -> stroke opacity.
+def _contrast_to_strokes(distance: Tensor, limits: tuple[float, float]) -> Tensor:
+    """(B, H, W) colour distance to the ground -> stroke opacity.
 
-    A faint drawing (strongest contrast under FULL) is stretched to full opacity; pure noise under FLOOR is not.
+    A faint drawing (strongest contrast under the upper limit) is stretched to full opacity; noise under the lower is not.
     """
-    top = distance.amax((1, 2), keepdim=True)
-    full = top.clamp(FLOOR * 1.5, FULL)
-    return ((distance - FLOOR) / (full - FLOOR)).clamp(0.0, 1.0)
+    floor, full = limits
+    top = distance.amax((1, 2), keepdim=True).clamp((floor + full) / 2, full)
+    return ((distance - floor) / (top - floor)).clamp(0.0, 1.0)
 
 
 def background_colour(image: Tensor) -> Tensor:
@@ -63,14 +64,16 @@ def strokes_from_colour(image: Tensor, picture: Tensor | None, background: Backg
     """
     plain = (image - background_colour(image)[:, None, None, :]).abs().amax(-1)
     if picture is None or background == "plain":
-        return _contrast_to_strokes(plain)
+        return _contrast_to_strokes(plain, PLAIN)
     difference = (image - picture).abs().amax(-1)
     if background == "picture":
-        return _contrast_to_strokes(difference)
-    drawn_over = (difference.flatten(1) < FLOOR).float().mean(1) > 0.5  # (B,)
+        return _contrast_to_strokes(difference, OVER_PICTURE)
+    differs = difference.flatten(1).gt(OVER_PICTURE[0]).float().mean(1)  # (B,) share of the area
+    stands_out = plain.flatten(1).gt(PLAIN[0]).float().mean(1)
     # A picture that is itself mostly plain satisfies both readings; then the smaller drawing is the right one.
-    over = drawn_over & (difference.flatten(1).gt(FLOOR).float().mean(1) <= plain.flatten(1).gt(FLOOR).float().mean(1))
-    return _contrast_to_strokes(torch.where(over[:, None, None], difference, plain))
+    over = (differs < 0.5) & (differs <= stands_out)
+    return torch.where(over[:, None, None], _contrast_to_strokes(difference, OVER_PICTURE),
+                       _contrast_to_strokes(plain, PLAIN))
 
 
 def strokes_from_mask(mask: Tensor) -> Tensor:

@@ -123,6 +123,22 @@ def test_impossible_sizes(pack, picture, size, mode, message):
         pack("nodes.conditioning").target_size(*picture, *size, mode)
 
 
+@pytest.mark.parametrize("name, widget", [
+    ("FramePainterLoad", "weight_dtype"), ("FramePainterConditioning", "size_mode"),
+    ("FramePainterSketchSignal", "background"), ("FramePainterSketchSignal", "size_mismatch"),
+    ("FramePainterApplyEditSignal", "semantics"), ("FramePainterMatchingAttention", "semantics"),
+    ("FramePainterGuidance", "schedule"), ("FramePainterCorrespondenceMap", "level")])
+def test_a_choice_that_is_not_offered(nodes, name, widget):
+    """Older hosts let a prompt through the API name any value for a list."""
+    node = nodes[name]
+    inputs = {i.id: None for i in node.define_schema().inputs}
+    choices = next(i for i in node.define_schema().inputs if i.id == widget)
+    defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "options", None)}
+    with pytest.raises(ValueError, match=f"{widget} is 'sideways'; choose one of {choices.options[0]}".replace("(", r"\(")
+                       .replace(")", r"\)")):
+        node.execute(**{**inputs, **defaults, widget: "sideways"})
+
+
 def test_pick_edited_frame(nodes):
     frames = torch.stack([torch.full((8, 12, 3), v) for v in (0.25, 0.75)])
     edited, source = call(nodes, "FramePainterPickEditedFrame", images=frames)

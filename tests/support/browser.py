@@ -59,8 +59,7 @@ class CanvasPage:
         self.page.wait_for_function(
             "window.app?.extensionManager?.workflow?.activeWorkflow?.changeTracker && app.canvas && app.graph",
             timeout=READY_TIMEOUT_MS)
-        self.page.wait_for_function("Object.keys(LiteGraph.registered_node_types).some(n => n.startsWith('FramePainter'))",
-                                    timeout=READY_TIMEOUT_MS)
+        self.page.wait_for_function("'FramePainterLoad' in LiteGraph.registered_node_types", timeout=READY_TIMEOUT_MS)
 
     def load_template(self, path: str) -> dict[str, Any]:
         """Open a served template as the template browser does; the file's content."""
@@ -101,7 +100,7 @@ class CanvasPage:
         }""", [node_type, values])
 
     def run(self, output: str, timeout_s: float) -> list[dict[str, str]]:
-        """Queue what is on the canvas; the image references that the page itself holds for a node once they are there."""
+        """Queue what is on the canvas; the image references that the page holds for an output node when it is done."""
         self.page.evaluate("() => app.queuePrompt(0, 1)")
         script = "id => (app.nodeOutputs ?? {})[id]?.images ?? null"
         deadline = time.monotonic() + timeout_s
@@ -148,7 +147,7 @@ def canvas_page(url: str, vue: bool = False) -> Iterator[CanvasPage]:
 
 
 def _post(address: str, value: Any) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy must not see this machine's requests
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would not reach this machine
     body = json.dumps(value).encode()
     opener.open(urllib.request.Request(address, data=body, headers={"Content-Type": "application/json"}), timeout=30)
 

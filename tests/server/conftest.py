@@ -1,0 +1,98 @@
+"""One running ComfyUI with this pack, a small random network and the example inputs, for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from framepainter_tests import examples
+from torch import Tensor
+
+
+@pytest.fixture(scope="session")
+def server_tools(tool):
+    """The module tools/server.py."""
+    return tool("server")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, server_tools, checkpoint):
+    base = tmp_path_factory.mktemp("comfyui")
+    models = base / "models" / "framepainter"
+    models.mkdir(parents=True)
+    shutil.copy(checkpoint, models / examples.MODEL)
+    (base / "input").mkdir()
+    for name, source in examples.INPUTS.items():
+        shutil.copy(source, base / "input" / name)
+    with server_tools.Server.from_environment(examples.ROOT, base) as running:
+        yield running
+
+
+@dataclass
+class Lab:
+    """Runs prompts on the server and looks at the results."""
+
+    server: Any
+    tools: Any
+
+    def run(self, prompt: examples.Prompt, timeout: float = 180.0) -> dict[str, list[Tensor]]:
+        """Node title -> pictures that it saved. Samples anew even if the server holds the result already."""
+        prompt = examples.again(prompt)
+        entry = self.server.run(prompt, timeout)
+        return {node["_meta"]["title"]: [examples.pixels(self.server.fetch(i)) for i in self.tools.images(entry, key)]
+                for key, node in prompt.items() if node["class_type"] == "SaveImage"}
+
+    def edited(self, prompt: examples.Prompt, timeout: float = 180.0) -> Tensor:
+        """The one edited picture."""
+        (picture,) = self.run(prompt, timeout)["Edited picture"]
+        return picture
+
+    def forget(self) -> None:
+        """Unload models and drop all cached results, and wait until that is done: the server does it when next idle."""
+        self.server.free()
+        time.sleep(2.0)
+
+    def upload(self, folder: Path, name: str, picture: Tensor) -> str:
+        """Put a picture into the input folder; its name for Load Image."""
+        return self.server.upload(examples.save(folder / name, picture))["name"]
+
+    def model_path(self, name: str) -> Path:
+        return self.server.base / "models" / "framepainter" / name
+
+
+@pytest.fixture(scope="session")
+def lab(server, server_tools) -> Lab:
+    return Lab(server, server_tools)
+
+
+@pytest.fixture(scope="session")
+def good(lab) -> tuple[examples.Prompt, Tensor]:
+    """The small example and its edited picture, made by a server that had done nothing else."""
+    prompt = examples.only_edited(examples.small(examples.prompt()))
+    return prompt, lab.edited(prompt)
+
+
+@pytest.fixture(scope="session")
+def comfy_cli(server, tmp_path_factory):
+    """Run comfy-cli against the server: comfy_cli("run", ...) -> CompletedProcess."""
+    folder = os.environ.get("FRAMEPAINTER_TOOLS_BIN", "")
+    program = shutil.which("comfy", path=folder) if folder else None
+    if program is None:
+        reason = "comfy-cli is not there: run the suite with `python dev.py test`"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    home = str(tmp_path_factory.mktemp("home"))
+    environ = {**os.environ, "DO_NOT_TRACK": "1", "HOME": home, "USERPROFILE": home, "APPDATA": home,
+               "XDG_CONFIG_HOME": home, "PYTHONIOENCODING": "utf-8"}
+
+    def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        place = ["--host", "127.0.0.1", "--port", str(server.port)]
+        return subprocess.run([program, "--skip-prompt", command, *arguments, *place], env=environ, cwd=home,
+                              stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=300)
+
+    return call

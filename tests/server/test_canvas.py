@@ -1,0 +1,66 @@
+"""The pack in the real page: its workflows open and run, in both renderers; its help pages are there."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from framepainter_tests import examples
+from framepainter_tests.browser import artefact, canvas_page, chrome
+
+RUN_TIMEOUT_S = 120.0
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "vue"])
+def canvas(server, request):
+    chrome()
+    with canvas_page(server.url, vue=request.param) as page:
+        yield page
+
+
+def ours(canvas) -> list[str]:
+    """Complaints of the page about this pack. The page also asks the registry about every node, in vain offline."""
+    return [c for c in canvas.complaints if "framepainter" in c.lower() and "api.comfy.org" not in c]
+
+
+@pytest.mark.parametrize("name", examples.NAMES)
+def test_a_template_opens_and_runs(canvas, lab, good, name: str):
+    content = canvas.load_template(f"/api/workflow_templates/ComfyUI-FramePainter/{name}.json")
+    renderer = "vue" if canvas.vue else "classic"
+    canvas.page.screenshot(path=artefact(f"{name}_{renderer}_opened.png"))
+    assert canvas.shown_errors() == []
+    definitions = lab.server.object_info()
+    nodes = canvas.nodes()
+    assert sorted(nodes) == sorted(str(n["id"]) for n in content["nodes"])
+    assert all(n["known"] for n in nodes.values()), nodes
+    for saved in content["nodes"]:
+        if saved["type"].startswith("FramePainter"):
+            widgets = examples.widget_names(definitions[saved["type"]])
+            expected = dict(zip(widgets, saved.get("widgets_values") or [], strict=True))
+            assert nodes[str(saved["id"])]["widgets"] == expected
+    assert canvas.overlaps() == []
+
+    for node_type, values in examples.SMALL.items():
+        canvas.set_widget(node_type, **values)
+    edited = next(str(n["id"]) for n in content["nodes"] if n.get("title") == "Edited picture")
+    lab.forget()
+    shown = canvas.run(edited, RUN_TIMEOUT_S)
+    picture = examples.pixels(lab.server.fetch(shown[0]))
+    if name == "framepainter_sketch":
+        assert torch.equal(picture, good[1])
+    canvas.fit()
+    canvas.page.screenshot(path=artefact(f"{name}_{renderer}_run.png"))
+    assert canvas.overlaps() == []
+    assert ours(canvas) == []
+
+
+def test_every_node_has_a_help_page(server, server_tools):
+    types = [t for t in server.object_info() if t.startswith("FramePainter")]
+    assert len(types) >= 8
+    lengths = {}
+    for node_type in types:
+        with contextlib.suppress(server_tools.ServerProblem):
+            page = server._request(f"/extensions/ComfyUI-FramePainter/docs/{node_type}.md").decode()
+            lengths[node_type] = len(page)
+    assert [t for t in types if lengths.get(t, 0) < 200] == [], "no help page, or hardly any"
