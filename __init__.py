@@ -1,4 +1,4 @@
-"""ComfyUI-FramePainter: edit pictures and videos by touching them."""
+"""ComfyUI-FramePainter: edit a picture by drawing on it, on Stable Video Diffusion."""
 
 # Under pytest this file is imported as a plain module, without a package around it; then there is nothing to offer.
 if __package__:

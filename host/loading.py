@@ -357,7 +357,7 @@ def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | 
 
     inside = _under(header, framepainter.ENCODER)
     if encoder_path is None and not inside:
-        raise WeightsError(f"'{model_path.name}' holds no control encoder. Choose one as 'encoder': {WHERE['encoder']}.")
+        raise WeightsError(f"'{model_path.name}' holds no control encoder. Choose one as 'encoder_file': {WHERE['encoder']}.")
     encoder_file = encoder_path or model_path
     encoder_header = header if encoder_path is None else _header(encoder_file)
     if encoder_path is not None and framepainter.file_kind(_shapes(encoder_header)) == "single file":

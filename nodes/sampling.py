@@ -18,7 +18,7 @@ class FramePainterGuidance(io.ComfyNode):
         return schema(
             node_id="FramePainterGuidance",
             display_name="FramePainter Guidance",
-            description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling to 1 with the "
+            description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling towards 1 with the "
                         "inverse square of the steps. The authors' demo uses cfg 3.",
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Video Diffusion model."),

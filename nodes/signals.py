@@ -112,9 +112,11 @@ class ApplyEditSignal(io.ComfyNode):
                                tooltip="How strongly the edit follows the signal. The authors' demo uses 0.8, range 0 to 1; "
                                        "0 is off."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the denoising after which the signal begins to act; 0 is the noisy end."),
+                               tooltip="Share of the noise range, as in ControlNet nodes, from which the signal acts; 0 is "
+                                       "the noisy end."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the denoising after which it stops acting; 1 is the clean end."),
+                               tooltip="Share of the noise range up to which it acts; 1 is the clean end. At 0.5 most of the "
+                                       "Karras steps are done."),
                 advanced(io.Combo.Input("semantics", options=SEMANTICS, default="release", optional=True,
                                         tooltip="release: the source frame is controlled too, by a black frame, as the "
                                                 "published weights were used. paper: the edited frame only.")),

@@ -25,7 +25,9 @@ def load_case(pack, tmp_path_factory):
         if key not in loaded:
             folder = tmp_path_factory.mktemp("weights")
             unet, encoder = folder / "unet.safetensors", folder / "encoder.safetensors"
-            save_file(case.network("unet"), str(unet))
+            # The released file says nothing of its heads, which are 64 wide; a case may differ.
+            head_width = str(case.config("unet").get("head_dim", 64))
+            save_file(case.network("unet"), str(unet), metadata={"framepainter.head_width": head_width})
             if "control_encoder" in case.info["networks"]:
                 save_file(case.network("control_encoder"), str(encoder))
             else:  # a UNet alone: any encoder of its width completes the pair
@@ -134,11 +136,11 @@ def matching_block(case: Case, pack, load_case) -> None:
         assert relative(seen["both"] - seen["self"], case.tensors[f"matching_{semantics}"]) < LIMIT_BLOCK
 
 
-def _watched_block(seen: list, name: str):
+def _watched_block(seen: list, name: str, block: int):
     """A patch that notes the hidden state at the injection point and changes nothing."""
 
     def watched(h, options):
-        if options["block"] == ("input", 3):
+        if options["block"] == ("input", block):
             seen.append((name, h))
         return h
 
@@ -151,6 +153,7 @@ def unet_forward(case: Case, pack, load_case) -> None:
 
     patches = pack("host.patches")
     loaded = load_case(case)
+    block = patches.svd_layout(loaded.model, "golden case").injection_block
     for run in case.info["runs"]:
         t = {k.removesuffix(run["tensors_suffix"]): v for k, v in case.tensors.items()
              if k.endswith(run["tensors_suffix"])}
@@ -166,8 +169,9 @@ def unet_forward(case: Case, pack, load_case) -> None:
                        "sigmas": torch.tensor(run["sigmas"][step:step + 1])}
             if seen is not None:
                 spied = {k: list(v) for k, v in options["patches"].items()}
+                after_skip = spied.get("input_block_patch_after_skip", [])
                 spied["input_block_patch_after_skip"] = [
-                    _watched_block(seen, "before"), *spied["input_block_patch_after_skip"], _watched_block(seen, "after")]
+                    _watched_block(seen, "before", block), *after_skip, _watched_block(seen, "after", block)]
                 options["patches"] = spied
             timesteps = t["timesteps"][step].expand(len(x))
             return model.model.diffusion_model(x, timesteps, context=context, y=y, control=None,
@@ -203,7 +207,8 @@ def _watched_guidance(model, seen: list):
         out = inner(args)
         difference = (args["cond"] - args["uncond"]).flatten()
         at = difference.abs().argmax()
-        seen.append(float((out - args["uncond"]).flatten()[at] / difference[at]))
+        # At scale 1 the host skips the unconditional half, and there is nothing to guide away from.
+        seen.append(float((out - args["uncond"]).flatten()[at] / difference[at]) if float(difference[at]) else 1.0)
         return out
 
     return watched
@@ -223,6 +228,17 @@ def _watched_first_step(seen: list):
     return watched
 
 
+def _with_noise_range(model, scheduler: dict):
+    """The model at the case's noise range; SVD's own needs nothing."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+
+    sampling = model.get_model_object("model_sampling")
+    low, high = scheduler["sigma_min"], scheduler["sigma_max"]
+    if abs(float(sampling.sigma_max) / high - 1) < 1e-5 and abs(float(sampling.sigma_min) / low - 1) < 1e-5:
+        return model
+    return ModelSamplingContinuousEDM().patch(model, "v_prediction", high, low)[0]
+
+
 def edit_sampling(case: Case, pack, load_case) -> None:
     import comfy.sample
     import comfy.samplers
@@ -238,8 +254,11 @@ def edit_sampling(case: Case, pack, load_case) -> None:
         model = patches.set_guidance(patches.apply_control(
             loaded.model, loaded.weights.encoder, t["frames"][1:].movedim(1, -1), run["control_scale"], 0.0, 1.0,
             "release"), schedule)
+        model = _with_noise_range(model, case.info["scheduler"])
         sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", run["steps"])
         assert ((sigmas - t["sigmas"]).abs() / t["sigmas"].clamp_min(1e-9)).max() < LIMIT_SIGMAS
+        timesteps = pack("core.edm").network_timestep(sigmas[:-1])
+        assert (timesteps - t["timesteps"]).abs().max() < LIMIT_TIMESTEP
         guidance, states, first_v = [], [], []
         model.set_model_sampler_cfg_function(_watched_guidance(model, guidance))
         model.set_model_unet_function_wrapper(_watched_first_step(first_v))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch.nn import Linear, Module, Parameter, Sequential, Tanh
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def gradients():
         yield
 
 
-def network() -> nn.Module:
+def network() -> Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    return Sequential(Linear(4, 16), Tanh(), Linear(16, 3))
 
 
-def fit(module: nn.Module):
+def fit(module: Module):
     """A batch loss: learn a fixed linear map from random inputs, which come from the step's generator."""
     wanted = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -1.0], [0.3, 0.3, 0.3, 0.3]])
 
@@ -173,7 +173,7 @@ def test_accumulation_is_a_larger_batch(loop, tmp_path):
 
 def test_ema_closed_form(loop, tmp_path):
     """The average of a parameter that moves by known amounts."""
-    weight = nn.Parameter(torch.zeros(1))
+    weight = Parameter(torch.zeros(1))
     trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=3, learning_rate=0.0, ema=0.5))
     expected = 0.0
     for step in range(1, 4):
@@ -186,7 +186,7 @@ def test_ema_closed_form(loop, tmp_path):
 
 
 def test_clipping(loop):
-    weight = nn.Parameter(torch.zeros(2))
+    weight = Parameter(torch.zeros(2))
     trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=1, clip=1.0))
     step = trainer.advance(lambda *_: {"loss": (weight * torch.tensor([30.0, 40.0])).sum()})
     assert step.gradient_norm == pytest.approx(50.0)
@@ -197,7 +197,7 @@ def test_two_processes_average(loop):
     """Gradients are averaged over ranks before the step, and each rank draws its own batch."""
     drawn = [torch.randn(3, generator=loop.step_generator(0, 1, 0, rank)) for rank in range(2)]
     assert not torch.equal(*drawn)
-    weight = nn.Parameter(torch.zeros(3))
+    weight = Parameter(torch.zeros(3))
 
     def reduce(gradients):
         gradients[0].copy_((drawn[0] + drawn[1]) / 2)

@@ -34,6 +34,18 @@ def test_scale_falls_with_the_steps(pack, edit, sampler):
     assert scales[0][1] == pytest.approx(3.0)
 
 
+def test_a_schedule_is_replaced_not_compounded(pack, edit):
+    set_guidance, model = pack("host.patches").set_guidance, edit.loaded.model
+    once = set_guidance(model, "inverse square")
+    assert torch.equal(sample(set_guidance(once, "inverse square"), edit), sample(once, edit))
+    assert torch.equal(sample(set_guidance(once, "constant"), edit), sample(model, edit))
+    foreign = model.clone()
+    foreign.set_model_sampler_cfg_function(lambda args: args["uncond"] + 2 * args["cond_scale"] * (
+        args["cond"] - args["uncond"]))
+    back = set_guidance(set_guidance(foreign, "inverse square"), "constant")
+    assert torch.equal(sample(back, edit), sample(foreign, edit))
+
+
 def test_scale_one_skips_the_unconditional_half(pack, edit):
     """At cfg 1 the host drops the unconditional pass; the schedule stays at 1 and nothing is lost."""
     model = edit.loaded.model

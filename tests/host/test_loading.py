@@ -198,7 +198,7 @@ def test_another_kind_of_file(loading, names, tensors, pair, tmp_path, kind, mes
 
 
 def test_bad_encoders(loading, names, tensors, pair, tmp_path):
-    with pytest.raises(loading.WeightsError, match="'unet.safetensors' holds no control encoder. Choose one as 'encoder'"):
+    with pytest.raises(loading.WeightsError, match="'unet.safetensors' holds no control encoder. Choose one as 'encoder_file'"):
         load(loading, pair[0], None, None)
     with pytest.raises(loading.WeightsError, match="'unet.safetensors' holds a FramePainter UNet; expected the authors' "
                                                    "control encoder"):
