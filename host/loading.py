@@ -25,6 +25,7 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.attention.matching import MatchingBranch
@@ -444,3 +445,39 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, metadata: dict[str, str]) -> tuple[Path, Path]:
+    """Write the two files of the authors' form: the UNet with diffusers' names, and the control encoder.
+
+    Args:
+        path: `<name>.safetensors`; the files are `<name>_unet.safetensors` and `<name>_encoder.safetensors`.
+        model, weights, metadata: see `save`.
+
+    Raises:
+        WeightsError: see `save`.
+    """
+    # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
+    whole = save(path.with_name(path.stem + ".whole.safetensors"), model, weights, None, None, metadata)
+    try:
+        header = _header(whole)
+        unet = _under(header, framepainter.UNET)
+        names = framepainter.join_diffusers_unet(unet, _under(header, framepainter.MATCHING))
+        contents = {
+            "unet": {new: framepainter.UNET + old if old in unet else old for old, new in names.items()},
+            "encoder": _under(header, framepainter.ENCODER),
+        }
+        files = {part: path.with_name(f"{path.stem.rstrip('_')}_{part}.safetensors") for part in contents}
+        for part, wanted in contents.items():
+            partial = files[part].with_name(files[part].name + ".partial")
+            try:
+                save_file(_read(whole, wanted), str(partial), metadata=header.metadata)
+                os.replace(partial, files[part])
+            except OSError as error:
+                raise WeightsError(f"'{files[part]}' could not be written: {error}. Check the folder's permissions and "
+                                   "space.") from None
+            finally:
+                partial.unlink(missing_ok=True)
+    finally:
+        whole.unlink(missing_ok=True)
+    return files["unet"], files["encoder"]

@@ -14,6 +14,7 @@ from ..host import folders, loading
 from .schema import FramePainterType, advanced, check_choice, schema
 
 INSIDE = "(in the model file)"
+FORMS = ["single file", "authors' two files"]
 DTYPES = {"default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -80,8 +81,8 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
         return schema(
             node_id="FramePainterSaveCheckpoint",
             display_name="Save FramePainter Checkpoint",
-            description="Writes UNet, matching attention, control encoder, CLIP vision and VAE into one safetensors file "
-                        "that Load FramePainter reads.",
+            description="Writes UNet, matching attention, control encoder, CLIP vision and VAE into one safetensors file, or "
+                        "the model into two files of the authors' form. Load FramePainter reads both.",
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -91,12 +92,18 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
                                 tooltip="Place and start of the name under the output folder; a number is added."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Left out of the file if not connected."),
                 io.Vae.Input("vae", optional=True, tooltip="Left out of the file if not connected."),
+                io.Combo.Input("form", options=FORMS, default=FORMS[0], optional=True,
+                               tooltip="single file: everything in one, to share. authors' two files: UNet with diffusers' "
+                                       "names and control encoder, as FramePainter was published; CLIP vision and VAE are "
+                                       "left out."),
             ],
             outputs=[],
         )
 
     @classmethod
-    def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None) -> io.NodeOutput:
+    def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None,
+                form: str = FORMS[0]) -> io.NodeOutput:
+        check_choice("Save FramePainter Checkpoint", "form", form, FORMS)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
                                                                        folder_paths.get_output_directory())
         metadata = {}
@@ -104,9 +111,12 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
             if cls.hidden.prompt is not None:
                 metadata["prompt"] = json.dumps(cls.hidden.prompt)
             metadata |= {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
-        path = loading.save(Path(folder, f"{name}_{counter:05}_.safetensors"), model, framepainter, clip_vision, vae,
-                            metadata)
-        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
+        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        if form == FORMS[0]:
+            written = [loading.save(path, model, framepainter, clip_vision, vae, metadata)]
+        else:
+            written = loading.save_pair(path, model, framepainter, metadata)
+        return io.NodeOutput(ui=ui.PreviewText("\n".join(f"{p} ({p.stat().st_size / 1e6:.1f} MB)" for p in written)))
 
 
 NODES = [LoadFramePainter, SaveFramePainterCheckpoint]

@@ -80,6 +80,18 @@ def test_saved_and_loaded_again_is_the_same(pack, loading, edit, strokes, tmp_pa
     assert [p.name for p in path.parent.iterdir()] == ["saved.safetensors"]
 
 
+def test_saved_as_the_authors_do(pack, loading, edit, strokes, pair, tmp_path):
+    """The two files have the published names and shapes, hold the very weights, and give the same outputs."""
+    loaded = edit.loaded
+    with torch.inference_mode():
+        unet, encoder = loading.save_pair(tmp_path / "mine.safetensors", loaded.model, loaded.weights, {"note": "kept"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine_encoder.safetensors", "mine_unet.safetensors"]
+    for ours, theirs in zip((unet, encoder), pair, strict=True):
+        a, b = load_file(str(ours)), load_file(str(theirs))
+        assert a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+    assert torch.equal(run(pack, load(loading, unet, encoder, None), edit, strokes), run(pack, loaded, edit, strokes))
+
+
 def test_a_saved_file_without_clip_and_vae_says_so_when_used(loading, edit, tmp_path):
     loaded = edit.loaded
     with torch.inference_mode():

@@ -124,7 +124,7 @@ def test_impossible_sizes(pack, picture, size, mode, message):
 
 
 @pytest.mark.parametrize("name, widget", [
-    ("FramePainterLoad", "weight_dtype"), ("FramePainterConditioning", "size_mode"),
+    ("FramePainterLoad", "weight_dtype"), ("FramePainterSaveCheckpoint", "form"), ("FramePainterConditioning", "size_mode"),
     ("FramePainterSketchSignal", "background"), ("FramePainterSketchSignal", "size_mismatch"),
     ("FramePainterApplyEditSignal", "semantics"), ("FramePainterMatchingAttention", "semantics"),
     ("FramePainterGuidance", "schedule"), ("FramePainterCorrespondenceMap", "level")])
