@@ -55,9 +55,13 @@ def clip_pixels(image: Tensor, size: int = 224, mean: tuple[float, ...] = CLIP_M
 
 
 def keep_aspect_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
-    """The (height, width) nearest to a picture's aspect ratio at about `area` pixels, sides multiples of `multiple`."""
+    """The (height, width) nearest to a picture's aspect ratio at about `area` pixels, sides multiples of `multiple`.
+
+    A strip so long that its short side would fall under `multiple` ends at area / multiple pixels, and is squeezed.
+    """
     ratio = math.sqrt(area / (height * width))
-    return tuple(max(multiple, round(side * ratio / multiple) * multiple) for side in (height, width))
+    longest = max(multiple, area // multiple // multiple * multiple)
+    return tuple(min(max(multiple, round(side * ratio / multiple) * multiple), longest) for side in (height, width))
 
 
 def resize_control(control: Tensor, height: int, width: int) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class Absent:
 
     def __getattr__(self, name: str) -> Any:
         # An AttributeError, so that hasattr() probes by the host stay harmless.
-        raise MissingPart(self.__dict__["explanation"])
+        raise MissingPart(self.__dict__.get("explanation", name))
 
 
 class FramePainterWeights(NamedTuple):
@@ -141,13 +142,25 @@ def svd_config(config: dict[str, Any], head_width: int = HEAD_WIDTH) -> comfy.su
     return out
 
 
+class _PlainLayers:
+    """torch's own layers. The host's make no weights of their own when it pages them in (dynamic VRAM), so a network
+    built from those would not tell what it needs."""
+
+    Linear, Conv1d, Conv2d, Conv3d = torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d
+    GroupNorm, LayerNorm, Embedding = torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.Embedding
+
+    @staticmethod
+    def conv_nd(dims: int, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return {1: torch.nn.Conv1d, 2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dims](*args, **kwargs)
+
+
 def expected_unet(config: dict[str, Any], head_width: int = HEAD_WIDTH) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the UNet that the host builds from a configuration, made on the meta device."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     settings = {k: v for k, v in svd_config(config, head_width).unet_config.items() if k != "disable_unet_model_creation"}
     with torch.device("meta"):
-        unet = UNetModel(**settings, device="meta", operations=comfy.ops.disable_weight_init)
+        unet = UNetModel(**settings, device="meta", operations=_PlainLayers)
     return {name: tuple(p.shape) for name, p in unet.state_dict().items()}
 
 
@@ -160,9 +173,10 @@ def _patcher(module: torch.nn.Module, disable_dynamic: bool = False) -> ModelPat
     return make(module, load_device=mm.get_torch_device(), offload_device=offload)
 
 
-def _fill(patcher: ModelPatcher, tensors: dict[str, Tensor]) -> ModelPatcher:
+def _fill(patcher: ModelPatcher, tensors: dict[str, Tensor], dtype: torch.dtype) -> ModelPatcher:
     dynamic = getattr(patcher, "is_dynamic", lambda: False)()
-    patcher.model.load_state_dict(tensors, assign=dynamic)
+    # Cast here: a host that pages weights in takes the tensors as they are.
+    patcher.model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=dynamic)
     patcher.model.eval()
     return patcher
 
@@ -171,7 +185,7 @@ def build_encoder(tensors: dict[str, Tensor], dtype: torch.dtype) -> ModelPatche
     """The control encoder as a host-managed model, from its tensors."""
     widths = widths_from_shapes({name: tuple(t.shape) for name, t in tensors.items()})
     module = ControlEncoder(widths, comfy.ops.manual_cast, dtype, mm.unet_offload_device())
-    return _fill(_patcher(module), tensors)
+    return _fill(_patcher(module), tensors, dtype)
 
 
 def build_matching(tensors: dict[str, Tensor], dtype: torch.dtype, head_width: int = HEAD_WIDTH) -> ModelPatcher:
@@ -179,7 +193,7 @@ def build_matching(tensors: dict[str, Tensor], dtype: torch.dtype, head_width: i
     tail = ".to_q.weight"
     widths = {name.removesuffix(tail): t.shape[0] for name, t in tensors.items() if name.endswith(tail)}
     module = MatchingBranch(widths, head_width, comfy.ops.manual_cast, dtype, mm.unet_offload_device())
-    return _fill(_patcher(module), tensors)
+    return _fill(_patcher(module), tensors, dtype)
 
 
 def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width: int = HEAD_WIDTH,
@@ -258,10 +272,7 @@ def build_clip_vision(tensors: dict[str, Tensor], head_width: int = HEAD_WIDTH) 
         path = Path(folder, "clip_vision.json")
         path.write_text(json.dumps(config), encoding="utf-8")
         clip = comfy.clip_vision.ClipVisionModel(str(path))
-    missing, _ = clip.load_sd(sd)
-    missing = [n for n in missing if not n.endswith("position_ids")]
-    if missing:
-        raise ValueError(f"the CLIP vision encoder lacks {', '.join(missing[:3])}")
+    clip.load_sd(sd)
     return clip
 
 
@@ -388,14 +399,42 @@ def load_clip_and_vae(path: Path) -> tuple[Any, Any]:
     """CLIP vision and VAE of an SVD checkpoint or single file, without touching its UNet; `Absent` where it has none.
 
     Raises:
-        WeightsError: the file is broken.
+        WeightsError: the file is broken, of another kind, or either part in it is incomplete.
     """
     header = _header(path)
+    if framepainter.file_kind(_shapes(header)) not in ("svd checkpoint", "single file", "framepainter unet"):
+        raise _wrong_kind(path, header, "svd checkpoint")
     vae_names = _under(header, framepainter.VAE)
     clip_names = {n: n for n in header.tensors if n.startswith(framepainter.CLIP_VISION)}
-    clip = build_clip_vision(_read(path, clip_names)) if clip_names else Absent("CLIP_VISION", path.name)
-    vae = build_vae(_read(path, vae_names)) if vae_names else Absent("VAE", path.name)
+    clip, vae = Absent("CLIP_VISION", path.name), Absent("VAE", path.name)
+    if clip_names:
+        tensors = _read(path, clip_names)
+        given = comfy.clip_vision.convert_to_transformers(dict(tensors), framepainter.CLIP_VISION)
+        clip = _complete(path, "CLIP image encoder", lambda: build_clip_vision(tensors), lambda built: built.model, given)
+    if vae_names:
+        tensors = _read(path, vae_names)
+        given = dict(tensors)
+        vae = _complete(path, "VAE", lambda: build_vae(tensors), lambda built: built.first_stage_model, given)
     return clip, vae
+
+
+def _complete(path: Path, what: str, build: Callable[[], Any], module: Callable[[Any], torch.nn.Module],
+              given: dict[str, Tensor]) -> Any:
+    """Build a part and make sure that all its parameters came from the file. The host only logs it if not.
+
+    Raises:
+        WeightsError: the part cannot be built, or lacks tensors; the text names the file and them.
+    """
+    try:
+        built = build()
+    except KeyError as error:  # asked for by name
+        raise _differs(path, what, [f"missing {error.args[0]}"]) from None
+    except (RuntimeError, ValueError) as error:  # torch tells of shapes over several lines
+        raise _differs(path, what, [" ".join(str(error).split())]) from None
+    missing = [n for n in module(built).state_dict() if n not in given and not n.endswith("position_ids")]
+    if missing:
+        raise _differs(path, what, [f"missing {n}" for n in missing])
+    return built
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
@@ -439,7 +478,7 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
         comfy.sd.save_checkpoint(str(partial), model, vae=vae, clip_vision=clip_vision, metadata=metadata,
                                  extra_keys=extra)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WeightsError(f"'{path}' could not be written: {error}. Check the folder's permissions and space."
                            ) from None
     finally:
@@ -473,7 +512,7 @@ def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, met
             try:
                 save_file(_read(whole, wanted), str(partial), metadata=header.metadata)
                 os.replace(partial, files[part])
-            except OSError as error:
+            except (OSError, SafetensorError) as error:
                 raise WeightsError(f"'{files[part]}' could not be written: {error}. Check the folder's permissions and "
                                    "space.") from None
             finally:

@@ -1,8 +1,8 @@
 """Attaching FramePainter to an SVD model, as a guest: clone, host setters, and it comes off with the clone.
 
-Patch objects are shared by clones of a model, so they hold parameters only; what belongs to one pass travels in the
-host's `transformer_options`. Their `models()` hands the extra weights to the host, which loads, offloads, casts and
-unloads them with the model; `to()` therefore moves nothing.
+Patch objects are shared by clones of a model, so nothing that they answer depends on earlier calls; what belongs to one
+pass travels in the host's `transformer_options`. Their `models()` hands the extra weights to the host, which loads,
+offloads, casts and unloads them with the model; `to()` therefore moves nothing.
 
 Legend: B conditioning groups in one pass, T frames, L tokens, C channels; rows are folded as (B*T, ...).
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ..core.edm import inverse_square_guidance, network_timestep, step_position
@@ -90,29 +91,41 @@ class _WeightsPatch:
 # ---- matching attention ----------------------------------------------------------------------------------------------
 
 
-def _marked(forward: Callable, site: str) -> Callable:
-    """A spatial transformer block's forward that says where it is.
+class _Marked:
+    """A spatial transformer block's forward that says which block it is.
 
     The temporal block runs under the same patch key as the spatial one, and shapes tell them apart only while
     h*w differs from T, so the place is written into the options that this one call sees.
     """
 
-    def forward_with_site(*args: Any, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
-        return forward(*args, transformer_options={**(transformer_options or {}), keys.SITE: site}, **kwargs)
+    def __init__(self, forward: Callable, site: str, block: torch.nn.Module):
+        self.forward, self.site, self.block = forward, site, block
 
-    forward_with_site.framepainter_site = site
-    return forward_with_site
+    def __call__(self, *args: Any, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
+        marked = {**(transformer_options or {}), keys.SITE: self.site, keys.BLOCK: self.block}
+        return self.forward(*args, transformer_options=marked, **kwargs)
 
 
-def mark_spatial_blocks(model: ModelPatcher) -> list[str]:
-    """Make every spatial transformer block of a clone announce its path; returns the paths. Chains, is idempotent."""
-    sites = list(framepainter.spatial_sites(unet_shapes(model)))
-    for site in sites:
+def mark_spatial_blocks(model: ModelPatcher) -> None:
+    """Make every spatial transformer block of a clone announce itself. Chains, and is idempotent."""
+    for site in framepainter.spatial_sites(unet_shapes(model)):
         name = f"diffusion_model.{site}.forward"
         forward = model.get_model_object(name)
-        if getattr(forward, "framepainter_site", None) != site:
-            model.add_object_patch(name, _marked(forward, site))
-    return sites
+        if not isinstance(forward, _Marked):
+            model.add_object_patch(name, _Marked(forward, site, model.get_model_object(f"diffusion_model.{site}")))
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, keys.PREFIX)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, keys.PREFIX, _mark_copied_blocks)
+
+
+def _mark_copied_blocks(model: ModelPatcher, clone: ModelPatcher) -> None:
+    """A clone with a network of its own (newer hosts: compiling, training, several GPUs) must run its own blocks."""
+    if clone.model is model.model:
+        return
+    for name, patch in list(clone.object_patches.items()):
+        if isinstance(patch, _Marked):
+            block = clone.model.get_submodule(f"diffusion_model.{patch.site}")
+            own = getattr(patch.forward, "__self__", None) is patch.block
+            clone.object_patches[name] = _Marked(block.forward if own else patch.forward, patch.site, block)
 
 
 class NormedInput(_WeightsPatch):
@@ -159,9 +172,9 @@ class CrossFramePatch(_WeightsPatch):
     of [frame 0, own frame] through the block's own projections. strength moves from self-attention to that.
     """
 
-    def __init__(self, attentions: dict[str, torch.nn.Module], strength: float):
+    def __init__(self, strength: float):
         super().__init__(None)
-        self.attentions, self.strength = attentions, strength
+        self.strength = strength
 
     def __call__(self, out: Tensor, options: dict) -> Tensor:
         site = options.get(keys.SITE)
@@ -174,7 +187,7 @@ class CrossFramePatch(_WeightsPatch):
         video = normed.reshape(-1, frames, *normed.shape[1:])  # (B, T, L, C)
         own = video[:, 1:]
         source = video[:, :1].expand_as(own)
-        attention = self.attentions[site]
+        attention = options[keys.BLOCK].attn1
         record = options.get(keys.RECORD)
         if record is not None:
             record(site, attention.to_q(own), attention.to_k(video[:, 0]), attention.heads, options)
@@ -209,8 +222,7 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
         return clone
     sites = framepainter.spatial_sites(unet_shapes(model))
     if semantics == "cross-frame":
-        attentions = {site: clone.get_model_object(f"diffusion_model.{site}.attn1") for site in sites}
-        patch: _WeightsPatch = CrossFramePatch(attentions, strength)
+        patch: _WeightsPatch = CrossFramePatch(strength)
     elif weights is None:
         raise WrongModel(
             f"{node}: '{semantics}' needs the trained matching weights. Connect FRAMEPAINTER from Load FramePainter, "
@@ -246,6 +258,7 @@ class ControlPatch(_WeightsPatch):
         super().__init__(weights)
         self.control = control  # (1 or T-1, 3, H, W) target control frames
         self.block, self.strength, self.sigma_range, self.targets_only = block, strength, sigma_range, targets_only
+        self._resized = control  # a memo: the control frame at the size last asked for
 
     def __call__(self, h: Tensor, options: dict) -> Tensor:
         if options.get("block") != ("input", self.block):
@@ -268,7 +281,9 @@ class ControlPatch(_WeightsPatch):
 
     def _features(self, h: Tensor, frames: int, sigma: Tensor, options: dict) -> Tensor:
         height, width = (DOWNSCALE * side for side in options["original_shape"][-2:])
-        target = resize_control(self.control, height, width).to(h)  # (1 or T-1, 3, H, W)
+        if self._resized.shape[-2:] != (height, width):
+            self._resized = resize_control(self.control, height, width)
+        target = self._resized.to(h)  # (1 or T-1, 3, H, W)
         pair = torch.cat([torch.zeros_like(target[:1]), target])
         t = network_timestep(sigma.to(h.device)).expand(len(pair))
         features = self.weights.model(pair, t)

@@ -27,7 +27,10 @@ def look(model: ModelPatcher, positive: list, latent: Tensor, sigma: float, seed
     seen: dict[str, SiteAttention] = {}
 
     def record(site: str, q: Tensor, k: Tensor, heads: int, options: dict) -> None:
-        seen[site] = SiteAttention(q[0, -1].float().cpu(), k[0].float().cpu(), heads,
+        if site in seen:  # other nodes may run the network again, perturbed
+            return
+        group = list(options.get("cond_or_uncond", (0,))).index(0)
+        seen[site] = SiteAttention(q[group, -1].float().cpu(), k[group].float().cpu(), heads,
                                    tuple(options["activations_shape"][-2:]))
 
     watched = model.clone()

@@ -9,7 +9,6 @@ from ..host.conditioning import edit_conditioning
 from .schema import check_choice, schema
 
 MULTIPLE_EXACT, MULTIPLE_FITTED = 8, 64  # one latent; the size that the released pipeline asks for
-LONGEST_ASPECT = 8.0
 SIZE_MODES = ["keep aspect", "exact"]
 
 
@@ -64,14 +63,9 @@ def target_size(picture_height: int, picture_width: int, width: int, height: int
     """(height, width) in pixels to edit at.
 
     Raises:
-        ValueError: exact sides that are no multiples of 8, or a picture too long to keep its aspect ratio.
+        ValueError: exact sides that are no multiples of 8.
     """
     if mode == "keep aspect":
-        aspect = max(picture_height, picture_width) / min(picture_height, picture_width)
-        if aspect > LONGEST_ASPECT:
-            raise ValueError(
-                f"FramePainter Conditioning: the picture is {picture_width} x {picture_height}, longer than "
-                f"{LONGEST_ASPECT:g} to 1. Crop it, or set size_mode to 'exact' and choose width and height.")
         return keep_aspect_size(picture_height, picture_width, width * height, MULTIPLE_FITTED)
     for name, side in (("width", width), ("height", height)):
         if side % MULTIPLE_EXACT:

@@ -24,7 +24,12 @@ def _tool(name: str):
 
 if "FRAMEPAINTER_HOST" not in os.environ:
     raise pytest.UsageError("no ComfyUI to test on: run the suite with `python dev.py test`")
-_load = _tool("pack").open_pack(Path(os.environ["FRAMEPAINTER_HOST"]))
+# The suite compares bits and 1e-5: that is the CPU's business, in this process and in the servers it starts.
+os.environ["FRAMEPAINTER_CPU"] = "1"
+# On a busy machine MKL picks other numbers of threads, and rounds otherwise: two equal runs would differ in bits.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+_load = _tool("pack").open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
 _tool("pack").package("framepainter_tests", ROOT / "tests" / "support")
 
 

@@ -31,6 +31,9 @@ def test_a_folder_replaces_only_the_systems_it_holds(given):
 def test_an_empty_folder_fails(given):
     with pytest.raises(FileNotFoundError, match="holds no cases"):
         system_folder("framepainter")
+    (given / "manifests").mkdir()  # one level too deep
+    with pytest.raises(FileNotFoundError, match="none of framepainter, i2vedit in it"):
+        system_folder("framepainter")
     (given / "framepainter").mkdir()
     with pytest.raises(FileNotFoundError, match="no golden cases in"):
         cases("framepainter")

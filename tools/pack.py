@@ -26,11 +26,12 @@ def package(name: str, folder: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def open_pack(host: Path):
+def open_pack(host: Path, cpu: bool = False):
     """Make ComfyUI and the pack importable.
 
     Args:
         host: ComfyUI's folder.
+        cpu: keep everything on the CPU though there may be a GPU.
 
     Returns:
         A function that imports a module of the pack by its path, such as "host.loading".
@@ -41,7 +42,7 @@ def open_pack(host: Path):
     import torch
     from comfy.cli_args import args  # does not read the command line unless ComfyUI's own main asked for it
 
-    if not torch.cuda.is_available():
+    if cpu or not torch.cuda.is_available():
         args.cpu = True
     torch.set_grad_enabled(False)
     package(NAME, ROOT)

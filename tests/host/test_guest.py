@@ -55,11 +55,11 @@ def test_running_twice_gives_the_same_bits(edit, full):
     assert torch.equal(sample(full, edit), sample(full, edit))
 
 
-def test_nothing_stays_on_the_module_after_unloading(edit, full):
+def test_nothing_stays_on_the_module_after_unloading(patches, edit, full):
     sample(full, edit)
     mm.unload_all_models()
     # The host puts the original method back as an attribute of the module, so look whose it is.
-    left = [n for n, m in full.model.diffusion_model.named_modules() if hasattr(m.forward, "framepainter_site")]
+    left = [n for n, m in full.model.diffusion_model.named_modules() if isinstance(m.forward, patches._Marked)]
     assert left == []
 
 
@@ -213,8 +213,9 @@ def test_cross_frame_of_equal_frames_is_self_attention(patches, edit):
     normed = torch.randn(1, 20, 128, generator=torch.Generator().manual_seed(2)).expand(3, -1, -1)
     out = attention(normed)
     keys = patches.keys
-    wide = patches.CrossFramePatch({site: attention}, 1.0)(out, {keys.SITE: site, keys.NORMED: normed,
-                                                                 "cond_or_uncond": [0]})
+    block = edit.loaded.model.model.diffusion_model.get_submodule(site)
+    wide = patches.CrossFramePatch(1.0)(out, {keys.SITE: site, keys.BLOCK: block, keys.NORMED: normed,
+                                              "cond_or_uncond": [0]})
     assert relative(wide, out) < 1e-6
 
 
@@ -244,6 +245,28 @@ def test_partly_loaded_weights_give_the_same_bits(edit, full, pack):
     after = sample(full, edit)
     mm.unload_all_models()
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("semantics", ["release", "cross-frame"])
+def test_a_copy_with_its_own_network_runs_that(pack, patches, edit, checkpoint, semantics):
+    """Newer hosts copy a model for compiling, training and several GPUs: the copy must not run the original's blocks."""
+    model = patches.attach_matching(edit.loaded.model, edit.loaded.weights.matching, semantics, 1.0)
+    if hasattr(model, "get_clone_model_override"):
+        copy = model.clone(force_deepcopy=True)
+    else:  # what such a host does: the patches on another module, then the callbacks
+        copy = pack("host.loading")._load_unet(checkpoint, torch.float32).clone()
+        copy.model_options, copy.object_patches = model.model_options, model.object_patches.copy()
+        for callback in model.get_all_callbacks("on_clone"):
+            callback(model, copy)
+    assert copy.model is not model.model
+    before = sample(model, edit)
+    assert relative(sample(copy, edit), before) < 1e-4
+    for name, parameter in copy.model.diffusion_model.named_parameters():
+        if ".transformer_blocks." in name:
+            with torch.inference_mode():
+                parameter.data = torch.zeros_like(parameter)
+    assert relative(sample(copy, edit), before) > 1e-2
+    assert torch.equal(sample(model, edit), before)
 
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,10 +114,24 @@ def test_a_lora_is_merged_into_the_saved_file(loading, edit, names, tmp_path):
     assert torch.allclose(load_file(str(path))[names.UNET + name], weight + 0.25)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(pack, loading, checkpoint, edit, strokes, dtype):
+@pytest.fixture(params=[False, True], ids=["", "paged"])
+def paged(request, monkeypatch) -> bool:
+    """With and without the newer host's dynamic VRAM, under which its layers make no weights of their own."""
+    try:
+        import comfy.memory_management as memory
+    except ImportError:
+        return False
+    monkeypatch.setattr(memory, "aimdo_enabled", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_precisions(pack, loading, checkpoint, edit, strokes, dtype, paged):
     loaded = load(loading, checkpoint, None, None, dtype=dtype)
-    for part in (loaded.model.model.diffusion_model, loaded.weights.matching.model, loaded.weights.encoder.model):
+    assert loaded.model.model.get_dtype() == dtype
+    # Paged in, the host keeps a UNet's weights as the file has them and casts them on their way to the card.
+    unet = [] if paged else [loaded.model.model.diffusion_model]
+    for part in (*unet, loaded.weights.matching.model, loaded.weights.encoder.model):
         assert {p.dtype for n, p in part.named_parameters() if "mix_factor" not in n} == {dtype}
     assert relative(run(pack, loaded, edit, strokes), run(pack, edit.loaded, edit, strokes)) < 0.05
 
@@ -132,6 +147,36 @@ def test_epsilon_follows_the_file(loading, names, tensors, edit, tmp_path):
         saved = loading.save(tmp_path / "again.safetensors", load(loading, path, None, None).model,
                              edit.loaded.weights, None, None, {})
     assert load(loading, saved, None, None).model.model.diffusion_model.get_submodule(norm).eps == 1e-5
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("VAE", "encoder.conv_out.weight", "VAE: missing encoder.conv_out.weight"),
+    ("VAE", "decoder.mid.block_1.conv1.weight", "VAE: missing decoder.mid.block_1.conv1.weight"),
+    ("VAE", "decoder.conv_out.weight", "VAE: missing decoder.conv_out.weight"),
+    ("VAE", "+decoder.mid.block_1.conv1.weight", "VAE: .*size mismatch for decoder.mid.block_1.conv1.weight"),
+    ("CLIP_VISION", "visual_projection.weight", "CLIP image encoder: missing visual_projection.weight"),
+    ("CLIP_VISION", "vision_model.encoder.layers.1.mlp.fc1.weight",
+     "CLIP image encoder: missing vision_model.encoder.layers.1.mlp.fc1.weight"),
+])
+def test_incomplete_clip_and_vae(loading, names, tensors, tmp_path, name, change, message):
+    """A hole in the parts that the host builds would otherwise be filled with whatever was in memory."""
+    full = getattr(names, name) + change.lstrip("+")
+    changed = {n: t for n, t in tensors.items() if n != full}
+    if change.startswith("+"):
+        changed[full] = torch.zeros(*tensors[full].shape[:-1], 5)
+    path = tmp_path / "parts.safetensors"
+    save_file(changed, str(path))
+    with pytest.raises(loading.WeightsError, match=f"'parts.safetensors' is not a complete {message}"):
+        load(loading, path, None, None)
+
+
+def test_clip_and_vae_of_another_family(loading, names, tensors, checkpoint, tmp_path):
+    path = tmp_path / "sd15.safetensors"
+    save_file({n: t for n, t in tensors.items() if n.startswith(names.VAE)} | {
+        names.UNET + "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": torch.zeros(1)}, str(path))
+    with pytest.raises(loading.WeightsError, match="'sd15.safetensors' holds a Stable Diffusion image checkpoint; "
+                                                   "expected a Stable Video Diffusion checkpoint"):
+        load(loading, checkpoint, None, path)
 
 
 def _truncate(path: Path, keep: float) -> None:
@@ -247,14 +292,22 @@ def test_no_room_on_the_disk(loading, edit, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_save_leaves_nothing(loading, edit, tmp_path, monkeypatch):
-    def fail(path, *args, **kwargs):
-        Path(path).write_bytes(b"half a file")
-        raise OSError(28, "No space left on device")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("kind", ["save", "save_pair"])
+def test_a_disk_that_fills_up_leaves_nothing(loading, edit, tmp_path, kind):
+    """The system refuses to let a file grow, in the middle of writing it."""
+    import resource
+    import signal
 
-    monkeypatch.setattr(loading.comfy.sd, "save_checkpoint", fail)
-    with pytest.raises(loading.WeightsError, match="could not be written.*No space left"):
-        loading.save(tmp_path / "x.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    parts = (edit.loaded.model, edit.loaded.weights, *((None, None) if kind == "save" else ()), {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(loading.WeightsError, match="x.*safetensors' could not be written"), torch.inference_mode():
+            getattr(loading, kind)(tmp_path / "x.safetensors", *parts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+SYSTEMS = ("framepainter", "i2vedit")
 OWN = Path(__file__).resolve().parents[1] / "golden"
 
 
@@ -31,8 +32,8 @@ def system_folder(system: str) -> Path:
     if given:
         if not Path(given).is_dir():
             raise FileNotFoundError(f"GOLDEN_CASES names {given}, which is no folder")
-        if not any(p.is_dir() for p in Path(given).iterdir()):
-            raise FileNotFoundError(f"GOLDEN_CASES names {given}, which holds no cases")
+        if not any((Path(given) / known).is_dir() for known in SYSTEMS):
+            raise FileNotFoundError(f"GOLDEN_CASES names {given}, which holds no cases: none of {', '.join(SYSTEMS)} in it")
         if (Path(given) / system).is_dir():
             return Path(given) / system
     return OWN / system
