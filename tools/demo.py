@@ -32,8 +32,8 @@ RANDOM_NOTICE = f"""\
 Weights: RANDOM. No FramePainter weights were found, so the edited picture is noise: only the way through the
          nodes is real, at a small size and in few steps. For a real edit, put under {{models}}
          or {{own}}:
-             {OFFICIAL_NAME} into diffusion_models,
-             {OFFICIAL_ENCODER} into controlnet,
+             {OFFICIAL_NAME} into framepainter,
+             {OFFICIAL_ENCODER} into framepainter,
              a Stable Video Diffusion checkpoint (svd...) into checkpoints."""
 # What a file with everything inside holds besides the UNet: the control encoder, the VAE, CLIP vision.
 SINGLE_FILE_PARTS = ("framepainter.encoder.", "first_stage_model.", "conditioner.embedders.")
@@ -68,7 +68,7 @@ def choose_model(models_dirs: Iterable[Path], shipped_dir: Path | None = None) -
     unet = _first(found, MODEL_FOLDERS, lambda path: path.name == OFFICIAL_NAME)
     if unet is not None:
         encoder = _first(found, ENCODER_FOLDERS, lambda path: path.name == OFFICIAL_ENCODER)
-        svd = _first(found, SVD_FOLDERS, lambda path: "svd" in path.name.lower())
+        svd = _first(found, SVD_FOLDERS, _is_svd)
         if encoder is not None and svd is not None:
             return ModelChoice("official", unet, encoder, svd)
         wanted = {OFFICIAL_ENCODER: encoder, "a Stable Video Diffusion checkpoint (svd...)": svd}
@@ -93,6 +93,11 @@ def _first(directories: Iterable[Path], folders: Iterable[str], fits: Callable[[
         for path in sorted((directory / folder).rglob("*.safetensors"))
     )
     return next((path for path in files if path.is_file() and fits(path)), None)
+
+
+def _is_svd(path: Path) -> bool:
+    # The variants with an image decoder would decode the two frames apart from each other.
+    return "svd" in path.name.lower() and "image_decoder" not in path.name.lower()
 
 
 def _is_single_file(path: Path) -> bool:

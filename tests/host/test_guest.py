@@ -271,7 +271,7 @@ def test_a_copy_with_its_own_network_runs_that(pack, patches, edit, checkpoint, 
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])
 def test_other_families_are_refused(patches, edit, strokes, family):
-    from framepainter_tests.networks import image_model
+    from framepainter_tests.image_models import image_model
 
     model, weights = image_model(family), edit.loaded.weights
     for attempt in (lambda: patches.attach_matching(model, weights.matching, "release", 1.0),

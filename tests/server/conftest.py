@@ -28,6 +28,8 @@ def server(tmp_path_factory, server_tools, checkpoint):
     models.mkdir(parents=True)
     shutil.copy(checkpoint, models / examples.MODEL)
     (base / "input").mkdir()
+    (base / "custom_nodes").mkdir()
+    shutil.copy(examples.ROOT / "tests" / "support" / "image_models.py", base / "custom_nodes")
     for name, source in examples.INPUTS.items():
         shutil.copy(source, base / "input" / name)
     with server_tools.Server.from_environment(examples.ROOT, base) as running:

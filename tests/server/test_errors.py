@@ -9,6 +9,7 @@ import pytest
 import torch
 from framepainter_tests import examples
 from framepainter_tests.examples import INSIDE, only_edited, pixels, prompt, small
+from safetensors.torch import save_file
 from torch import Tensor
 
 FAILED_IN_TIME_S = 60.0
@@ -39,6 +40,27 @@ def example(**changes) -> examples.Prompt:
 
 def plain(height: int, width: int, value: int = 255) -> Tensor:
     return torch.full((height, width, 3), value, dtype=torch.uint8)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["SD15", "SDXL"])
+@pytest.mark.parametrize("node", ["FramePainterApplyEditSignal", "FramePainterGuidance"])
+def test_a_model_of_another_family(lab, family: str, node: str):
+    request = example()
+    request["90"] = {"class_type": "FramePainterTestImageModel", "inputs": {"family": family}, "_meta": {"title": "Other"}}
+    examples.inputs(request, node)["model"] = ["90", 0]
+    message = failure(lab, request, node)
+    assert "Stable Video Diffusion networks only" in message and "Load FramePainter" in message
+
+
+def test_encoder_and_unet_of_different_widths(lab, pack):
+    encoder = pack("core.models.control_encoder")
+    widths = encoder.EncoderWidths(3, 128, 256, (64, 64, 128), (128, 256), 320)
+    save_file(encoder.ControlEncoder(widths).state_dict(), str(lab.model_path("wide_encoder.safetensors")))
+    message = failure(lab, example(FramePainterLoad={"encoder_file": "wide_encoder.safetensors"}), "FramePainterLoad")
+    assert "wide_encoder.safetensors" in message and "320" in message and "64" in message and "Yabo/FramePainter" in message
 
 
 # ---- pictures and sketches -------------------------------------------------------------------------------------------
