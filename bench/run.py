@@ -91,7 +91,7 @@ def models(load: Callable[[str], Any], size: str) -> dict[str, Any]:
     """The variants to measure, all on one set of random weights: name -> ModelPatcher."""
     import torch
 
-    loading, patches, names = load("host.loading"), load("host.patches"), load("core.weights.framepainter")
+    building, patches, names = load("host.building"), load("host.patches"), load("core.weights.framepainter")
     widths = random_model.FULL if size == "full" else random_model.SMALL
     half = torch.cuda.is_available()
     dtype = torch.float16 if half else torch.float32
@@ -100,8 +100,8 @@ def models(load: Callable[[str], Any], size: str) -> dict[str, Any]:
         shapes = {n.removeprefix(prefix): s for n, s in random_model.shapes(widths, load).items() if n.startswith(prefix)}
         return {n: random_model.parameter(n, s, "bench").to(dtype) for n, s in shapes.items()}
 
-    plain = loading.build_unet(part(names.UNET), dtype)
-    branch, encoder = loading.build_matching(part(names.MATCHING), dtype), loading.build_encoder(part(names.ENCODER), dtype)
+    plain = building.build_unet(part(names.UNET), dtype)
+    branch, encoder = building.build_matching(part(names.MATCHING), dtype), building.build_encoder(part(names.ENCODER), dtype)
     height, width = PIXELS[size]
     control = torch.zeros(1, height, width, 3)
     control[:, height // 4:height // 2, width // 3] = 1.0

@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host import folders, loading
+from ..host import folders, loading, saving
 from .schema import FramePainterType, advanced, check_choice, schema
 
 INSIDE = "(in the model file)"
@@ -113,9 +113,9 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
             metadata |= {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
         path = Path(folder, f"{name}_{counter:05}_.safetensors")
         if form == FORMS[0]:
-            written = [loading.save(path, model, framepainter, clip_vision, vae, metadata)]
+            written = [saving.save(path, model, framepainter, clip_vision, vae, metadata)]
         else:
-            written = loading.save_pair(path, model, framepainter, metadata)
+            written = saving.save_pair(path, model, framepainter, metadata)
         return io.NodeOutput(ui=ui.PreviewText("\n".join(f"{p} ({p.stat().st_size / 1e6:.1f} MB)" for p in written)))
 
 

@@ -88,7 +88,7 @@ def formula_image(expression: str, height: int, width: int) -> torch.Tensor:
 
 
 def control_encoder(case: Case, pack, load_case) -> None:
-    encoder = pack("host.loading").build_encoder(case.network("control_encoder"), torch.float32).model
+    encoder = pack("host.building").build_encoder(case.network("control_encoder"), torch.float32).model
     edm = pack("core.edm")
     for i, run in enumerate(case.info["runs"]):
         frames = case.tensors[run["frames"]].flatten(0, 1)
@@ -101,8 +101,7 @@ def control_encoder(case: Case, pack, load_case) -> None:
 def control_normalisation(case: Case, pack, load_case) -> None:
     injection = pack("core.models.injection")
     for run in case.info["runs"]:
-        t = {k.removesuffix(run["tensors_suffix"]): v for k, v in case.tensors.items()
-             if k.endswith(run["tensors_suffix"])}
+        t = case.of_run(run)
         assert relative(injection.match_statistics(t["control"], t["features"]), t["matched"]) < LIMIT_BLOCK, run["note"]
         assert relative(injection.inject(t["features"], t["control"], t["scale"]), t["result"]) < LIMIT_BLOCK, run["note"]
 
@@ -110,14 +109,14 @@ def control_normalisation(case: Case, pack, load_case) -> None:
 def matching_block(case: Case, pack, load_case) -> None:
     from comfy.ldm.modules.attention import BasicTransformerBlock
 
-    patches, keys, loading = pack("host.patches"), pack("host.keys"), pack("host.loading")
+    patches, keys, building = pack("host.patches"), pack("host.keys"), pack("host.building")
     config = case.config("block")
     block = BasicTransformerBlock(config["dim"], config["heads"], config["head_dim"], context_dim=config["context_dim"],
                                   operations=nn)
     weights = case.network("block")
     mark = "sparse_attention."
     block.load_state_dict({n: t for n, t in weights.items() if not n.startswith(mark)})
-    branch = loading.build_matching({"b." + n[len(mark):]: t for n, t in weights.items() if n.startswith(mark)},
+    branch = building.build_matching({"b." + n[len(mark):]: t for n, t in weights.items() if n.startswith(mark)},
                                     torch.float32, config["head_dim"])
     groups = case.info["parameters"]["batch"]
     seen = {}
@@ -155,8 +154,7 @@ def unet_forward(case: Case, pack, load_case) -> None:
     loaded = load_case(case)
     block = patches.svd_layout(loaded.model, "golden case").injection_block
     for run in case.info["runs"]:
-        t = {k.removesuffix(run["tensors_suffix"]): v for k, v in case.tensors.items()
-             if k.endswith(run["tensors_suffix"])}
+        t = case.of_run(run)
         batch, frames = t["sample"].shape[:2]
         x = t["sample"].flatten(0, 1)
         context = t["context"].repeat_interleave(frames, 0)
@@ -246,8 +244,7 @@ def edit_sampling(case: Case, pack, load_case) -> None:
     patches, conditioning = pack("host.patches"), pack("host.conditioning")
     loaded = load_case(case)
     for run in case.info["runs"]:
-        t = {k.removesuffix(run["tensors_suffix"]): v for k, v in case.tensors.items()
-             if k.endswith(run["tensors_suffix"])}
+        t = case.of_run(run)
         positive, negative = conditioning.svd_conditioning(
             t["image_embeds"], t["image_latents"], run["fps_id"], run["motion_bucket_id"], run["noise_augmentation"])
         schedule = {"inv_square": "inverse square", "none": "constant"}[run["guidance_decay"]]

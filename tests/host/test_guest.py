@@ -39,8 +39,8 @@ def test_strength_zero_is_the_unpatched_model(patches, edit, strokes, plain):
 def test_off_is_a_model_that_never_had_the_branch(pack, edit, plain, checkpoint):
     loading, names = pack("host.loading"), pack("core.weights.framepainter")
     header = loading.read_header(checkpoint)
-    tensors = loading._read(checkpoint, names.split_single_file(header.tensors).unet)
-    assert torch.equal(sample(loading.build_unet(tensors, torch.float32), edit), sample(plain, edit))
+    tensors = loading.read_tensors(checkpoint, names.split_single_file(header.tensors).unet)
+    assert torch.equal(sample(pack("host.building").build_unet(tensors, torch.float32), edit), sample(plain, edit))
 
 
 def test_unpatched_model_is_unchanged_after_a_patched_run(edit, full, plain):

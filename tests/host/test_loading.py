@@ -20,6 +20,11 @@ def loading(pack):
 
 
 @pytest.fixture(scope="module")
+def saving(pack):
+    return pack("host.saving")
+
+
+@pytest.fixture(scope="module")
 def names(pack):
     return pack("core.weights.framepainter")
 
@@ -62,10 +67,10 @@ def test_the_authors_two_files_and_one_file_agree(pack, loading, pair, checkpoin
         assert torch.equal(loaded.vae.decode(latent), edit.loaded.vae.decode(latent))
 
 
-def test_saved_and_loaded_again_is_the_same(pack, loading, edit, strokes, tmp_path):
+def test_saved_and_loaded_again_is_the_same(pack, loading, saving, edit, strokes, tmp_path):
     loaded = edit.loaded
     with torch.inference_mode():
-        path = loading.save(tmp_path / "new" / "saved.safetensors", loaded.model, loaded.weights, loaded.clip_vision,
+        path = saving.save(tmp_path / "new" / "saved.safetensors", loaded.model, loaded.weights, loaded.clip_vision,
                             loaded.vae, {"note": "kept"})
     again = load(loading, path, None, None)
     assert torch.equal(run(pack, again, edit, strokes), run(pack, loaded, edit, strokes))
@@ -81,11 +86,11 @@ def test_saved_and_loaded_again_is_the_same(pack, loading, edit, strokes, tmp_pa
     assert [p.name for p in path.parent.iterdir()] == ["saved.safetensors"]
 
 
-def test_saved_as_the_authors_do(pack, loading, edit, strokes, pair, tmp_path):
+def test_saved_as_the_authors_do(pack, loading, saving, edit, strokes, pair, tmp_path):
     """The two files have the published names and shapes, hold the very weights, and give the same outputs."""
     loaded = edit.loaded
     with torch.inference_mode():
-        unet, encoder = loading.save_pair(tmp_path / "mine.safetensors", loaded.model, loaded.weights, {"note": "kept"})
+        unet, encoder = saving.save_pair(tmp_path / "mine.safetensors", loaded.model, loaded.weights, {"note": "kept"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine_encoder.safetensors", "mine_unet.safetensors"]
     for ours, theirs in zip((unet, encoder), pair, strict=True):
         a, b = load_file(str(ours)), load_file(str(theirs))
@@ -93,10 +98,10 @@ def test_saved_as_the_authors_do(pack, loading, edit, strokes, pair, tmp_path):
     assert torch.equal(run(pack, load(loading, unet, encoder, None), edit, strokes), run(pack, loaded, edit, strokes))
 
 
-def test_a_saved_file_without_clip_and_vae_says_so_when_used(loading, edit, tmp_path):
+def test_a_saved_file_without_clip_and_vae_says_so_when_used(loading, saving, edit, tmp_path):
     loaded = edit.loaded
     with torch.inference_mode():
-        path = loading.save(tmp_path / "bare.safetensors", loaded.model, loaded.weights, None, None, {})
+        path = saving.save(tmp_path / "bare.safetensors", loaded.model, loaded.weights, None, None, {})
     again = load(loading, path, None, None)
     assert not hasattr(again.vae, "anything")  # the host may probe it
     for part, what in ((again.vae, "VAE"), (again.clip_vision, "CLIP_VISION")):
@@ -104,13 +109,13 @@ def test_a_saved_file_without_clip_and_vae_says_so_when_used(loading, edit, tmp_
             part.decode(None)
 
 
-def test_a_lora_is_merged_into_the_saved_file(loading, edit, names, tmp_path):
+def test_a_lora_is_merged_into_the_saved_file(loading, saving, edit, names, tmp_path):
     name = "middle_block.1.transformer_blocks.0.attn1.to_q.weight"
     changed = edit.loaded.model.clone()
     weight = changed.model.diffusion_model.state_dict()[name].clone()
     changed.add_patches({"diffusion_model." + name: ("diff", (torch.ones_like(weight),))}, 0.25)
     with torch.inference_mode():
-        path = loading.save(tmp_path / "merged.safetensors", changed, edit.loaded.weights, None, None, {})
+        path = saving.save(tmp_path / "merged.safetensors", changed, edit.loaded.weights, None, None, {})
     assert torch.allclose(load_file(str(path))[names.UNET + name], weight + 0.25)
 
 
@@ -136,7 +141,7 @@ def test_precisions(pack, loading, checkpoint, edit, strokes, dtype, paged):
     assert relative(run(pack, loaded, edit, strokes), run(pack, edit.loaded, edit, strokes)) < 0.05
 
 
-def test_epsilon_follows_the_file(loading, names, tensors, edit, tmp_path):
+def test_epsilon_follows_the_file(loading, saving, names, tensors, edit, tmp_path):
     """diffusers' GroupNorm epsilon for FramePainter weights, unless the file was made from stock SVD."""
     path = tmp_path / "svd_epsilon.safetensors"
     save_file(tensors, str(path), metadata={"framepainter.group_norm_epsilon": "svd"})
@@ -144,7 +149,7 @@ def test_epsilon_follows_the_file(loading, names, tensors, edit, tmp_path):
     for loaded, epsilon in ((edit.loaded, 1e-6), (load(loading, path, None, None), 1e-5)):
         assert loaded.model.model.diffusion_model.get_submodule(norm).eps == epsilon
     with torch.inference_mode():
-        saved = loading.save(tmp_path / "again.safetensors", load(loading, path, None, None).model,
+        saved = saving.save(tmp_path / "again.safetensors", load(loading, path, None, None).model,
                              edit.loaded.weights, None, None, {})
     assert load(loading, saved, None, None).model.model.diffusion_model.get_submodule(norm).eps == 1e-5
 
@@ -277,24 +282,25 @@ def test_bad_encoders(loading, names, tensors, pair, tmp_path):
 def test_networks_of_different_widths_do_not_mix(pack, loading, edit, strokes):
     patches = pack("host.patches")
     widths = edit.loaded.weights.encoder.model.widths._replace(out=320)
-    encoder = loading._patcher(pack("core.models.control_encoder").ControlEncoder(widths))
+    encoder = pack("host.building").managed(pack("core.models.control_encoder").ControlEncoder(widths))
     with pytest.raises(patches.WrongModel, match="encoder gives 320 channels, the model's first level has 64"):
         patches.apply_control(edit.loaded.model, encoder, strokes, 0.8, 0, 1, "release")
-    branch = loading._patcher(pack("core.attention.matching").MatchingBranch({"middle_block.1.transformer_blocks.0": 64}, 64))
+    one_block = pack("core.attention.matching").MatchingBranch({"middle_block.1.transformer_blocks.0": 64}, 64)
+    branch = pack("host.building").managed(one_block)
     with pytest.raises(patches.WrongModel, match=r"another network \(1 blocks, widths \[64\]; this model has 16 blocks"):
         patches.attach_matching(edit.loaded.model, branch, "release", 1.0)
 
 
-def test_no_room_on_the_disk(loading, edit, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1_000_000))
+def test_no_room_on_the_disk(loading, saving, edit, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1_000_000))
     with pytest.raises(loading.WeightsError, match=r"full.safetensors' needs 0.1\d GB, the disk has 0.00 GB free"):
-        loading.save(tmp_path / "full.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
+        saving.save(tmp_path / "full.safetensors", edit.loaded.model, edit.loaded.weights, None, None, {})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 @pytest.mark.parametrize("kind", ["save", "save_pair"])
-def test_a_disk_that_fills_up_leaves_nothing(loading, edit, tmp_path, kind):
+def test_a_disk_that_fills_up_leaves_nothing(loading, saving, edit, tmp_path, kind):
     """The system refuses to let a file grow, in the middle of writing it."""
     import resource
     import signal
@@ -304,7 +310,7 @@ def test_a_disk_that_fills_up_leaves_nothing(loading, edit, tmp_path, kind):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
         with pytest.raises(loading.WeightsError, match="x.*safetensors' could not be written"), torch.inference_mode():
-            getattr(loading, kind)(tmp_path / "x.safetensors", *parts)
+            getattr(saving, kind)(tmp_path / "x.safetensors", *parts)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

@@ -57,6 +57,11 @@ class Case:
         values = WEIGHTS.state_dict(manifest, self.info["salt"])
         return {key: torch.from_numpy(value.copy()) for key, value in values.items()}
 
+    def of_run(self, run: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensors of one of the case's runs, without its suffix."""
+        suffix = run["tensors_suffix"]
+        return {name.removesuffix(suffix): t for name, t in self.tensors.items() if name.endswith(suffix)}
+
     def config(self, name: str) -> dict[str, Any]:
         return self.info["networks"][name]["config"]
 
