@@ -1,7 +1,8 @@
 """FramePainter weight files -> ComfyUI models.
 
-A file's header is checked in full before any tensor is read: what it is, that it is whole, that every tensor has its
-place and shape. Then the weights become ordinary host-managed models (ModelPatcher), cast by the host's own operations.
+A file's header is checked before any tensor is read: what it is, that it is whole, that every tensor of UNet, matching
+attention and control encoder has its place and shape. CLIP vision and VAE, whose layout is the host's business, are
+checked against what the host builds from them.
 """
 
 from __future__ import annotations
