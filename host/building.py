@@ -78,10 +78,14 @@ def managed(module: torch.nn.Module, disable_dynamic: bool = False) -> ModelPatc
     return make(module, load_device=mm.get_torch_device(), offload_device=offload)
 
 
+def _is_dynamic(patcher: ModelPatcher) -> bool:
+    """Whether the host pages this model's weights in at use (dynamic VRAM); older hosts never do."""
+    return getattr(patcher, "is_dynamic", lambda: False)()
+
+
 def _fill(patcher: ModelPatcher, tensors: dict[str, Tensor], dtype: torch.dtype) -> ModelPatcher:
-    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
     # Cast here: a host that pages weights in takes the tensors as they are.
-    patcher.model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=dynamic)
+    patcher.model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=_is_dynamic(patcher))
     patcher.model.eval()
     return patcher
 
@@ -126,10 +130,8 @@ def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width
     offload = mm.unet_offload_device()
     if not mm.is_device_cpu(offload):
         model.to(offload)
-    if getattr(patcher, "is_dynamic", lambda: False)():
-        model.load_model_weights(tensors, "", assign=True)
-    else:
-        model.load_model_weights(tensors, "")
+    # An older host's method has no such argument.
+    model.load_model_weights(tensors, "", **({"assign": True} if _is_dynamic(patcher) else {}))
     model.eval()
     return patcher
 

@@ -162,9 +162,8 @@ def _check_unet(path: Path, header: Header, names: UNetNames, head_width: int) -
         raise _differs(path, "FramePainter UNet", [f"its layout cannot be read ({type(error).__name__}: {error})"]
                        ) from None
     problems = framepainter.differences(expected, shapes)
-    branch = {site: width for site, width in framepainter.spatial_sites(expected).items()}
     with torch.device("meta"):
-        matching = MatchingBranch(branch, head_width, device="meta")
+        matching = MatchingBranch(framepainter.spatial_sites(expected), head_width, device="meta")
     problems += framepainter.differences({n: tuple(p.shape) for n, p in matching.state_dict().items()},
                                          {new: header.tensors[old].shape for new, old in names.matching.items()})
     if problems:

@@ -9,7 +9,7 @@ Legend: B conditioning groups in one pass, T frames, L tokens, C channels; rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -63,11 +63,11 @@ def frames_in(rows: int, options: dict) -> int:
     return rows // max(len(options.get("cond_or_uncond", (0,))), 1)
 
 
-def _drop(model: ModelPatcher, kinds: Iterable[str], owner: type) -> None:
+def _drop(model: ModelPatcher, kind: str, *owners: type) -> None:
+    """Take our patches of one kind off a clone; everyone else's stay, in their order."""
     patches = model.model_options["transformer_options"].get("patches", {})
-    for kind in kinds:
-        if kind in patches:
-            patches[kind] = [p for p in patches[kind] if not isinstance(p, owner)]
+    if kind in patches:
+        patches[kind] = [p for p in patches[kind] if not isinstance(p, owners)]
 
 
 class _WeightsPatch:
@@ -84,7 +84,7 @@ class _WeightsPatch:
 
     def __deepcopy__(self, memo: dict) -> _WeightsPatch:
         # ComfyUI 0.3.75 deep-copies a model's options with every clone; without this each node would duplicate the
-        # weights. Sharing is safe, as nothing here changes after construction.
+        # weights. Sharing is safe, as no answer depends on earlier calls.
         return self
 
 
@@ -215,9 +215,8 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
     node = "Matching Attention"
     svd_layout(model, node)
     clone = model.clone()
-    _drop(clone, ("attn1_patch",), NormedInput)
-    _drop(clone, ("attn1_output_patch",), MatchingPatch)
-    _drop(clone, ("attn1_output_patch",), CrossFramePatch)
+    _drop(clone, "attn1_patch", NormedInput)
+    _drop(clone, "attn1_output_patch", MatchingPatch, CrossFramePatch)
     if semantics == "off" or strength == 0.0:
         return clone
     sites = framepainter.spatial_sites(unet_shapes(model))
@@ -299,7 +298,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
     Args:
         control: (1, H, W, 3) light strokes on black; resized to the latents' picture size.
         strength: the released control scale (0.8 in the authors' demo).
-        start_percent, end_percent: share of the denoising in which it acts, 0 the noisy end.
+        start_percent, end_percent: share of the noise range in which it acts, 0 the noisy end.
         semantics: "release" or "paper", see ControlPatch.
 
     Raises:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from .missing import missing
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -33,14 +33,10 @@ VUE_BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(e => {
 
 
 def chrome() -> str:
-    """The browser that `python dev.py test` found.
-
-    Skips the test without one, and fails it on a build server, where its absence would hide broken pages.
-    """
+    """The browser that `python dev.py test` found; without one see `missing`."""
     path = os.environ.get("FRAMEPAINTER_CHROME", "")
     if not path:
-        reason = "no Chromium-like browser found: install one or set CHROME_PATH, then run `python dev.py test`"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+        missing("no Chromium-like browser found: install one or set CHROME_PATH, then run `python dev.py test`")
     return path
 
 
@@ -133,7 +129,10 @@ def canvas_page(url: str, vue: bool = False) -> Iterator[CanvasPage]:
         url: the server.
         vue: draw nodes with Vue ("Nodes 2.0").
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: run `python dev.py test`")
+    try:
+        import playwright.sync_api as playwright
+    except ImportError:
+        missing("playwright is missing: run `python dev.py test`")
     for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": vue}.items():
         _post(f"{url}/settings/{name}", value)
     with playwright.sync_playwright() as session:
