@@ -28,6 +28,7 @@ class TrainSettings:
     steps: int = 20_000                     # Optimiser steps.
     learning_rate: float = 1e-5             # AdamW's.
     warmup: int = 0                         # Steps of linear rise from 0 to learning_rate.
+    decay_from: int = 0                     # Step from which it falls along a half cosine, to 0 at the end. 0 = never.
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     accumulate: int = 1                     # Micro-batches a step.
@@ -35,6 +36,14 @@ class TrainSettings:
     ema: float = 0.0                        # Decay of the averaged weights. 0 = none.
     seed: int = 0
     save_every: int = 250                   # Steps between states. 0 = only at the end.
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step (1-based)."""
+        rise = min(1.0, step / max(self.warmup, 1))
+        if not self.decay_from or step <= self.decay_from:
+            return self.learning_rate * rise
+        done = min(1.0, (step - self.decay_from) / max(self.steps - self.decay_from, 1))
+        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Step(NamedTuple):
@@ -79,7 +88,7 @@ class Trainer:
                  reduce: Callable[[list[Tensor]], None] | None = None, rank: int = 0):
         self.parameters, self.settings, self.reduce, self.rank = dict(parameters), settings, reduce, rank
         self.optimizer = torch.optim.AdamW(self.parameters.values(), settings.learning_rate, settings.betas,
-                                           weight_decay=settings.weight_decay)
+                                           weight_decay=settings.weight_decay, fused=True)
         self.averages = {n: p.detach().clone().float() for n, p in self.parameters.items()} if settings.ema else {}
         self.step = 0
 
@@ -107,7 +116,7 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         self._check(number, sums, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * min(1.0, number / max(self.settings.warmup, 1))
+            group["lr"] = self.settings.rate(number)
         self.optimizer.step()
         self._average(number)
         self.step = number
@@ -154,7 +163,7 @@ class Trainer:
 
 
 # What two runs must share to be the same run; the rest (length, how often to save) may change on the way.
-_BINDING = ("learning_rate", "warmup", "betas", "weight_decay", "accumulate", "clip", "ema", "seed")
+_BINDING = ("learning_rate", "warmup", "decay_from", "betas", "weight_decay", "accumulate", "clip", "ema", "seed")
 
 
 def _binding(trainer: Trainer) -> dict:

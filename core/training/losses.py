@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..data.signals import TokenMatches
 from ..edm import network_timestep
@@ -68,29 +69,54 @@ def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
     return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1)
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that count; 0, not NaN, if none does."""
-    mask = mask.to(values)
-    return (values * mask).sum() / mask.sum().clamp_min(1.0)
-
-
-def matching_squared_error(weights: Tensor, matches: TokenMatches) -> Tensor:
-    """Mean over visible target tokens of || A_i - C_i ||^2, C_i the one-hot row of the true source token.
+def squared_error_rows(weights: Tensor, index: Tensor) -> Tensor:
+    """|| A_i - C_i ||^2 of every target token, C_i the one-hot row of its true source token.
 
     Args:
-        weights: A, (B, L, S), rows summing to 1.
+        weights: A, (B, L, S), rows summing to 1.  index: (B, L).
+
+    Returns:
+        (B, L), from 0 (all weight on the true token) to 2.
     """
-    true = weights.gather(-1, matches.index[..., None])[..., 0]
-    return _masked_mean(weights.pow(2).sum(-1) - 2 * true + 1, matches.visible)
+    true = weights.gather(-1, index[..., None])[..., 0]
+    return weights.pow(2).sum(-1) - 2 * true + 1
 
 
-def matching_cross_entropy(weights: Tensor, matches: TokenMatches) -> Tensor:
-    """Mean over visible target tokens of -log A[i, C(i)]. Arguments as `matching_squared_error`."""
-    true = weights.gather(-1, matches.index[..., None])[..., 0]
-    return _masked_mean(-true.clamp_min(1e-12).log(), matches.visible)
+def cross_entropy_rows(weights: Tensor, index: Tensor) -> Tensor:
+    """-log A[i, C(i)] of every target token. Arguments and result as `squared_error_rows`, from 0 up."""
+    return -weights.gather(-1, index[..., None])[..., 0].clamp_min(1e-12).log()
 
 
-MATCHING: dict[MatchingLoss, Callable[[Tensor, TokenMatches], Tensor]] = {
-    "squared error": matching_squared_error,
-    "cross entropy": matching_cross_entropy,
+ROWS: dict[MatchingLoss, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared error": squared_error_rows,
+    "cross entropy": cross_entropy_rows,
 }
+
+CHUNK = 2 ** 26  # attention weights held at once: 256 MB in float32
+
+
+def matching_loss(kind: MatchingLoss, q: Tensor, k: Tensor, heads: int, matches: TokenMatches,
+                  chunk: int = CHUNK) -> Tensor:
+    """Equations 5 to 8 at one attention: the mean of the rows' losses over the target tokens that have a match.
+
+    At 72x128 tokens the weights of one pair take 340 MB a head, so they are made a few rows at a time, and again in the
+    backward pass; the result is the same.
+
+    Args:
+        q: (B, L, C) of the target frame.  k: (B, S, C) of the source frame.
+        chunk: most weights (B * heads * rows * S) at a time.
+
+    Returns:
+        A number; 0, not NaN, if no token has a match.
+    """
+    rows = max(1, chunk // (k.shape[0] * k.shape[1] * heads))
+
+    def part(q: Tensor, k: Tensor, index: Tensor, visible: Tensor) -> Tensor:
+        return (ROWS[kind](attention_weights(q, k, heads), index) * visible).sum()
+
+    total = q.new_zeros((), dtype=torch.float32)
+    for start in range(0, q.shape[1], rows):
+        of = slice(start, start + rows)
+        inputs = q[:, of], k, matches.index[:, of], matches.visible[:, of].float()
+        total = total + (part(*inputs) if rows >= q.shape[1] else checkpoint(part, *inputs, use_reentrant=False))
+    return total / matches.visible.sum().clamp_min(1)

@@ -1,0 +1,37 @@
+"""What a network is trained on, ready for it: latents, embeddings, control pictures and correspondences.
+
+Legend: N examples, T frames, h w latent size, H W control size (8h, 8w), D width of the image embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Examples(NamedTuple):
+    """N examples; a batch of them has the same form.
+
+    latents: (N, T, 4, h, w) multiplied by SVD's scaling factor; frame 0 is the source.
+    image: (N, 4, h, w) the source picture's latent, as SVD is conditioned on it (not multiplied).
+    embedding: (N, 1, D) CLIP image embedding of the source.
+    control: (N, 3, H, W) uint8, the editing signal; None to train without one.
+    flow: (N, 2, H, W) from each pixel of frame 1 to its place in the source; None if unknown.
+    visible: (N, H, W) bool, where that holds; None if unknown.
+    """
+
+    latents: Tensor
+    image: Tensor
+    embedding: Tensor
+    control: Tensor | None = None
+    flow: Tensor | None = None
+    visible: Tensor | None = None
+
+    def __len__(self) -> int:  # of examples, not of fields
+        return self.latents.shape[0]
+
+    def take(self, rows: Tensor, device: torch.device | str = "cpu") -> Examples:
+        """The examples at (B,) row numbers, on a device."""
+        return Examples(*(None if field is None else field[rows].to(device) for field in self))
