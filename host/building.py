@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
+import comfy.ldm.models.autoencoder
 import comfy.model_detection
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -20,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..core.attention.matching import MatchingBranch
+from ..core.models import small_autoencoder
 from ..core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ..core.weights import diffusers_svd, framepainter
 
@@ -137,7 +139,10 @@ def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width
 
 
 def build_vae(tensors: dict[str, Tensor]) -> comfy.sd.VAE:
-    """A VAE from its tensors: the host's own choice for published ones, a plain AutoencoderKL of any width else."""
+    """A VAE from its tensors: the host's own choice for published ones, else a plain AutoencoderKL of any width, or the
+    small autoencoder of the models that come with the pack."""
+    if small_autoencoder.MARK in tensors:
+        return _build_small_vae(tensors)
     narrow = tensors["decoder.conv_out.weight"].shape[1]
     if narrow == 128:
         return comfy.sd.VAE(sd=tensors)
@@ -151,6 +156,22 @@ def build_vae(tensors: dict[str, Tensor]) -> comfy.sd.VAE:
         "ch_mult": mult, "num_res_blocks": blocks, "attn_resolutions": [], "dropout": 0.0}}})
     vae.downscale_ratio = vae.upscale_ratio = 2 ** (levels - 1)
     vae.latent_channels = latent
+    return vae
+
+
+def _build_small_vae(tensors: dict[str, Tensor]) -> comfy.sd.VAE:
+    module = small_autoencoder.from_shapes({name: tuple(t.shape) for name, t in tensors.items()})
+    module.load_state_dict(tensors)
+    # The host wraps no network that it does not know, so it wraps its smallest one, and ours takes that one's place.
+    stand_in = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+                "ch_mult": [1], "num_res_blocks": 0, "attn_resolutions": [], "dropout": 0.0}
+    first = comfy.ldm.models.autoencoder.AutoencoderKL(embed_dim=4, ddconfig=stand_in)
+    vae = comfy.sd.VAE(sd=first.state_dict(), config={"params": {"embed_dim": 4, "ddconfig": stand_in}})
+    vae.first_stage_model = module.eval().to(vae.vae_dtype)
+    vae.patcher = ModelPatcher(module, load_device=vae.device, offload_device=mm.vae_offload_device())
+    vae.downscale_ratio = vae.upscale_ratio = small_autoencoder.DOWNSCALE
+    vae.latent_channels = tensors["encoder.head.weight"].shape[0]
+    vae.size = mm.module_size(module)
     return vae
 
 

@@ -2,7 +2,8 @@
 
     <host's python> tools/small_model.py --host COMFYUI_DIR STAGE [--folder WORK]
 
-Stages, in their order: autoencoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped.
+Stages, in their order: autoencoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped, and
+ends with a file in the work folder; the last four with a checkpoint that Load FramePainter reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,18 @@ class Stage:
 STAGES = {
     "autoencoder": Stage(2500, 32, 1e-3),
     "image-encoder": Stage(800, 64, 1e-3),
+    "base": Stage(2200, 8, 6e-4),
+    "sketch": Stage(2000, 8, 5e-4),
 }
+UNET = {"model_channels": 64, "channel_mult": [1, 1], "num_res_blocks": [1, 1], "context_dim": CONTEXT,
+        "transformer_depth": [1, 0], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 0, 0],
+        "num_head_channels": 32}
+ENCODER = {"projection": 64, "embedding": 64, "stem": (16, 16, 32), "stages": (32, 64)}
+HEAD_WIDTH = 32
+FRAMES = 4
+CLIPS = 8000
+SCALING = 0.18215  # SVD's latents are multiplied by this
+AUGMENTATION = 0.02  # standard deviation of the noise on the source picture, pixels in [-1, 1]
 
 
 def initialise(module: Any) -> Any:
@@ -87,6 +100,166 @@ def autoencoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Call
     return loss
 
 
+def image_encoder() -> Any:
+    """The host's CLIP vision network, small."""
+    import comfy.ops
+    import torch
+    from comfy.clip_model import CLIPVisionModelProjection
+
+    model = initialise(CLIPVisionModelProjection(CLIP, torch.float32, "cpu", comfy.ops.disable_weight_init))
+    torch.nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.02)
+
+    def forward(layer: Any, x: Any, mask: Any, attention: Any) -> Any:
+        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+        return x + layer.mlp(layer.layer_norm2(x))
+
+    for layer in model.vision_model.encoder.layers:  # the host's own adds in place, which cannot be differentiated
+        layer.forward = partial(forward, layer)
+    return model
+
+
+def image_encoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> tuple[Any, Callable]:
+    """The embedding must tell the picture's 6 x 6 thumbnail through a linear layer, which is returned to be trained too."""
+    import torch
+    import torch.nn.functional as F
+
+    procedural, images = load("core.data.procedural"), load("core.images")
+    readout = torch.nn.Linear(CONTEXT, 3 * 36)
+
+    def loss(step: int, micro: int, generator: torch.Generator) -> dict:
+        shown = pictures(procedural, batch, generator, frames=1)
+        embedding = model(pixel_values=images.clip_pixels(shown.movedim(1, -1), CLIP["image_size"]))[2]
+        return {"loss": (readout(embedding) - F.adaptive_avg_pool2d(shown, 6).flatten(1)).pow(2).mean()}
+
+    return readout, loss
+
+
+def unet() -> Any:
+    """The host's SVD UNet, small, its residual branches closed at first."""
+    import comfy.ops
+    import torch
+    from comfy.ldm.modules.attention import SpatialVideoTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+    from random_model import svd_unet_settings
+
+    settings = {**svd_unet_settings(UNET), **UNET}
+    model = initialise(UNetModel(**settings, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init))
+    last = [m.out_layers[3] for m in model.modules() if isinstance(m, ResBlock)]
+    last += [m.proj_out for m in model.modules() if isinstance(m, SpatialVideoTransformer)] + [model.out[2]]
+    for layer in last:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return model
+
+
+def scaled_autoencoder(load: Callable[[str], Any], tensors: dict) -> dict:
+    """Give every latent channel the size that SVD's have, 1 / 0.18215, by scaling the layers around the latents."""
+    import torch
+
+    model = load("core.models.small_autoencoder").SmallAutoencoder()
+    model.load_state_dict(tensors)
+    shown = pictures(load("core.data.procedural"), 256, torch.Generator().manual_seed(1))
+    scale = 1 / SCALING / model.encode(shown * 2 - 1).pow(2).mean((0, 2, 3)).sqrt()
+    out = {name: t.clone() for name, t in tensors.items()}
+    out["encoder.head.weight"] *= scale[:, None, None, None]
+    out["encoder.head.bias"] *= scale
+    out["decoder.stem.weight"] /= scale[None, :, None, None]
+    return out
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def examples(load: Callable[[str], Any], folder: Path, count: int, seed: int, signal: str | None, frames: int) -> Any:
+    """Clips, or source and target frame with a signal, as the networks are trained on them; kept in the work folder.
+
+    Args:
+        signal: "sketch", "drag", "coarse", or None for whole clips.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / f"examples-{signal or 'clips'}-{count}-{seed}.safetensors"
+    Examples = load("core.training.examples").Examples
+    if not path.is_file():
+        parts = [_examples_part(load, folder, min(200, count - done), seed * 100_000 + done, signal, frames)
+                 for done in range(0, count, 200)]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        save_file(whole, str(path))
+    return Examples(**load_file(str(path)))
+
+
+def _examples_part(load: Callable[[str], Any], folder: Path, count: int, seed: int, signal: str | None,
+                   frames: int) -> dict:
+    import torch
+    from safetensors.torch import load_file
+
+    procedural, signals, images = (load(f"core.{m}") for m in ("data.procedural", "data.signals", "images"))
+    vae = load("core.models.small_autoencoder").SmallAutoencoder()
+    vae.load_state_dict(load_file(str(folder / "autoencoder.safetensors")))
+    clip = image_encoder()
+    clip.load_state_dict(load_file(str(folder / "image-encoder.safetensors")))
+    generator = torch.Generator().manual_seed(seed)
+    scenes = procedural.draw_scenes(count, frames, procedural.SceneSettings(**SCENES), generator)
+    clips = procedural.render(scenes)  # (B, T, 3, H, W)
+    source = clips[:, 0] * 2 - 1
+    noisy = source + AUGMENTATION * torch.randn(source.shape, generator=generator)
+    shown = clips if signal is None else clips[:, [0, -1]]
+    with torch.no_grad():
+        out = {
+            "latents": vae.encode(shown.flatten(0, 1) * 2 - 1).unflatten(0, shown.shape[:2]) * SCALING,
+            "image": vae.encode(noisy),
+            "embedding": clip(pixel_values=images.clip_pixels(clips[:, 0].movedim(1, -1), CLIP["image_size"]))[2][:, None],
+        }
+    if signal is not None:
+        truth = procedural.correspondence(scenes, 0, frames - 1)
+        out["flow"], out["visible"] = truth.flow, truth.visible
+        out["control"] = (_control(load, signal, clips, truth, generator) * 255).round().to(torch.uint8)
+    return {name: t.contiguous() for name, t in out.items()}
+
+
+def _control(load: Callable[[str], Any], signal: str, clips: Any, truth: Any, generator: Any) -> Any:
+    signals = load("core.data.signals")
+    if signal == "sketch":
+        return signals.sketch_from_flow(truth.flow).contiguous()
+    raise NotImplementedError(signal)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def write(load: Callable[[str], Any], path: Path, folder: Path, unet: dict, matching: dict, encoder: dict) -> None:
+    """The pack's single file in fp16, with the small autoencoder and image encoder."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    names = load("core.weights.framepainter")
+    parts = {names.UNET: unet, names.MATCHING: matching, names.ENCODER: encoder,
+             names.VAE: load_file(str(folder / "autoencoder.safetensors")),
+             names.CLIP_VISION: load_file(str(folder / "image-encoder.safetensors"))}
+    tensors = {prefix + name: t.detach().to(torch.float16).contiguous() for prefix, part in parts.items()
+               for name, t in part.items() if not name.endswith("position_ids")}
+    metadata = {"framepainter.format": "1", "framepainter.head_width": str(HEAD_WIDTH),
+                "framepainter.group_norm_epsilon": "svd"}
+    save_file(tensors, str(path), metadata=metadata)
+    print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
+
+
+def train_base(load: Callable[[str], Any], folder: Path) -> None:
+    """An image-to-video model of its own, from nothing: equation 1 on all frames, no signal."""
+    objective, training, start = (load(m) for m in ("core.training.objective", "host.training", "core.training.start"))
+    clips = examples(load, folder, CLIPS, 1, None, FRAMES)
+    network = training.TrainingNetwork(unet())
+    loss = objective.batch_loss(network, clips, STAGES["base"].batch, objective.Objective(matching=None))
+    trainer = run_stage("base", network, loss, load, folder, ema=0.999)
+    tensors = {name.removeprefix("unet."): t for name, t in trainer.averages.items()}
+    encoder = start.new_encoder(UNET["model_channels"], 0, ENCODER)
+    write(load, folder / "base.safetensors", folder, tensors, start.matching_from_unet(tensors), encoder.state_dict())
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
 def run_stage(name: str, model: Any, loss: Callable, load: Callable[[str], Any], folder: Path, ema: float = 0.0) -> Any:
     """Train a module to the end of its stage; returns the trainer."""
     loop = load("core.training.loop")
@@ -114,13 +287,24 @@ def main() -> None:
     options = parser.parse_args()
     load = tools_pack.open_pack(options.host.resolve())
     import torch
+    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
+    folder, stage = options.folder, STAGES[options.stage]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(stage.seed)
     with torch.enable_grad():
         if options.stage == "autoencoder":
             model = load("core.models.small_autoencoder").SmallAutoencoder()
-            run_stage(options.stage, model, autoencoder_loss(model, load, STAGES[options.stage].batch), load,
-                      options.folder, ema=0.995)
+            trained = run_stage("autoencoder", model, autoencoder_loss(model, load, stage.batch), load, folder, ema=0.995)
+            with torch.no_grad():
+                save_file(scaled_autoencoder(load, trained.averages), str(folder / "autoencoder.safetensors"))
+        elif options.stage == "image-encoder":
+            model = image_encoder()
+            readout, loss = image_encoder_loss(model, load, stage.batch)
+            run_stage("image-encoder", torch.nn.ModuleList([model, readout]), loss, load, folder)
+            save_file({n: t.detach() for n, t in model.state_dict().items()}, str(folder / "image-encoder.safetensors"))
+        elif options.stage == "base":
+            train_base(load, folder)
 
 
 if __name__ == "__main__":
