@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,21 @@ def step_generator(seed: int, step: int, micro: int = 0, rank: int = 0) -> torch
     return torch.Generator().manual_seed(mixed & 0x7FFFFFFFFFFFFFFF)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that processes share in parts (FSDP), gathered; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def like(value: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor on the example's device, in its type, and in parts over the processes if the example is."""
+    if not hasattr(example, "full_tensor"):
+        return value.to(example)
+    from torch.distributed.tensor import distribute_tensor
+
+    local = value.to(device=example.device, dtype=example.dtype)
+    return distribute_tensor(local, example.device_mesh, example.placements)
+
+
 class Trainer:
     """Optimiser, averages and step counter of one run.
 
@@ -113,7 +128,7 @@ class Trainer:
         if self.reduce is not None:
             self.reduce(gradients)
         limit = self.settings.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
         self._check(number, sums, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(number)
@@ -139,26 +154,26 @@ class Trainer:
     # ---- state ----
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a continued run needs, by name."""
-        out = {f"parameter/{n}": p for n, p in self.parameters.items()}
-        out |= {f"average/{n}": t for n, t in self.averages.items()}
+        """Everything that a continued run needs, by name. Of sharded parameters too, so every process must call it."""
+        out = {f"parameter/{n}": whole(p) for n, p in self.parameters.items()}
+        out |= {f"average/{n}": whole(t) for n, t in self.averages.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+                out[f"optimizer/{key}/{name}"] = whole(torch.as_tensor(value))
         return out
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continue from saved tensors."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
+            parameter.copy_(like(tensors[f"parameter/{name}"], parameter))
             if name in self.averages:
-                self.averages[name].copy_(tensors[f"average/{name}"])
+                self.averages[name].copy_(like(tensors[f"average/{name}"], self.averages[name]))
             moments = {key.split("/", 2)[1]: value for key, value in tensors.items()
                        if key.startswith("optimizer/") and key.split("/", 2)[2] == name}
             # AdamW keeps its own step count on the CPU, its moments where the parameter is.
             self.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter, copy=True) for key, value in moments.items()}
+                key: value.clone() if key == "step" else like(value, parameter).clone() for key, value in moments.items()}
         self.step = step
 
 
@@ -166,21 +181,24 @@ class Trainer:
 _BINDING = ("learning_rate", "warmup", "decay_from", "betas", "weight_decay", "accumulate", "clip", "ema", "seed")
 
 
-def _binding(trainer: Trainer) -> dict:
+def _binding(trainer: Trainer, identity: Mapping[str, Any] | None) -> dict:
     values = asdict(trainer.settings)
     kept = {name: values[name] for name in _BINDING}
     kept["betas"] = list(kept["betas"])
-    return {**kept, "trained": sorted(trainer.parameters)}
+    if trainer.settings.decay_from:  # then the length says how fast the rate falls
+        kept["steps"] = trainer.settings.steps
+    return {**kept, **(identity or {}), "trained": sorted(trainer.parameters)}
 
 
 def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callable[[Step], None] | None = None,
-          check_stop: Callable[[], None] | None = None) -> Iterable[Step]:
+          check_stop: Callable[[], None] | None = None, identity: Mapping[str, Any] | None = None) -> Iterable[Step]:
     """Run a trainer to its end, from the newest state in the folder if there is one.
 
     Args:
         folder: for states and stats.jsonl.
         report: told of every step.
         check_stop: called before every step; whatever it raises ends the run, after a state has been saved.
+        identity: what else makes it this run and no other (data, network, batch), as JSON; a state with another is refused.
 
     Returns:
         The steps that this call made.
@@ -188,19 +206,22 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
     Raises:
         NotANumber, StateError: see there.
     """
-    binding, log = _binding(trainer), folder / "stats.jsonl"
+    binding, log = _binding(trainer, identity), folder / "stats.jsonl"
     found = states(folder)
     if found:
         tensors, info = load_state(found[-1], binding)
         trainer.restore(tensors, info["step"])
     folder.mkdir(parents=True, exist_ok=True)
-    trim_log(log, trainer.step)
+    if trainer.rank == 0:
+        trim_log(log, trainer.step)
     saved, made = trainer.step, []
 
     def save() -> None:
         nonlocal saved
-        if trainer.rank == 0 and trainer.step > saved:
-            save_state(folder, trainer.step, trainer.tensors(), binding)
+        if trainer.step > saved:
+            tensors = trainer.tensors()  # in all processes: shared parameters are gathered
+            if trainer.rank == 0:
+                save_state(folder, trainer.step, tensors, binding)
             saved = trainer.step
 
     try:

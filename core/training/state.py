@@ -65,7 +65,7 @@ def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tenso
     """Read a state.
 
     Args:
-        expected: settings that must be the ones it was saved with.
+        expected: settings that must be the ones it was saved with; one that an older state does not tell is not compared.
 
     Raises:
         StateError: it is damaged, of another format, or was made with other settings; the text gives both values.
@@ -79,8 +79,8 @@ def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tenso
     if info.get("format") != FORMAT:
         raise StateError(f"'{path}' has format {info.get('format')}, this version reads {FORMAT}.")
     for name, value in expected.items():
-        if info.get(name) != value:
-            raise StateError(f"'{path}' was made with {name} = {info.get(name)}, now it is {value}. "
+        if name in info and info[name] != value:
+            raise StateError(f"'{path}' was made with {name} = {info[name]}, now it is {value}. "
                              "Set it back, or train into another folder.")
     return tensors, info
 

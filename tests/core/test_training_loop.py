@@ -205,3 +205,47 @@ def test_two_processes_average(loop):
     trainer = loop.Trainer({"w": weight}, loop.TrainSettings(steps=1, clip=0.0), reduce)
     trainer.advance(lambda *_: {"loss": (weight * drawn[0]).sum()})
     assert torch.allclose(weight.grad, (drawn[0] + drawn[1]) / 2)
+
+
+def test_the_rate_rises_stays_and_falls(loop):
+    """Linear warm-up over 10 steps, full until 60, then half a cosine to 0 at 100."""
+    settings = loop.TrainSettings(steps=100, learning_rate=2.0, warmup=10, decay_from=60)
+    assert [settings.rate(s) for s in (1, 5, 10, 60)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert [settings.rate(s) for s in (70, 80, 90, 100)] == pytest.approx(
+        [1 + math.cos(math.pi / 4), 1.0, 1 - math.cos(math.pi / 4), 0.0])
+    assert settings.rate(120) == pytest.approx(0.0)
+
+
+def test_the_optimiser_follows_the_rate(loop, tmp_path):
+    """AdamW's first steps on a constant gradient move by the rate itself."""
+    weight = Parameter(torch.zeros(1))
+    settings = loop.TrainSettings(steps=4, learning_rate=0.5, warmup=2, decay_from=2, weight_decay=0.0)
+    places = []
+    trainer = loop.Trainer({"w": weight}, settings)
+    loop.train(trainer, lambda *_: {"loss": weight.sum()}, tmp_path, report=lambda _: places.append(float(weight.detach())))
+    moved = [a - b for a, b in zip([0.0, *places], places, strict=False)]
+    assert moved == pytest.approx([settings.rate(s) for s in (1, 2, 3, 4)], abs=1e-6)
+
+
+def test_a_falling_rate_binds_the_length(loop, state, tmp_path):
+    run(loop, tmp_path, steps=7, decay_from=3)
+    with pytest.raises(state.StateError, match="made with steps = 7, now it is 9"):
+        run(loop, tmp_path, steps=9, decay_from=3)
+
+
+def test_identity_binds(loop, state, tmp_path):
+    module = network()
+
+    def go(steps, **identity):
+        trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(steps=steps))
+        loop.train(trainer, fit(module), tmp_path, identity=identity)
+
+    go(2, dataset="a")
+    with pytest.raises(state.StateError, match="made with dataset = a, now it is b.*another folder"):
+        go(4, dataset="b")
+    go(4, dataset="a")
+
+
+def test_gradient_norms_are_logged(loop, tmp_path):
+    run(loop, tmp_path, steps=3)
+    assert all(s["gradient_norm"] > 0 and s["seconds"] > 0 for s in log(tmp_path))

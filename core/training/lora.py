@@ -1,0 +1,102 @@
+"""Low-rank additions to linear layers (Hu et al. 2021, LoRA): W x + (alpha / rank) B A x, with W left as it is.
+
+The addition is computed beside the layer, not as a changed weight, so a step never holds a second copy of W. Names follow
+ComfyUI's LoRA files: `<layer>.lora_down.weight` (A), `<layer>.lora_up.weight` (B), `<layer>.alpha`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Linear
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class _Added:
+    """A linear layer's forward with its low-rank addition."""
+
+    def __init__(self, layer: nn.Module, scale: float):
+        self.layer, self.scale, self.plain = layer, scale, layer.forward
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.plain(x, *args, **kwargs) + self.layer.lora_up(self.layer.lora_down(x)) * self.scale
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The projections of all attentions (attn1, attn2) of a UNet, spatial and temporal, by path."""
+    return {name: module for name, module in model.named_modules()
+            if any(name.endswith(f".{attention}.{leaf}") for attention in ("attn1", "attn2") for leaf in ATTENTION)}
+
+
+def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None) -> dict[str, nn.Parameter]:
+    """Give every attention projection of a UNet a low-rank addition that is zero at first.
+
+    Args:
+        model: changed in place; its own parameters keep names and values.
+        rank: of the additions; a layer with a smaller side gets that.
+        seed: of the random down projections.
+        alpha: None is the rank, a scale of 1.
+
+    Returns:
+        The new parameters, by the names that `model.named_parameters()` gives them.
+
+    Raises:
+        ValueError: there is no attention to add to.
+    """
+    layers = attention_layers(model)
+    if not layers:
+        raise ValueError("this network has no attention projections (to_q, to_k, to_v, to_out) to put a LoRA on")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers.values():
+        outer, inner = layer.weight.shape
+        kw = {"device": layer.weight.device, "dtype": torch.float32}  # small, and trained: never in half precision
+        used = min(rank, inner, outer)
+        layer.lora_down = Linear(inner, used, bias=False, **kw)
+        layer.lora_up = Linear(used, outer, bias=False, **kw)
+        with torch.no_grad():  # torch's own first weights of a linear layer, from our own generator
+            bound = 1 / math.sqrt(inner)
+            layer.lora_down.weight.copy_((torch.rand(used, inner, generator=generator) * 2 - 1) * bound)
+            layer.lora_up.weight.zero_()
+        layer.forward = _Added(layer, (used if alpha is None else alpha) / used)
+    return {name: p for name, p in model.named_parameters() if is_lora(name)}
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter name belongs to an addition."""
+    return name.endswith((".lora_down.weight", ".lora_up.weight"))
+
+
+@torch.no_grad()
+def merged(tensors: Mapping[str, Tensor], scales: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    """A state dict with its additions added into the weights, under the names of the network without them.
+
+    Args:
+        tensors: of a network that went through `add_lora`.
+        scales: layer -> alpha / rank; None is 1 everywhere.
+    """
+    out = {name: t for name, t in tensors.items() if not is_lora(name)}
+    for name, up in tensors.items():
+        if name.endswith(".lora_up.weight"):
+            layer = name.removesuffix(".lora_up.weight")
+            down = tensors[f"{layer}.lora_down.weight"]
+            weight = out[f"{layer}.weight"]
+            change = up.float() @ down.float() * (scales or {}).get(layer, 1.0)
+            out[f"{layer}.weight"] = (weight.float() + change.to(weight.device)).to(weight.dtype)
+    return out
+
+
+def lora_file(tensors: Mapping[str, Tensor], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
+    """The additions as a LoRA file that ComfyUI's LoRA loaders read, alpha equal to the rank."""
+    out = {}
+    for name, t in tensors.items():
+        if is_lora(name):
+            out[prefix + name] = t.detach().contiguous().cpu()
+            if name.endswith(".lora_down.weight"):
+                layer = name.removesuffix(".lora_down.weight")
+                out[f"{prefix}{layer}.alpha"] = torch.tensor(float(t.shape[0]))
+    return out
