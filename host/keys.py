@@ -5,3 +5,4 @@ SITE = f"{PREFIX}_site"  # transformer_options: path of the spatial transformer 
 BLOCK = f"{PREFIX}_block"  # transformer_options: that block itself
 RECORD = f"{PREFIX}_record"  # transformer_options: callable(site, q, k, heads, options), asked to look at matching attention
 NORMED = f"{PREFIX}_normed"  # one block's extra_options: its normalised input, from attn1_patch to attn1_output_patch
+BLOCK_OUTPUT = f"{PREFIX}_block_output"  # kind of patch: callable(tokens, options), on a spatial transformer block's output

@@ -18,6 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from ..core.attention.drag import copy_tokens, token_drags
 from ..core.edm import inverse_square_guidance, network_timestep, step_position
 from ..core.images import resize_control
 from ..core.models.control_encoder import DOWNSCALE
@@ -103,7 +104,10 @@ class _Marked:
 
     def __call__(self, *args: Any, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
         marked = {**(transformer_options or {}), keys.SITE: self.site, keys.BLOCK: self.block}
-        return self.forward(*args, transformer_options=marked, **kwargs)
+        out = self.forward(*args, transformer_options=marked, **kwargs)
+        for patch in marked.get("patches", {}).get(keys.BLOCK_OUTPUT, ()):
+            out = patch(out, marked)
+        return out
 
 
 def mark_spatial_blocks(model: ModelPatcher) -> None:
@@ -242,6 +246,70 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
     return clone
 
 
+# ---- dragging --------------------------------------------------------------------------------------------------------
+
+
+class DragPatch(_WeightsPatch):
+    """On every spatial block's output: the source frame's tokens at the source points, added to the later frames' tokens
+    at the target points. Only conditional rows get it, as with control."""
+
+    def __init__(self, points: Tensor, strength: float, sigma_range: tuple[float, float]):
+        super().__init__(None)
+        self.points, self.strength, self.sigma_range = points, strength, sigma_range
+
+    def __call__(self, tokens: Tensor, options: dict) -> Tensor:
+        sigma = float(options["sigmas"].flatten()[0])
+        high, low = self.sigma_range
+        groups = options.get("cond_or_uncond", (0,))
+        frames = frames_in(tokens.shape[0], options)
+        if not low <= sigma <= high or frames < 2:
+            return tokens
+        rows = tokens.unflatten(0, (len(groups), frames))
+        drags = token_drags(self.points.to(tokens.device), *token_size(tokens.shape[1], options["original_shape"]))
+        parts = [rows[i:i + 1] if unconditional else copy_tokens(rows[i:i + 1], drags, self.strength)
+                 for i, unconditional in enumerate(groups)]
+        return torch.cat(parts).flatten(0, 1)
+
+
+def token_size(length: int, latent_shape: list[int]) -> tuple[int, int]:
+    """(h, w) of an attention's L tokens in a UNet working on (..., H, W) latents; each level halves, rounding up."""
+    height, width = latent_shape[-2:]
+    while height * width > length:
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
+def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_percent: float,
+               end_percent: float) -> ModelPatcher:
+    """A clone whose later frames take up the source frame's tokens at the targets. Strength 0 is an untouched clone.
+
+    Args:
+        points: (1, K, 4) source x, y, target x, y as shares of the picture's width and height.
+        strength: factor on the copied tokens.
+        start_percent, end_percent: share of the noise range in which it acts, 0 the noisy end.
+
+    Raises:
+        WrongModel: not an SVD model.
+        ValueError: an empty schedule.
+    """
+    svd_layout(model, "Apply Edit Signal")
+    _check_schedule(start_percent, end_percent)
+    clone = model.clone()
+    if strength == 0.0:
+        return clone
+    sampling = model.get_model_object("model_sampling")
+    sigma_range = tuple(sampling.percent_to_sigma(p) for p in (start_percent, end_percent))
+    mark_spatial_blocks(clone)
+    clone.set_model_patch(DragPatch(points, strength, sigma_range), keys.BLOCK_OUTPUT)
+    return clone
+
+
+def _check_schedule(start_percent: float, end_percent: float) -> None:
+    if start_percent >= end_percent:
+        raise ValueError(f"Apply Edit Signal: start_percent {start_percent} is not before end_percent {end_percent}; "
+                         "the signal would never act. Lower start_percent or raise end_percent.")
+
+
 # ---- control ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,9 +375,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
     """
     node = "Apply Edit Signal"
     layout = svd_layout(model, node)
-    if start_percent >= end_percent:
-        raise ValueError(f"{node}: start_percent {start_percent} is not before end_percent {end_percent}; "
-                         "the signal would never act. Lower start_percent or raise end_percent.")
+    _check_schedule(start_percent, end_percent)
     clone = model.clone()
     if strength == 0.0:
         return clone

@@ -16,13 +16,14 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import VideoResBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core.attention.drag import copy_tokens, token_drags
 from ..core.images import resize_control
 from ..core.models.control_encoder import DOWNSCALE, sinusoidal_embedding
 from ..core.models.injection import inject
 from ..core.training.objective import Asked
 from ..core.weights import diffusers_svd, framepainter
 from . import keys
-from .patches import MatchingPatch, NormedInput, _Marked
+from .patches import MatchingPatch, NormedInput, _Marked, token_size
 
 NUMBERS = (6.0, 127.0, 0.02)  # fps - 1, motion bucket, augmentation: SVD's defaults, as the network sees them
 
@@ -59,7 +60,7 @@ class TrainingNetwork(nn.Module):
         self.register_buffer("numbers", numbers_in, persistent=False)  # (1, 768)
 
     def forward(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None = None,
-                record: bool = False) -> tuple[Tensor, list[Asked]]:
+                record: bool = False, drag: Tensor | None = None) -> tuple[Tensor, list[Asked]]:
         """See `core.training.objective.Network`. Timesteps may differ from video to video."""
         videos, frames = x.shape[:2]
         asked: list[Asked] = []
@@ -82,6 +83,12 @@ class TrainingNetwork(nn.Module):
                 return torch.cat([rows[:, :first], changed.unflatten(0, (videos, -1))], 1).flatten(0, 1)
 
             patches["input_block_patch_after_skip"] = [add_control]
+        if drag is not None:
+            def add_drags(tokens: Tensor, options: dict) -> Tensor:
+                drags = token_drags(drag, *token_size(tokens.shape[1], options["original_shape"]))
+                return copy_tokens(tokens.unflatten(0, (videos, frames)), drags).flatten(0, 1)
+
+            patches[keys.BLOCK_OUTPUT] = [add_drags]
         rows = torch.cat([x, image[:, None].expand(-1, frames, -1, -1, -1)], 2).flatten(0, 1)
         v = self.unet(
             rows, timesteps=t.repeat_interleave(frames), context=embedding.repeat_interleave(frames, 0),

@@ -20,6 +20,8 @@ class Examples(NamedTuple):
     control: (N, 3, H, W) uint8, the editing signal; None to train without one.
     flow: (N, 2, H, W) from each pixel of frame 1 to its place in the source; None if unknown.
     visible: (N, H, W) bool, where that holds; None if unknown.
+    drag: (N, K, 4) source x, y, target x, y as shares of width and height, NaN for a drag that is not there; None to
+        train without.
     """
 
     latents: Tensor
@@ -28,6 +30,7 @@ class Examples(NamedTuple):
     control: Tensor | None = None
     flow: Tensor | None = None
     visible: Tensor | None = None
+    drag: Tensor | None = None
 
     def __len__(self) -> int:  # of examples, not of fields
         return self.latents.shape[0]

@@ -30,10 +30,11 @@ class Asked(NamedTuple):
 
 class Network(Protocol):
     """x (B, T, 4, h, w) noisy latents, t (B,) timestep, image (B, 4, h, w), embedding (B, 1, D), control (B, 3, H, W) in
-    [0, 1] or None, record -> v (B, T, 4, h, w), and what its matching attentions asked if record is set."""
+    [0, 1] or None, record, drag (B, K, 4) or None -> v (B, T, 4, h, w), and what its matching attentions asked if record
+    is set."""
 
     def __call__(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
-                 record: bool) -> tuple[Tensor, list[Asked]]: ...
+                 record: bool, drag: Tensor | None) -> tuple[Tensor, list[Asked]]: ...
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def losses(network: Network, batch: Examples, objective: Objective, generator: t
     noised = add_noise(latents, noise, sigma)
     control = None if batch.control is None else (
         batch.control.float() / 255 * kept_control[:, None, None, None])
+    drag = None if batch.drag is None else batch.drag.float().masked_fill(~kept_control[:, None, None], math.nan)
     match = objective.matching is not None and batch.flow is not None
     v, asked = network(
         noised.x, noised.t, batch.image.float() * kept_image[:, None, None, None],
-        batch.embedding.float() * kept_image[:, None, None], control, match)
+        batch.embedding.float() * kept_image[:, None, None], control, match, drag)
     out = {"diffusion": diffusion_loss(v, noised.v, objective.frame_weights)}
     out["loss"] = out["diffusion"]
     if match and asked:
