@@ -25,7 +25,7 @@ from ..core.weights import diffusers_svd, framepainter
 from . import keys
 from .patches import MatchingPatch, NormedInput, _Marked, token_size
 
-NUMBERS = (6.0, 127.0, 0.02)  # fps - 1, motion bucket, augmentation: SVD's defaults, as the network sees them
+NUMBERS = (6.0, 128.0, 0.02)  # what the network sees for FramePainter Conditioning's defaults
 
 
 class TrainingNetwork(nn.Module):
@@ -39,7 +39,7 @@ class TrainingNetwork(nn.Module):
             later frames only.
         checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them: spatial and
             temporal ones alike.
-        numbers: fps - 1, motion bucket and augmentation level.
+        numbers: fps - 1, motion bucket and augmentation level, for examples that bring none.
     """
 
     def __init__(self, unet: nn.Module, matching: nn.Module | None = None, encoder: nn.Module | None = None,
@@ -56,11 +56,11 @@ class TrainingNetwork(nn.Module):
             for module in unet.modules():
                 if isinstance(module, SpatialVideoTransformer | VideoResBlock):
                     module.forward = _Checkpointed(module.forward)
-        numbers_in = torch.cat([sinusoidal_embedding(torch.tensor([n]), 256) for n in numbers], 1)
-        self.register_buffer("numbers", numbers_in, persistent=False)  # (1, 768)
+        self.register_buffer("numbers", torch.tensor([numbers]), persistent=False)  # (1, 3)
 
     def forward(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None = None,
-                record: bool = False, drag: Tensor | None = None) -> tuple[Tensor, list[Asked]]:
+                record: bool = False, drag: Tensor | None = None,
+                numbers: Tensor | None = None) -> tuple[Tensor, list[Asked]]:
         """See `core.training.objective.Network`. Timesteps may differ from video to video."""
         videos, frames = x.shape[:2]
         asked: list[Asked] = []
@@ -90,9 +90,10 @@ class TrainingNetwork(nn.Module):
 
             patches[keys.BLOCK_OUTPUT] = [add_drags]
         rows = torch.cat([x, image[:, None].expand(-1, frames, -1, -1, -1)], 2).flatten(0, 1)
+        y = torch.cat([sinusoidal_embedding(n, 256) for n in (self.numbers if numbers is None else numbers).T], 1)
         v = self.unet(
             rows, timesteps=t.repeat_interleave(frames), context=embedding.repeat_interleave(frames, 0),
-            y=self.numbers.expand(videos * frames, -1), transformer_options=options, num_video_frames=frames,
+            y=y.expand(videos, -1).repeat_interleave(frames, 0), transformer_options=options, num_video_frames=frames,
             image_only_indicator=torch.zeros(videos, frames, device=x.device))
         done, asked = list(asked), []  # blocks that run again in the backward pass must not add to what is returned
         options.pop(keys.RECORD, None)

@@ -44,7 +44,11 @@ STAGES = {
     "image-encoder": Stage(800, 64, 1e-3),
     "base": Stage(2200, 8, 6e-4),
     "sketch": Stage(2000, 8, 5e-4),
+    "drag": Stage(800, 8, 3e-4),
+    "coarse": Stage(800, 8, 3e-4),
 }
+PAIRS = 6000
+DRAGS = 6  # most drags a pair
 UNET = {"model_channels": 64, "channel_mult": [1, 1], "num_res_blocks": [1, 1], "context_dim": CONTEXT,
         "transformer_depth": [1, 0], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 0, 0],
         "num_head_channels": 32}
@@ -211,18 +215,41 @@ def _examples_part(load: Callable[[str], Any], folder: Path, count: int, seed: i
             "image": vae.encode(noisy),
             "embedding": clip(pixel_values=images.clip_pixels(clips[:, 0].movedim(1, -1), CLIP["image_size"]))[2][:, None],
         }
-    if signal is not None:
+    if signal is None:
+        out["numbers"] = _numbers(scenes, generator)
+    else:
         truth = procedural.correspondence(scenes, 0, frames - 1)
-        out["flow"], out["visible"] = truth.flow, truth.visible
-        out["control"] = (_control(load, signal, clips, truth, generator) * 255).round().to(torch.uint8)
+        out |= {"flow": truth.flow.half(), "visible": truth.visible, **_signal(load, signal, scenes, clips, truth, generator)}
     return {name: t.contiguous() for name, t in out.items()}
 
 
-def _control(load: Callable[[str], Any], signal: str, clips: Any, truth: Any, generator: Any) -> Any:
-    signals = load("core.data.signals")
-    if signal == "sketch":
-        return signals.sketch_from_flow(truth.flow).contiguous()
-    raise NotImplementedError(signal)
+def _numbers(scenes: Any, generator: Any) -> Any:
+    """fps - 1 at random, the motion bucket in proportion to the sprites' mean path, 127 at the average; augmentation."""
+    import torch
+
+    path = (scenes.centre[:, :, -1] - scenes.centre[:, :, 0]).norm(dim=-1) * scenes.present
+    bucket = 127 * path.sum(1) / scenes.present.sum(1) / (sum(SCENES["shift"]) / 2)
+    fps = torch.randint(3, 13, bucket.shape, generator=generator)
+    return torch.stack([fps, bucket.round(), torch.full_like(bucket, AUGMENTATION)], 1)
+
+
+def _signal(load: Callable[[str], Any], signal: str, scenes: Any, clips: Any, truth: Any, generator: Any) -> dict:
+    """The exact editing signal of each pair, as section 3.3 of the paper makes it from flow."""
+    import torch
+
+    signals, splat = load("core.data.signals"), load("core.signals.splat")
+    if signal == "drag":
+        count = truth.flow.shape[0]
+        points = signals.drag_points(truth.flow, truth.visible, DRAGS, generator)
+        shares = (torch.cat([points.source, points.target], -1) + 0.5) / SIDE
+        number = torch.randint(1, DRAGS + 1, (count, 1), generator=generator)  # users set one or a few
+        kept = points.valid & (torch.arange(DRAGS) < number)
+        return {"drag": shares.masked_fill(~kept[..., None], torch.nan)}
+    if signal == "coarse":
+        forward = load("core.data.procedural").correspondence(scenes, clips.shape[1] - 1, 0)
+        pushed = splat.softmax_splat(clips[:, 0], forward.flow, 10.0 * forward.owner[:, None].float()).image
+        return {"control": (pushed * 255).round().to(torch.uint8)}
+    return {"control": (signals.sketch_from_flow(truth.flow) * 255).round().to(torch.uint8)}
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -255,6 +282,40 @@ def train_base(load: Callable[[str], Any], folder: Path) -> None:
     tensors = {name.removeprefix("unet."): t for name, t in trainer.averages.items()}
     encoder = start.new_encoder(UNET["model_channels"], 0, ENCODER)
     write(load, folder / "base.safetensors", folder, tensors, start.matching_from_unet(tensors), encoder.state_dict())
+
+
+def start_from(load: Callable[[str], Any], path: Path) -> Any:
+    """A training network with the weights of a checkpoint."""
+    from safetensors.torch import load_file
+
+    names, training = load("core.weights.framepainter"), load("host.training")
+    tensors = {n: t.float() for n, t in load_file(str(path)).items()}
+
+    def part(prefix: str) -> dict:
+        return {n[len(prefix):]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+    network, matching = unet(), part(names.MATCHING)
+    network.load_state_dict(part(names.UNET))
+    widths = {n.removesuffix(".to_q.weight"): t.shape[0] for n, t in matching.items() if n.endswith(".to_q.weight")}
+    branch = load("core.attention.matching").MatchingBranch(widths, HEAD_WIDTH)
+    branch.load_state_dict(matching)
+    encoder = load("core.training.start").new_encoder(UNET["model_channels"], 0, ENCODER)
+    encoder.load_state_dict(part(names.ENCODER))
+    return training.TrainingNetwork(network, branch, encoder).requires_grad_(True)
+
+
+def train_signal(load: Callable[[str], Any], folder: Path, signal: str, source: str) -> None:
+    """A FramePainter model for one signal: everything trains, on equation 1 for both frames and the matching loss."""
+    objective = load("core.training.objective")
+    pairs = examples(load, folder, PAIRS, 2, signal, 2)
+    network = start_from(load, folder / f"{source}.safetensors")
+    loss = objective.batch_loss(network, pairs, STAGES[signal].batch, objective.Objective())
+    trainer = run_stage(signal, network, loss, load, folder, ema=0.999)
+
+    def part(name: str) -> dict:
+        return {n.removeprefix(name + "."): t for n, t in trainer.averages.items() if n.startswith(name + ".")}
+
+    write(load, folder / f"{signal}.safetensors", folder, part("unet"), part("matching"), part("encoder"))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -305,6 +366,8 @@ def main() -> None:
             save_file({n: t.detach() for n, t in model.state_dict().items()}, str(folder / "image-encoder.safetensors"))
         elif options.stage == "base":
             train_base(load, folder)
+        else:
+            train_signal(load, folder, options.stage, "base" if options.stage == "sketch" else "sketch")
 
 
 if __name__ == "__main__":

@@ -29,12 +29,14 @@ class Asked(NamedTuple):
 
 
 class Network(Protocol):
-    """x (B, T, 4, h, w) noisy latents, t (B,) timestep, image (B, 4, h, w), embedding (B, 1, D), control (B, 3, H, W) in
-    [0, 1] or None, record, drag (B, K, 4) or None -> v (B, T, 4, h, w), and what its matching attentions asked if record
-    is set."""
+    """Predicts v, (B, T, 4, h, w), and says what its matching attentions asked if `record` is set.
+
+    x: (B, T, 4, h, w) noisy latents.  t: (B,) timestep.  image: (B, 4, h, w).  embedding: (B, 1, D).
+    control: (B, 3, H, W) in [0, 1], or None.  drag: (B, K, 4), or None.  numbers: (B, 3), or None.
+    """
 
     def __call__(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
-                 record: bool, drag: Tensor | None) -> tuple[Tensor, list[Asked]]: ...
+                 record: bool, drag: Tensor | None, numbers: Tensor | None) -> tuple[Tensor, list[Asked]]: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def losses(network: Network, batch: Examples, objective: Objective, generator: t
     match = objective.matching is not None and batch.flow is not None
     v, asked = network(
         noised.x, noised.t, batch.image.float() * kept_image[:, None, None, None],
-        batch.embedding.float() * kept_image[:, None, None], control, match, drag)
+        batch.embedding.float() * kept_image[:, None, None], control, match, drag,
+        batch.numbers)
     out = {"diffusion": diffusion_loss(v, noised.v, objective.frame_weights)}
     out["loss"] = out["diffusion"]
     if match and asked:
