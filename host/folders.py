@@ -13,9 +13,13 @@ ENCODERS = (OWN, "controlnet", "diffusion_models")
 PICTURES = ("checkpoints", OWN)  # files with CLIP vision and VAE inside
 
 
+SHIPPED = Path(__file__).resolve().parents[1] / "models"
+
+
 def register() -> None:
-    """Add models/framepainter to the host's model folders."""
+    """Add models/framepainter, and the small models that come with the pack, to the host's model folders."""
     folder_paths.add_model_folder_path(OWN, str(Path(folder_paths.models_dir, OWN)))
+    folder_paths.add_model_folder_path(OWN, str(SHIPPED))
     folder_paths.folder_names_and_paths[OWN][1].update(SUFFIXES)
 
 

@@ -13,8 +13,11 @@ class EditSignal:
     """One picture's editing signal.
 
     kind: how the user touched the picture.
-    control: (1, H, W, 3) in [0, 1], light strokes on black, at the picture's own size and aspect ratio.
+    control: sketch, coarse: (1, H, W, 3) in [0, 1], the picture that the control encoder reads, at the source picture's
+        own size and aspect ratio. None for drag.
+    points: drag: (1, K, 4) source x, y, target x, y as shares of the picture's width and height. None for the others.
     """
 
-    kind: Literal["sketch"]
-    control: Tensor
+    kind: Literal["sketch", "coarse", "drag"]
+    control: Tensor | None = None
+    points: Tensor | None = None
