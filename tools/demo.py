@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tools.problem import Problem
 from tools.server import HostLike, Server, ServerProblem, free_port, images, port_is_free
 from tools.steps import Say, write_atomically
 
-WORKFLOW = Path("workflows") / "api" / "framepainter_sketch.json"
+WORKFLOWS = Path("workflows") / "api"
 INPUTS = Path("workflows") / "inputs"
 RESULTS = "demo_output"
 LOADER = "FramePainterLoad"
@@ -27,42 +24,52 @@ ENCODER_FOLDERS = ("framepainter", "controlnet", "diffusion_models", "unet")
 SVD_FOLDERS = ("checkpoints", "framepainter")
 OFFICIAL_NAME = "unet_diffusion_pytorch_model.safetensors"
 OFFICIAL_ENCODER = "encoder_diffusion_pytorch_model.safetensors"
-RANDOM_NAME = "framepainter_random_demo.safetensors"
-RANDOM_NOTICE = f"""\
-Weights: RANDOM. No FramePainter weights were found, so the edited picture is noise: only the way through the
-         nodes is real, at a small size and in few steps. For a real edit, put under {{models}}
+SHIPPED = "framepainter_small_sketch.safetensors"
+SHIPPED_NOTICE = f"""\
+Weights: the small model that comes with the pack, models/{SHIPPED}.
+         It knows coloured shapes on smooth grounds, at 96 x 96 pixels. For photographs, put under {{models}}
          or {{own}}:
              {OFFICIAL_NAME} into framepainter,
              {OFFICIAL_ENCODER} into framepainter,
              a Stable Video Diffusion checkpoint (svd...) into checkpoints."""
 # What a file with everything inside holds besides the UNet: the control encoder, the VAE, CLIP vision.
 SINGLE_FILE_PARTS = ("framepainter.encoder.", "first_stage_model.", "conditioner.embedders.")
-SHORT_RUN = {"width": 256, "height": 192, "steps": 4}
 MAX_HEADER_BYTES = 100_000_000
 RUN_TIMEOUT_S = 3600.0
 USUAL_PORT = 8188
 
-Kind = Literal["official", "shipped", "random"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example workflow and the pictures it is run on."""
+
+    workflow: str
+    picture: str
+    sketch: str
+
+
+OFFICIAL = Example("framepainter_sketch", "picture", "sketch")
+SMALL = Example("framepainter_small", "scene", "scene_sketch")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The weights the demo runs on. Of random ones the path is None until the file has been written.
+    """Weights found in a models folder; `path` is None if there are none, and the small model is used.
 
     The authors' release is a UNet file and an encoder file, and takes CLIP vision and VAE from a Stable Video
     Diffusion checkpoint; `encoder` and `svd` are None when everything is inside the one file. `note` says
     why weights that were found are not used.
     """
 
-    kind: Kind
     path: Path | None
     encoder: Path | None = None
     svd: Path | None = None
     note: str = ""
 
 
-def choose_model(models_dirs: Iterable[Path], shipped_dir: Path | None = None) -> ModelChoice:
-    """FramePainter weights in a models folder, else a small file shipped in the repo, else random."""
+def choose_model(models_dirs: Iterable[Path]) -> ModelChoice:
+    """FramePainter weights in a models folder, if there are any."""
     found = [directory for directory in models_dirs if directory.is_dir()]
     note = ""
     unet = _first(found, MODEL_FOLDERS, lambda path: path.name == OFFICIAL_NAME)
@@ -70,17 +77,11 @@ def choose_model(models_dirs: Iterable[Path], shipped_dir: Path | None = None) -
         encoder = _first(found, ENCODER_FOLDERS, lambda path: path.name == OFFICIAL_ENCODER)
         svd = _first(found, SVD_FOLDERS, _is_svd)
         if encoder is not None and svd is not None:
-            return ModelChoice("official", unet, encoder, svd)
+            return ModelChoice(unet, encoder, svd)
         wanted = {OFFICIAL_ENCODER: encoder, "a Stable Video Diffusion checkpoint (svd...)": svd}
         missing = " and ".join(name for name, path in wanted.items() if path is None)
         note = f"{unet} was found, but not what it needs beside it: {missing}."
-    single = _first(found, MODEL_FOLDERS, _is_single_file)
-    if single is not None:
-        return ModelChoice("official", single)
-    shipped = sorted(shipped_dir.glob("*.safetensors")) if shipped_dir is not None else []
-    if shipped:
-        return ModelChoice("shipped", shipped[0], note=note)
-    return ModelChoice("random", None, note=note)
+    return ModelChoice(_first(found, MODEL_FOLDERS, _is_single_file), note=note)
 
 
 def _first(directories: Iterable[Path], folders: Iterable[str], fits: Callable[[Path], bool]) -> Path | None:
@@ -101,8 +102,7 @@ def _is_svd(path: Path) -> bool:
 
 
 def _is_single_file(path: Path) -> bool:
-    # A random network from an earlier demo is not weights, and a renamed bare UNet is not complete.
-    if path.name == RANDOM_NAME or "framepainter" not in path.name.lower():
+    if "framepainter" not in path.name.lower():  # and a renamed bare UNet is not complete
         return False
     names = tensor_names(path)
     return all(any(name.startswith(prefix) for name in names) for prefix in SINGLE_FILE_PARTS)
@@ -139,7 +139,7 @@ def titled(prompt: Mapping[str, Any], title: str, class_type: str) -> str:
         if node.get("class_type") == class_type and node.get("_meta", {}).get("title") == title:
             return str(node_id)
     raise Problem(
-        f"The example workflow has no {class_type} node titled “{title}”. Restore {WORKFLOW} from "
+        f"The example workflow has no {class_type} node titled “{title}”. Restore {WORKFLOWS} from "
         "the repository."
     )
 
@@ -192,37 +192,28 @@ def fill(prompt: Mapping[str, Any], picture: str, sketch: str, loader: Mapping[s
     return filled
 
 
-def shorten(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt at a small size and with few steps: for weights whose picture gets no better by more."""
-    small = copy.deepcopy(dict(prompt))
-    for node in small.values():
-        inputs = node["inputs"]
-        inputs.update({name: value for name, value in SHORT_RUN.items() if isinstance(inputs.get(name), int)})
-    return small
-
-
 # The run -------------------------------------------------------------------------------------------------
 
 
 def run(repo: Path, host: HostLike, *, cpu: bool, models: Path, say: Say) -> dict[str, Path]:
-    """Run the example and put source, sketch, result and contact sheet into `demo_output/`."""
-    prompt = _read_workflow(repo / WORKFLOW)
-    picture, sketch = _input_file(repo, "picture"), _input_file(repo, "sketch")
-    base = repo / ".host" / "demo"
+    """Run an example and put source, sketch, result and contact sheet into `demo_output/`."""
     visible = models_dirs(host, models)
-    choice = _present(choose_model(visible, repo / "models"), repo, host, base, say)
+    choice = choose_model(visible)
+    example = OFFICIAL if choice.path else SMALL
+    prompt = _read_workflow(repo / WORKFLOWS / f"{example.workflow}.json")
+    picture, sketch = _input_file(repo, example.picture), _input_file(repo, example.sketch)
+    say(_notice(choice, host, repo))
     say("Starting ComfyUI ...")
-    with Server(host, repo, base, cpu=cpu, model_dirs=visible) as server:
+    with Server(host, repo, repo / ".host" / "demo", cpu=cpu, model_dirs=visible) as server:
         info = server.object_info().get(LOADER)
         if info is None:
             raise Problem(f"ComfyUI started without this pack's nodes. Its log says why: {server.log_path}")
-        files = [path and path.name for path in (choice.path, choice.encoder, choice.svd)]
+        files = [path and path.name for path in (choice.path or Path(SHIPPED), choice.encoder, choice.svd)]
         filled = fill(
             prompt, _hand_in(server, picture), _hand_in(server, sketch), loader_inputs(info, *files)
         )
-        if choice.kind == "random":
-            filled = shorten(filled)
-        say("Running the sketch edit" + (" on the CPU, which takes a while ..." if cpu else " ..."))
+        slow = cpu and choice.path is not None
+        say("Running the sketch edit" + (" on the CPU, which takes a while ..." if slow else " ..."))
         entry = server.run(filled, timeout=RUN_TIMEOUT_S)
         edited = _saved(server, entry, titled(prompt, "Edited picture", "SaveImage"))
         sheet = _saved(server, entry, titled(prompt, "Contact sheet", "SaveImage"))
@@ -233,6 +224,14 @@ def run(repo: Path, host: HostLike, *, cpu: bool, models: Path, say: Say) -> dic
         "contact_sheet.png": sheet,
     }
     return _report(repo / RESULTS, contents, say)
+
+
+def _notice(choice: ModelChoice, host: HostLike, repo: Path) -> str:
+    if choice.path is not None:
+        parts = [str(path) for path in (choice.path, choice.encoder, choice.svd) if path is not None]
+        return "Weights: " + "\n         ".join(parts)
+    shipped = SHIPPED_NOTICE.format(models=host.directory / "models", own=repo / ".host" / "models")
+    return f"{choice.note}\n{shipped}" if choice.note else shipped
 
 
 def _read_workflow(path: Path) -> dict[str, Any]:
@@ -263,55 +262,6 @@ def _saved(server: Server, entry: Mapping[str, Any], node_id: str) -> bytes:
             f"The run ended without the picture that node {node_id} saves. Log: {server.log_path}"
         )
     return server.fetch(found[0])
-
-
-def _present(choice: ModelChoice, repo: Path, host: HostLike, base: Path, say: Say) -> ModelChoice:
-    """See to it that the chosen weights lie where the server finds them, and say what they are."""
-    if choice.kind == "official":
-        parts = [str(path) for path in (choice.path, choice.encoder, choice.svd) if path is not None]
-        say("Weights: " + "\n         ".join(parts))
-        return choice
-    if choice.note:
-        say(choice.note)
-    target = base / "models" / "diffusion_models" / (choice.path.name if choice.path else RANDOM_NAME)
-    if choice.path is not None:
-        say(f"Weights: the small example model {choice.path}")
-        _copy_once(choice.path, target)
-    else:
-        say(RANDOM_NOTICE.format(models=host.directory / "models", own=repo / ".host" / "models"))
-        _write_random(repo, host, target)
-    return ModelChoice(choice.kind, target)
-
-
-def _copy_once(source: Path, target: Path) -> None:
-    there, wanted = target.stat() if target.exists() else None, source.stat()
-    if there is None or (there.st_size, there.st_mtime) != (wanted.st_size, wanted.st_mtime):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-
-
-def _write_random(repo: Path, host: HostLike, target: Path) -> None:
-    # Written anew each time: it takes seconds, and an old file may not fit changed nodes.
-    script = repo / "tools" / "random_model.py"
-    if not script.is_file():
-        raise Problem(
-            f"There are no weights for the demo, and {script} is missing. Restore it from the repository."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.stem}.part.safetensors")
-    done = subprocess.run(
-        [str(host.python), str(script), "--host", str(host.directory), str(temporary)],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode != 0 or not temporary.is_file():
-        temporary.unlink(missing_ok=True)
-        raise Problem(
-            "Writing the random weights failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:])
-        )
-    os.replace(temporary, target)
 
 
 def _report(results: Path, contents: Mapping[str, bytes], say: Say) -> dict[str, Path]:

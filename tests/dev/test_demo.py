@@ -33,13 +33,13 @@ def test_the_official_files_are_found_across_folders(tmp_path: Path, folder: str
     encoder = touch(tmp_path / "first" / "controlnet" / demo.OFFICIAL_ENCODER)
     svd = touch(tmp_path / "second" / "checkpoints" / "SVD_xt_1_1.safetensors")
     dirs = [tmp_path / "missing", tmp_path / "first", tmp_path / "second"]
-    assert choose_model(dirs) == ModelChoice("official", unet, encoder, svd)
+    assert choose_model(dirs) == ModelChoice(unet, encoder, svd)
 
 
 def test_official_files_that_are_not_all_there_are_not_used_and_the_rest_is_named(tmp_path: Path) -> None:
     touch(tmp_path / "diffusion_models" / demo.OFFICIAL_NAME)
-    choice = choose_model([tmp_path], tmp_path / "none")
-    assert (choice.kind, choice.path) == ("random", None)
+    choice = choose_model([tmp_path])
+    assert choice.path is None
     assert demo.OFFICIAL_ENCODER in choice.note and "Stable Video Diffusion" in choice.note
     touch(tmp_path / "framepainter" / demo.OFFICIAL_ENCODER)
     assert demo.OFFICIAL_ENCODER not in choose_model([tmp_path]).note
@@ -48,7 +48,7 @@ def test_official_files_that_are_not_all_there_are_not_used_and_the_rest_is_name
 @pytest.mark.parametrize("folder", ["framepainter", "diffusion_models", "checkpoints/mine"])
 def test_one_file_with_everything_inside_is_found(tmp_path: Path, folder: str) -> None:
     path = single_file(tmp_path / folder / "FramePainter-fp16.safetensors")
-    assert choose_model([tmp_path], tmp_path / "none") == ModelChoice("official", path)
+    assert choose_model([tmp_path]) == ModelChoice(path)
 
 
 def test_other_files_are_no_weights(tmp_path: Path) -> None:
@@ -60,14 +60,8 @@ def test_other_files_are_no_weights(tmp_path: Path) -> None:
         touch(tmp_path / name)
     (tmp_path / "unet" / "framepainter.safetensors").write_bytes(b"\xff" * 50)
     single_file(tmp_path / "vae" / "framepainter.safetensors")
-    single_file(tmp_path / "diffusion_models" / demo.RANDOM_NAME)
     single_file(tmp_path / "checkpoints" / "framepainter_unet.safetensors", ("framepainter.matching.",))
-    assert choose_model([tmp_path], tmp_path / "none") == ModelChoice("random", None)
-
-
-def test_the_shipped_model_comes_before_a_random_one(tmp_path: Path) -> None:
-    path = touch(tmp_path / "models" / "tiny.safetensors")
-    assert choose_model([tmp_path / "host"], tmp_path / "models") == ModelChoice("shipped", path)
+    assert choose_model([tmp_path]) == ModelChoice(None)
 
 
 def prompt() -> dict[str, Any]:
@@ -123,20 +117,13 @@ def test_a_prompt_without_a_titled_node_says_which() -> None:
         fill(broken, "p", "s", {})
 
 
-def test_a_short_run_changes_numbers_only_not_links() -> None:
-    long = {"1": {"inputs": {"width": 1024, "height": ["9", 0], "steps": 25, "cfg": 3}}, "2": {"inputs": {}}}
-    short = demo.shorten(long)
-    assert short["1"]["inputs"] == {"width": 256, "height": ["9", 0], "steps": 4, "cfg": 3}
-    assert short["2"]["inputs"] == {} and long["1"]["inputs"]["steps"] == 25
-
-
 class FakeServer:
     """Stands in for a ComfyUI that lists what lies in its models folder and answers with known bytes."""
 
     prompts: list[dict[str, Any]] = []
 
     def __init__(self, host: object, pack: Path, base: Path, **options: Any) -> None:
-        self.base, self.log_path = base, base / "server.log"
+        self.pack, self.log_path = pack, base / "server.log"
 
     def __enter__(self) -> FakeServer:
         return self
@@ -145,7 +132,7 @@ class FakeServer:
         pass
 
     def object_info(self) -> dict[str, Any]:
-        names = sorted(path.name for path in self.base.rglob("*.safetensors"))
+        names = sorted(path.name for path in self.pack.rglob("*.safetensors"))
         inputs = {name: ["COMBO", {"options": [INSIDE, *names]}] for name in OLD}
         return {demo.LOADER: {"input": {"required": inputs}}}
 
@@ -163,9 +150,12 @@ class FakeServer:
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     repo = tmp_path / "repo"
-    touch(repo / demo.WORKFLOW).write_text(json.dumps(prompt()), encoding="utf-8")
-    touch(repo / demo.INPUTS / "picture.jpg").write_bytes(b"picture")
-    touch(repo / demo.INPUTS / "sketch.png").write_bytes(b"sketch")
+    for example in (demo.SMALL, demo.OFFICIAL):
+        path = repo / demo.WORKFLOWS / f"{example.workflow}.json"
+        touch(path).write_text(json.dumps(prompt()), encoding="utf-8")
+        touch(repo / demo.INPUTS / f"{example.picture}.jpg").write_bytes(example.picture.encode())
+        touch(repo / demo.INPUTS / f"{example.sketch}.png").write_bytes(example.sketch.encode())
+    touch(repo / "models" / demo.SHIPPED)
     monkeypatch.setattr(demo, "Server", FakeServer)
     monkeypatch.setattr(FakeServer, "prompts", [])
     return repo
@@ -178,43 +168,34 @@ def run_demo(repo: Path) -> tuple[dict[str, Path], str]:
     return paths, "\n".join(said)
 
 
-def test_the_demo_with_random_weights_says_so_and_names_its_results(example: Path) -> None:
-    script = "import sys; assert sys.argv[1:2] == ['--host']; open(sys.argv[3], 'wb').write(b'weights')"
-    touch(example / "tools" / "random_model.py").write_text(script, encoding="utf-8")
+def test_the_demo_runs_the_small_model_and_names_its_results(example: Path) -> None:
     paths, said = run_demo(example)
     assert {key: path.read_bytes() for key, path in paths.items()} == {
-        "source": b"picture",
-        "sketch": b"sketch",
+        "source": b"scene",
+        "sketch": b"scene_sketch",
         "edited": b"image of node 4",
         "contact_sheet": b"image of node 5",
     }
     assert all(str(path.resolve()) in said for path in paths.values())
     assert paths["source"].name == "source.jpg"
-    assert "RANDOM" in said and demo.OFFICIAL_NAME in said
+    assert demo.SHIPPED in said and demo.OFFICIAL_NAME in said
     inputs = [FakeServer.prompts[0][key]["inputs"] for key in ("1", "2", "3")]
-    assert [inputs[0]["image"], inputs[1]["image"]] == ["framepainter_picture.jpg", "framepainter_sketch.png"]
-    assert inputs[2]["model_file"] == demo.RANDOM_NAME
+    assert [inputs[0]["image"], inputs[1]["image"]] == ["framepainter_scene.jpg", "framepainter_scene_sketch.png"]
+    assert (inputs[2]["model_file"], inputs[2]["encoder_file"]) == (demo.SHIPPED, INSIDE)
 
 
-def test_the_demo_with_a_shipped_model_does_not_claim_it_is_random(example: Path) -> None:
-    touch(example / "models" / "tiny.safetensors").write_bytes(b"tiny")
-    _, said = run_demo(example)
-    assert "RANDOM" not in said and "tiny.safetensors" in said
-    assert FakeServer.prompts[0]["3"]["inputs"]["model_file"] == "tiny.safetensors"
-
-
-def test_a_failing_random_model_leaves_no_half_file(example: Path) -> None:
-    script = "import sys; open(sys.argv[-1], 'wb').write(b'half'); sys.exit('out of memory')"
-    touch(example / "tools" / "random_model.py").write_text(script, encoding="utf-8")
-    with pytest.raises(Problem, match="out of memory"):
-        run_demo(example)
-    assert not list(example.rglob("*.safetensors"))
+def test_the_demo_prefers_real_weights(example: Path) -> None:
+    own = single_file(example / ".host" / "models" / "framepainter" / "framepainter_mine.safetensors")
+    paths, said = run_demo(example)
+    assert str(own) in said and demo.SHIPPED not in said
+    assert paths["source"].read_bytes() == b"picture"
+    assert FakeServer.prompts[0]["3"]["inputs"]["model_file"] == own.name
 
 
 def test_missing_examples_are_named(example: Path) -> None:
-    (example / demo.INPUTS / "sketch.png").unlink()
-    with pytest.raises(Problem, match="sketch is missing"):
+    (example / demo.INPUTS / "scene_sketch.png").unlink()
+    with pytest.raises(Problem, match="scene_sketch is missing"):
         run_demo(example)
-    (example / demo.WORKFLOW).unlink()
-    with pytest.raises(Problem, match=r"framepainter_sketch\.json"):
+    (example / demo.WORKFLOWS / "framepainter_small.json").unlink()
+    with pytest.raises(Problem, match=r"framepainter_small\.json"):
         run_demo(example)
