@@ -19,6 +19,12 @@ from tools.server import Server, ServerProblem
 REPO = Path(__file__).resolve().parent.parent
 PYTEST_NO_TESTS = 5
 EXIT_INTERRUPTED = 130
+# Commands that are scripts of the repository, run in the host's Python; further arguments go to them.
+_SCRIPTS = {
+    "bench": "bench/run.py",
+    "ablation": "bench/ablation.py",
+    "models": "tools/small_model.py",
+}
 
 
 def main(arguments: Sequence[str], repo: Path = REPO) -> int:
@@ -53,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="start ComfyUI with this pack, until Ctrl-C")
     serve.add_argument("--port", type=int, default=None, help="default: 8188, or a free one if that is taken")
     commands.add_parser("bench", help="run the benchmark; further arguments go to it")
+    commands.add_parser("ablation", help="the paper's ablations in miniature")
+    commands.add_parser("models", help="train the small models of the pack, stage by stage")
     commands.add_parser("setup", help="only set up what the other commands need")
     commands.add_parser("where", help="say which ComfyUI would be used, and why")
     return parser
@@ -60,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     # What follows these commands is another program's business, `--help` included, so it is not parsed here.
-    if arguments and arguments[0] in ("test", "bench"):
+    if arguments and arguments[0] in ("test", *_SCRIPTS):
         return argparse.Namespace(command=arguments[0]), arguments[1:]
     return _parser().parse_args(arguments), []
 
@@ -113,17 +121,18 @@ def _test(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
     return code
 
 
-def _bench(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
-    script = setup.repo / "bench" / "run.py"
-    if not script.is_file():
-        raise Problem(f"There is no benchmark: {script} is missing.")
+def _script(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
+    path = setup.repo / _SCRIPTS[options.command]
+    if not path.is_file():
+        raise Problem(f"{path} is missing. Restore it from the repository.")
     host = setup.host()
     environ = {
+        "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "FRAMEPAINTER_HOST": str(host.directory),
         "FRAMEPAINTER_CPU": "1" if setup.needs_cpu(host) else "0",
     }
-    return _run([str(host.python), str(script), *rest], setup.repo, environ)
+    return _run([str(host.python), str(path), *rest], setup.repo, environ)
 
 
 def _run(command: list[str], cwd: Path, environ: dict[str, str]) -> int:
@@ -182,7 +191,7 @@ _COMMANDS: dict[str, Callable[[Setup, argparse.Namespace, list[str]], int]] = {
     "demo": _demo,
     "test": _test,
     "serve": _serve,
-    "bench": _bench,
+    **dict.fromkeys(_SCRIPTS, _script),
     "setup": _setup,
     "where": _where,
 }

@@ -1,6 +1,6 @@
 """Train the small models that the pack ships, from nothing, on procedural clips (see models/README.md).
 
-    <host's python> tools/small_model.py --host COMFYUI_DIR STAGE [--folder WORK]
+    python dev.py models STAGE [--folder WORK]
 
 Stages, in their order: autoencoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped, and
 ends with a file in the work folder; the last four with a checkpoint that Load FramePainter reads.
@@ -9,6 +9,7 @@ ends with a file in the work folder; the last four with a checkpoint that Load F
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pack as tools_pack  # noqa: E402
 
+MODELS = Path(__file__).resolve().parents[1] / "models"
 SIDE = 96  # pixels
 SCENES = {"height": SIDE, "width": SIDE, "sprites": (1, 2), "radius": (0.28, 0.45), "shift": (0.3, 0.9), "turn": 26.0,
           "growth": 0.15, "texture": 3, "contrast": 0.22}
@@ -252,6 +254,19 @@ def _signal(load: Callable[[str], Any], signal: str, scenes: Any, clips: Any, tr
     return {"control": (signals.sketch_from_flow(truth.flow) * 255).round().to(torch.uint8)}
 
 
+def unpack(folder: Path) -> None:
+    """Put autoencoder and image encoder of the shipped base model into a work folder that has none of its own."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(str(MODELS / "framepainter_small_base.safetensors"))
+    for name, prefix in (("autoencoder", "first_stage_model."),
+                         ("image-encoder", "conditioner.embedders.0.open_clip.model.visual.")):
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            save_file({n[len(prefix):]: t.float() for n, t in tensors.items() if n.startswith(prefix)}, str(path))
+
+
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -342,7 +357,7 @@ def run_stage(name: str, model: Any, loss: Callable, load: Callable[[str], Any],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
     parser.add_argument("--folder", type=Path, default=Path("small_model"), help="for states and results")
     parser.add_argument("stage", choices=list(STAGES))
     options = parser.parse_args()

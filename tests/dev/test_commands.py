@@ -69,7 +69,7 @@ def test_the_benchmark_gets_its_arguments_and_the_hosts_python(
 ) -> None:
     calls = recording(monkeypatch, 4)
     assert commands.main(["bench", "--size", "64"], ready) == 1
-    assert "There is no benchmark" in capsys.readouterr().err
+    assert "run.py is missing" in capsys.readouterr().err
     (ready / "bench").mkdir()
     (ready / "bench" / "run.py").touch()
     assert commands.main(["bench", "--size", "64"], ready) == 4
@@ -124,7 +124,7 @@ def test_dev_py_runs_from_anywhere_and_lists_its_commands(repo: Path, tmp_path: 
         [sys.executable, str(repo / "dev.py"), "-h"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "test", "serve", "bench", "setup", "where"):
+    for command in ("demo", "test", "serve", "bench", "ablation", "models", "setup", "where"):
         assert f"\n    {command} " in done.stdout
 
 

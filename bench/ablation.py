@@ -1,0 +1,198 @@
+"""The paper's two ablations in miniature (Table 3 and 4): how edited frames find the source, and source reconstruction.
+
+    python dev.py ablation [--steps N] [--seeds 0 1] [--folder WORK]
+
+Every variant starts from the shipped base model, sees the same pairs in the same order with the same noise, and is
+measured on the same held-out scenes with known truth. Rewrites bench/ablation.md and ablation.json. A variant that was
+finished in the work folder is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import pack as tools_pack  # noqa: E402
+import small_model  # noqa: E402
+
+# name -> (has the matching branch, settings of the objective)
+VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "temporal attention only": (False, {"matching": None}),
+    "cross-frame (branch, no loss)": (True, {"matching": None}),
+    "matching, cross entropy": (True, {"matching": "cross entropy"}),
+    "matching, squared error": (True, {"matching": "squared error"}),
+    "matching, no source reconstruction": (True, {"matching": "cross entropy", "frame_weights": (0.0, 1.0)}),
+}
+HELD_OUT = 96
+SAMPLING_STEPS = 12
+SIGMAS = (0.5, 2.0, 8.0)
+BATCH = 8
+
+
+def euler(network: Any, pairs: Any, steps: int, seed: int) -> Any:
+    """Sample (B, 2, 4, h, w) scaled latents: Euler's method on Karras' levels, no guidance."""
+    import torch
+
+    rho, high, low = 7.0, 80.0, 0.02  # above 80 nothing of a 12 x 12 latent shows
+    ramp = torch.linspace(0, 1, steps)
+    levels = torch.cat([(high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho, torch.zeros(1)])
+    z = torch.randn(pairs.latents.shape, generator=torch.Generator().manual_seed(seed)) * levels[0]
+    for now, after in zip(levels, levels[1:], strict=False):
+        denoised, _ = denoise(network, pairs, z, now.expand(len(pairs)))
+        z = denoised if after == 0 else z + (z - denoised) / now * (after - now)
+    return z
+
+
+def denoise(network: Any, pairs: Any, z: Any, sigma: Any, record: bool = False) -> tuple[Any, list]:
+    """The clean latents that the network sees in noisy ones."""
+    s = sigma.reshape(-1, 1, 1, 1, 1)
+    root = (s**2 + 1).sqrt()
+    control = None if pairs.control is None else pairs.control.float() / 255
+    v, asked = network(z / root, 0.25 * sigma.log(), pairs.image, pairs.embedding, control, record, pairs.drag,
+                       pairs.numbers)
+    return z / (s**2 + 1) - v * s / root, asked
+
+
+def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) -> dict[str, float]:
+    """All figures of the table on held-out pairs."""
+    import torch
+    from safetensors.torch import load_file
+
+    vae = load("core.models.small_autoencoder").SmallAutoencoder()
+    vae.load_state_dict(load_file(str(folder / "autoencoder.safetensors")))
+
+    def pictures(latents: Any) -> Any:
+        return ((vae.decode(latents / small_model.SCALING) + 1) / 2).clamp(0, 1)
+
+    truth, flow, visible = pairs.latents, pairs.flow.float(), pairs.visible
+    moved = (flow.norm(dim=1) > 1) & visible
+    uncovered = ~visible
+    still = (flow.norm(dim=1) <= 1) & visible
+    out: dict[str, float] = {}
+    with torch.no_grad():
+        target = pictures(truth[:, 1])
+        sampled = euler(network, pairs, SAMPLING_STEPS, 5)
+        error = (pictures(sampled[:, 1]) - target).pow(2).mean(1)
+        for name, area in (("moved", moved), ("uncovered", uncovered), ("still", still)):
+            out[f"mse {name}"] = float(error[area].mean())
+        out["mse source frame"] = float((pictures(sampled[:, 0]) - pictures(truth[:, 0])).pow(2).mean())
+        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(6))
+        area = torch.nn.functional.avg_pool2d(moved[:, None].float(), 8) > 0.5
+        for level in SIGMAS:
+            sigma = torch.full((len(pairs),), level)
+            guess, asked = denoise(network, pairs, truth + level * noise, sigma, record=level == 2.0)
+            wrong = (guess - truth)[:, 1].pow(2).mean(1, keepdim=True)
+            out[f"denoising moved, sigma {level:g}"] = float(wrong[area].mean())
+            if asked:
+                out["hit rate"] = hit_rate(load, asked, pairs)
+    return out
+
+
+def hit_rate(load: Callable[[str], Any], asked: list, pairs: Any) -> float:
+    """Share of moved and visible target tokens whose strongest source token is within one of the true one."""
+    import torch
+
+    losses, signals = load("core.training.losses"), load("core.data.signals")
+    height, width = pairs.latents.shape[-2:]
+    hits, total = 0.0, 0.0
+    for site in asked:
+        scale = math.sqrt(height * width / site.q.shape[2])
+        h, w = round(height / scale), round(width / scale)
+        if w < 8:
+            continue  # within one token of anything
+        matches = signals.token_matches(pairs.flow.float(), pairs.visible, h, w)
+        best = losses.attention_weights(site.q[:, -1], site.k, site.heads).argmax(-1)
+        near = ((best % w - matches.index % w).abs() <= 1) & ((best // w - matches.index // w).abs() <= 1)
+        counts = matches.visible & (matches.index != torch.arange(h * w))
+        hits += float((near & counts).sum())
+        total += float(counts.sum())
+    return hits / max(total, 1.0)
+
+
+def train(load: Callable[[str], Any], folder: Path, name: str, seed: int, steps: int, pairs: Any) -> Any:
+    """One variant from the base model; returns its network with averaged weights."""
+    import torch
+
+    loop, objective = load("core.training.loop"), load("core.training.objective")
+    branch, settings = VARIANTS[name]
+    network = small_model.start_from(load, ROOT / "models" / "framepainter_small_base.safetensors")
+    if not branch:
+        network.matching = None
+    torch.manual_seed(seed)
+    network.encoder = load("core.training.start").new_encoder(small_model.UNET["model_channels"], seed, small_model.ENCODER)
+    network.requires_grad_(True)
+    loss = objective.batch_loss(network, pairs, BATCH, objective.Objective(**settings))
+    trainer = loop.Trainer(dict(network.named_parameters()), loop.TrainSettings(
+        steps=steps, learning_rate=5e-4, warmup=50, decay_from=steps // 2, ema=0.99, seed=seed, save_every=100))
+    place = folder / "ablation" / f"{name.replace(' ', '_').replace(',', '')}-{steps}-{seed}"
+
+    def report(step: Any) -> None:
+        if step.step % 50 == 0:
+            print(f"{name}, seed {seed}: {step.step}/{steps}, {step.losses}, {step.seconds:.2f} s", flush=True)
+
+    with torch.enable_grad():
+        loop.train(trainer, loss, place, report)
+    with torch.no_grad():
+        for parameter_name, parameter in network.named_parameters():
+            parameter.copy_(trainer.averages[parameter_name])
+    return network
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: mean over seeds, and half the range between them."""
+    columns = list(dict.fromkeys(c for runs in results.values() for run in runs for c in run))
+    lines = ["| variant | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name, runs in results.items():
+        cells = []
+        for column in columns:
+            values = [run[column] for run in runs if column in run]
+            half = (max(values) - min(values)) / 2 if values else 0.0
+            cells.append(f"{statistics.mean(values):.4f} ± {half:.4f}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(results: dict[str, list[dict[str, float]]], steps: int, seeds: list[int]) -> None:
+    """The table and the figures, so far."""
+    text = (f"# Ablations in miniature\n\n{steps} steps of {BATCH} pairs from the base model, seeds {seeds}, {HELD_OUT} "
+            f"held-out scenes; mean ± half the range over the seeds. `python dev.py ablation` reruns it.\n\n"
+            f"{table(results)}\n")
+    (ROOT / "bench" / "ablation.md").write_text(text, encoding="utf-8")
+    (ROOT / "bench" / "ablation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
+    parser.add_argument("--folder", type=Path, default=Path("small_model"), help="the work folder of tools/small_model.py")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    load = tools_pack.open_pack(options.host.resolve())
+    folder = options.folder
+    small_model.unpack(folder)
+    pairs = small_model.examples(load, folder, small_model.PAIRS, 2, "sketch", 2)
+    held_out = small_model.examples(load, folder, HELD_OUT, 3, "sketch", 2)
+    results: dict[str, list[dict[str, float]]] = {}
+    begun = time.time()
+    for seed in options.seeds:
+        for name in VARIANTS:
+            network = train(load, folder, name, seed, options.steps, pairs)
+            results.setdefault(name, []).append(measure(load, network, held_out, folder))
+            print(name, seed, results[name][-1], flush=True)
+            write(results, options.steps, options.seeds[:options.seeds.index(seed) + 1])
+    print(f"{(time.time() - begun) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()
