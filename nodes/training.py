@@ -1,0 +1,162 @@
+"""FramePainter Train."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..core.training.presets import MATCHING, PRECISIONS, PRESETS, PURPOSE, SIGNALS, WHAT, choose
+from ..host import trainer_node
+from .schema import FramePainterType, advanced, check_choice, schema
+
+NODE = "FramePainter Train"
+PRESET = "as the preset"
+SWITCH = {PRESET: None, "on": True, "off": False}
+RUNS = "framepainter_training"
+
+
+class TrainFramePainter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterTrain",
+            display_name=NODE,
+            description="Trains FramePainter on pairs of frames: the paper's recipe, or its small parts for small cards. "
+                        "Cancel at any time; queue again with the same settings to go on.",
+            search_aliases=["train", "fine-tune", "finetune", "lora training"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The network to start from: Stable Video Diffusion or FramePainter. It is not "
+                                                "changed; LoRAs on it are merged into the trained copy."),
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder, used once to prepare the dataset."),
+                io.Vae.Input("vae", tooltip="SVD's VAE, used to prepare the dataset and for previews."),
+                io.String.Input("dataset", default="", tooltip="Folder of the dataset under the output folder, as the dataset "
+                                                               "nodes put it out."),
+                io.String.Input("run_name", default="my_run",
+                                tooltip="Folder of the run under output/framepainter_training. The same name and settings go "
+                                        "on with a run; other settings need another name."),
+                io.Combo.Input("preset", options=list(PRESETS), default="24 GB",
+                               tooltip="Settings that go together. " + " ".join(f"{k}: {v}." for k, v in PURPOSE.items())),
+                io.Combo.Input("what_trains", options=[PRESET, *WHAT], default=PRESET,
+                               tooltip="everything: as the paper. The others leave the UNet as it is, or add a LoRA to its "
+                                       "attentions, and need a fraction of the memory."),
+                io.Combo.Input("signal", options=list(SIGNALS), default="sketch",
+                               tooltip="The editing signal to learn. mixed: every pair with each of the three in turn."),
+                io.Int.Input("steps", default=0, min=0, max=1_000_000,
+                             tooltip="Optimiser steps of the whole run; 0 is the preset's. A finished run goes on if this is "
+                                     "raised."),
+                io.Int.Input("batch", default=0, min=0, max=256, tooltip="Pairs at a time; 0 is the preset's."),
+                io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-9,
+                               tooltip="AdamW's; 0 is the preset's. The paper's is 0.00001."),
+                io.Combo.Input("matching_loss", options=[PRESET, *MATCHING], default=PRESET,
+                               tooltip="How attention weights are drawn to the true correspondence; off trains by the "
+                                       "diffusion loss alone."),
+                io.Float.Input("matching_weight", default=-1.0, min=-1.0, max=100.0, step=0.01, round=0.0001,
+                               tooltip="Weight of the matching loss beside the diffusion loss; -1 is the preset's."),
+                io.Float.Input("ema", default=-1.0, min=-1.0, max=0.99999, step=0.001, round=0.000001,
+                               tooltip="Decay of the averaged weights, which are the result if it is on; 0 is off, -1 the "
+                                       "preset's."),
+                io.Int.Input("accumulate", default=0, min=0, max=1024,
+                             tooltip="Batches whose gradients are added up for one step: a larger batch without its memory. 0 "
+                                     "is the preset's."),
+                io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET,
+                               tooltip="Of the arithmetic. What is trained is kept in fp32 in both."),
+                io.Combo.Input("checkpointing", options=list(SWITCH), default=PRESET,
+                               tooltip="Compute activations again in the backward pass: a third more time, a seventh of their "
+                                       "memory."),
+                io.Int.Input("save_every", default=250, min=1, max=100_000,
+                             tooltip="Steps between saved states; a crash loses at most these. Cancelling saves too."),
+                io.Int.Input("preview_every", default=250, min=0, max=100_000,
+                             tooltip="Steps between preview pictures of two training pairs; 0 is none."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Of batches, noise and first weights. Same seed and settings, same result."),
+                FramePainterType.Input("framepainter", optional=True,
+                                       tooltip="Matching attention and control encoder to go on from. Without it they start "
+                                               "anew: copies of the spatial attention, and a new encoder."),
+                advanced(io.Int.Input("rank", default=16, min=1, max=256, optional=True,
+                                      tooltip="Of the LoRA, where one is trained. Higher can learn more and is larger.")),
+                advanced(io.Combo.Input("semantics", options=["release", "paper"], default="release", optional=True,
+                                        tooltip="release: matching and control act on both frames, as the published weights. "
+                                                "paper: on the edited frame only. Use the model as it was trained.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The trained network with its matching attention."),
+                FramePainterType.Output(display_name="framepainter",
+                                        tooltip="The trained control encoder and matching weights."),
+                io.Image.Output(display_name="loss_curve", tooltip="Losses over steps."),
+                io.Image.Output(display_name="previews", tooltip="The last previews: source, signal, edit, true target. Black "
+                                                                 "if there are none."),
+                io.String.Output(display_name="report", tooltip="What ran, what it should have needed, how long it took, and "
+                                                                "where it lies."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str = "", **_):
+        try:
+            stamp = (dataset_folder(dataset) / "dataset.json").stat()
+        except (OSError, ValueError):
+            return dataset
+        return [dataset, stamp.st_mtime_ns, stamp.st_size]
+
+    @classmethod
+    def execute(cls, model, clip_vision, vae, dataset: str, run_name: str, preset: str, what_trains: str, signal: str,
+                steps: int, batch: int, learning_rate: float, matching_loss: str, matching_weight: float, ema: float,
+                accumulate: int, precision: str, checkpointing: str, save_every: int, preview_every: int, seed: int,
+                framepainter=None, rank: int = 16, semantics: str = "release") -> io.NodeOutput:
+        for name, value, options in (
+                ("preset", preset, PRESETS), ("what_trains", what_trains, (PRESET, *WHAT)), ("signal", signal, SIGNALS),
+                ("matching_loss", matching_loss, (PRESET, *MATCHING)), ("precision", precision, (PRESET, *PRECISIONS)),
+                ("checkpointing", checkpointing, SWITCH), ("semantics", semantics, ("release", "paper"))):
+            check_choice(NODE, name, value, options)
+
+        def given(value, unset):
+            return None if value == unset else value
+
+        try:
+            settings = choose(
+                preset, what_trains=given(what_trains, PRESET), signal=signal, steps=given(steps, 0), batch=given(batch, 0),
+                learning_rate=given(learning_rate, 0.0), matching_loss=given(matching_loss, PRESET),
+                matching_weight=given(matching_weight, -1.0), ema=given(ema, -1.0), accumulate=given(accumulate, 0),
+                precision=given(precision, PRESET), checkpointing=SWITCH[checkpointing], save_every=save_every,
+                preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
+        except ValueError as error:
+            raise ValueError(f"{NODE}: {error}") from None
+        made = trainer_node.train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name),
+                                  settings)
+        return io.NodeOutput(made.model, made.weights, made.curve, made.previews, made.report)
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory()).resolve()
+
+
+def dataset_folder(dataset: str) -> Path:
+    """The folder of a dataset, given whole or relative to the output folder.
+
+    Raises:
+        ValueError: it is not there, or lies elsewhere.
+    """
+    place = (_output() / dataset.strip()).resolve()
+    if not dataset.strip() or not place.is_relative_to(_output()) or not (place / "dataset.json").is_file():
+        raise ValueError(f"{NODE}: dataset is '{dataset}', which is no dataset under the output folder '{_output()}'. Connect "
+                         "the dataset output of a dataset node, or give a folder that holds a dataset.json.")
+    return place
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        ValueError: the name would leave the folder of all runs, or no system could write it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")):
+        raise ValueError(f"{NODE}: run_name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter "
+                         "or digit.")
+    return _output() / RUNS / name
+
+
+NODES = [TrainFramePainter]
