@@ -2,7 +2,7 @@
 
     python dev.py models STAGE [--folder WORK]
 
-Stages, in their order: autoencoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped, and
+Stages, in their order: autoencoder, decoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped, and
 ends with a file in the work folder; the last four with a checkpoint that Load FramePainter reads.
 """
 
@@ -43,6 +43,7 @@ class Stage:
 
 STAGES = {
     "autoencoder": Stage(2500, 32, 1e-3),
+    "decoder": Stage(4000, 24, 8e-4),
     "image-encoder": Stage(800, 64, 1e-3),
     "base": Stage(2200, 8, 6e-4),
     "sketch": Stage(2000, 8, 5e-4),
@@ -82,26 +83,54 @@ def pictures(procedural: Any, count: int, generator: Any, frames: int = 2) -> An
     return clips.flatten(0, 1)[:count]
 
 
+def crops(procedural: Any, count: int, side: int, generator: Any) -> Any:
+    """Random squares of fresh scenes, four of each: (count, 3, side, side) in [-1, 1]. Convolutions learn the same from
+    them as from whole pictures, at a fraction of the cost."""
+    import torch
+
+    out = []
+    for picture in pictures(procedural, -(-count // 4), generator):
+        for _ in range(4):
+            y, x = torch.randint(0, SIDE - side + 1, (2,), generator=generator).tolist()
+            out.append(picture[:, y:y + side, x:x + side])
+    return torch.stack(out[:count]) * 2 - 1
+
+
+def reconstruction(decoded: Any, target: Any) -> dict:
+    """Errors of pixels and of edges."""
+    error = decoded - target
+    square = error.pow(2).mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return {"loss": error.abs().mean() + 2 * square + edges, "squared error": square}
+
+
 def autoencoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable:
-    """Errors of pixels and of edges on random crops; noise on the latents and a small cost keep them smooth and bounded."""
+    """Noise on the latents and a small cost of their size keep them smooth and bounded."""
     import torch
 
     procedural = load("core.data.procedural")
 
     def loss(step: int, micro: int, generator: torch.Generator) -> dict:
-        half = SIDE // 2
-        crops = []
-        for picture in pictures(procedural, batch // 4, generator):
-            for _ in range(4):  # convolutions learn the same from crops, at a fraction of the cost
-                y, x = torch.randint(0, half + 1, (2,), generator=generator).tolist()
-                crops.append(picture[:, y:y + half, x:x + half])
-        target = torch.stack(crops) * 2 - 1
+        target = crops(procedural, batch, SIDE // 2, generator)
         z = model.encode(target)
-        error = model.decode(z + 0.1 * torch.randn(z.shape, generator=generator)) - target
-        square = error.pow(2).mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        return {"loss": error.abs().mean() + 2 * square + edges + 3e-3 * z.pow(2).mean(), "squared error": square,
-                "latents": z.detach().pow(2).mean()}
+        out = reconstruction(model.decode(z + 0.1 * torch.randn(z.shape, generator=generator)), target)
+        size = z.pow(2).mean()
+        return {**out, "loss": out["loss"] + 3e-3 * size, "latents": size}
+
+    return loss
+
+
+def decoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable:
+    """The decoder alone, on latents that stay as they are, nearly without noise: sharper edges, nothing else changes."""
+    import torch
+
+    procedural = load("core.data.procedural")
+
+    def loss(step: int, micro: int, generator: torch.Generator) -> dict:
+        target = crops(procedural, batch, SIDE // 2, generator)
+        with torch.no_grad():
+            z = model.encode(target)
+        return reconstruction(model.decode(z + 0.02 / SCALING * torch.randn(z.shape, generator=generator)), target)
 
     return loss
 
@@ -363,7 +392,7 @@ def main() -> None:
     options = parser.parse_args()
     load = tools_pack.open_pack(options.host.resolve())
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     folder, stage = options.folder, STAGES[options.stage]
     folder.mkdir(parents=True, exist_ok=True)
@@ -374,6 +403,13 @@ def main() -> None:
             trained = run_stage("autoencoder", model, autoencoder_loss(model, load, stage.batch), load, folder, ema=0.995)
             with torch.no_grad():
                 save_file(scaled_autoencoder(load, trained.averages), str(folder / "autoencoder.safetensors"))
+        elif options.stage == "decoder":
+            path = folder / "autoencoder.safetensors"
+            model = load("core.models.small_autoencoder").SmallAutoencoder()
+            model.load_state_dict(load_file(str(path)))
+            trained = run_stage("decoder", model.decoder, decoder_loss(model, load, stage.batch), load, folder, ema=0.998)
+            model.decoder.load_state_dict(trained.averages)
+            save_file(model.state_dict(), str(path))
         elif options.stage == "image-encoder":
             model = image_encoder()
             readout, loss = image_encoder_loss(model, load, stage.batch)
