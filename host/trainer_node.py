@@ -51,6 +51,12 @@ def as_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)[None]
 
 
+def save_preview(folder: Path, step: int, picture: Tensor) -> None:
+    """Keep (H, W, 3) in [0, 1] as the preview of a step."""
+    image = Image.fromarray((picture.numpy() * 255).round().astype(np.uint8))
+    image.save(folder / f"preview-{step:06d}.png", compress_level=1)
+
+
 def read_log(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
     """The steps of a run and its losses by name."""
     path = folder / "stats.jsonl"
@@ -133,8 +139,7 @@ class _Progress:
         self.bar.update_absolute(step.step, self.settings.steps, live)
 
     def preview(self, step: int, picture: Tensor) -> None:
-        image = Image.fromarray((picture.numpy() * 255).round().astype(np.uint8))
-        image.save(self.folder / f"preview-{step:06d}.png", compress_level=1)
+        save_preview(self.folder, step, picture)
 
     def last_preview(self) -> Tensor:
         found = sorted(self.folder.glob("preview-*.png"))
