@@ -1,0 +1,1 @@
+"""Comparing edited pictures, and attention, with the truth."""
