@@ -1,6 +1,6 @@
-"""Rewrite workflows/framepainter_sketch.json, the canvas form, from workflows/api/framepainter_sketch.json.
+"""Rewrite the canvas forms workflows/*.json from the API forms workflows/api/*.json.
 
-    <python with playwright> tools/canvas_export.py http://127.0.0.1:8188 --chrome /usr/bin/chromium
+    <python with playwright> tools/canvas_export.py http://127.0.0.1:8188 --chrome /usr/bin/chromium [NAME ...]
 
 The page of a running server lays it out and serialises it, so the file is what that ComfyUI itself would save. Use the
 oldest supported one (the pinned host, `python dev.py serve`): newer ones read its files, not the other way round.
@@ -12,13 +12,23 @@ import argparse
 import json
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from playwright.sync_api import Page, sync_playwright
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-NAME = "framepainter_sketch"
-NOTE = """\
+
+
+class Layout(NamedTuple):
+    """note: text of the Markdown note.  groups: title -> (x, y, width, height).  nodes: node id in the API file, or
+    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer."""
+
+    note: str
+    groups: dict[str, tuple[int, int, int, int]]
+    nodes: dict[int | str, tuple[int, int, int, int]]
+
+
+SKETCH_NOTE = """\
 ### Weight files
 
 | widget | file | folder |
@@ -35,21 +45,33 @@ the Sketch node (Ctrl+B). Or load a drawing of the same shape, as here: any colo
 
 **Values:** cfg 3, 25 steps and strength 0.8 are the FramePainter authors'.
 """
-# Group -> (x, y, width, height). Room is left below every node: nodes are taller in the newer renderer.
-GROUPS = {
+SMALL_NOTE = """\
+### Runs as it is
+
+The small model comes with the pack: coloured shapes on smooth grounds, 96 x 96 pixels, trained from nothing on made-up
+scenes. It shows what the nodes do; it knows nothing of photographs. For those see *framepainter_sketch*.
+
+Put `workflows/inputs/scene.png` and `scene_sketch.png` of this pack into **Picture** and **Sketch**.
+
+**Your own edit:** draw the outline of the shape where it shall be, about as large as it is, on white.
+"""
+EDIT_GROUPS = {
     "1 Picture and sketch": (0, 0, 360, 930),
     "2 Model": (380, 0, 560, 930),
     "3 Edit": (960, 0, 1280, 930),
     "4 Result": (2260, 0, 1240, 930),
 }
-# Node id in the API file -> (x, y, width, height).
-NODES = {
+EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
     1: (20, 80, 320, 360), 2: (20, 530, 320, 360),
     3: (400, 80, 520, 190), "note": (400, 390, 520, 500),
     5: (980, 80, 280, 130), 4: (980, 390, 280, 250),
     6: (1300, 80, 280, 180), 7: (1620, 80, 280, 70), 8: (1940, 80, 280, 270),
     9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 560, 460),
     12: (2280, 620, 280, 160), 13: (2600, 620, 280, 160), 14: (2920, 620, 560, 270),
+}
+LAYOUTS = {
+    "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
+    "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 830, 280, 80)}),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
@@ -75,32 +97,35 @@ BUILD = """([api, name, nodes, groups, note, view]) => {
 }"""
 
 
-def export(page: Page, api: dict[str, Any]) -> dict[str, Any]:
-    """The canvas form of an API prompt, laid out as in NODES and GROUPS."""
+def export(page: Page, name: str) -> dict[str, Any]:
+    """The canvas form of an API prompt, laid out as LAYOUTS says."""
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    note, groups, nodes = LAYOUTS[name]
     page.wait_for_function("window.app?.extensionManager && window.app.graph && window.LiteGraph")
     page.wait_for_timeout(5000)  # its own first workflow would otherwise replace ours
-    nodes = {str(k): v for k, v in NODES.items()}
-    workflow = json.loads(page.evaluate(BUILD, [api, f"{NAME}.json", nodes, GROUPS, NOTE, VIEW]))
+    places = {str(k): v for k, v in nodes.items()}
+    workflow = json.loads(page.evaluate(BUILD, [api, f"{name}.json", places, groups, note, VIEW]))
     for node in workflow["nodes"]:
         if not node.get("widgets_values"):  # the page writes an empty list or nothing, by chance
             node.pop("widgets_values", None)
-    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, NAME))}
+    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("server", help="address of a running server that has this pack")
     parser.add_argument("--chrome", required=True, help="a Chromium-like browser")
+    parser.add_argument("names", nargs="*", help="workflows; all if none is named")
     options = parser.parse_args()
-    api = json.loads((WORKFLOWS / "api" / f"{NAME}.json").read_text(encoding="utf-8"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chrome, args=["--headless", "--no-sandbox"])
-        page = browser.new_page()
-        page.goto(options.server)
-        workflow = export(page, api)
+        for name in options.names or LAYOUTS:
+            page = browser.new_page()
+            page.goto(options.server)
+            text = json.dumps(export(page, name), indent=1, ensure_ascii=False) + "\n"
+            (WORKFLOWS / f"{name}.json").write_text(text, encoding="utf-8")
+            page.close()
         browser.close()
-    text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
-    (WORKFLOWS / f"{NAME}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
