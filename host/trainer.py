@@ -244,11 +244,11 @@ def _previewer(inputs: Inputs, settings: RunSettings, examples: cache.CachedExam
             pictures = inputs.vae.decode(unscale(edited.float().cpu())).float().cpu()  # (B, H, W, 3)
         if device.type != "cpu":
             mm.unload_all_models()
-        known = [examples.index[int(r) // len(examples.signals)] for r in rows]
         lines = []
-        for i, sample in enumerate(known):
+        for i, row in enumerate(rows.tolist()):
+            sample, signal = examples.index[row // len(examples.signals)], examples.signals[row % len(examples.signals)]
             frames = [cache.fit(p, *examples.size).movedim(0, -1) for p in (sample.source, sample.target)]
-            lines.append(torch.cat([frames[0], batch.control[i].cpu().float().movedim(0, -1) / 255,
+            lines.append(torch.cat([frames[0], cache.signal_picture(sample, signal, *examples.size).movedim(0, -1),
                                     pictures[i].clone().clamp(0, 1), frames[1]], 1))
         watch.preview(step, torch.cat(lines, 0))
 

@@ -73,6 +73,7 @@ class TrainingNetwork(nn.Module):
                 options[keys.RECORD] = lambda site, q, k, heads, _: asked.append(Asked(site, q, k, heads))
         if control is not None and self.encoder is not None:
             features = self._features(control, t, x)
+            present = (control.flatten(1).amax(1) > 0)[:, None, None, None, None]  # as sampling: no signal, no injection
 
             def add_control(h: Tensor, options: dict) -> Tensor:
                 if options.get("block") != ("input", self.injection_block):
@@ -80,7 +81,8 @@ class TrainingNetwork(nn.Module):
                 first = 1 if self.targets_only else 0
                 rows = h.unflatten(0, (videos, frames))
                 changed = inject(rows[:, first:].flatten(0, 1), features[:, first:].flatten(0, 1), 1.0)
-                return torch.cat([rows[:, :first], changed.unflatten(0, (videos, -1))], 1).flatten(0, 1)
+                changed = torch.cat([rows[:, :first], changed.unflatten(0, (videos, -1))], 1)
+                return torch.where(present, changed, rows).flatten(0, 1)
 
             patches["input_block_patch_after_skip"] = [add_control]
         if drag is not None:

@@ -1,8 +1,7 @@
-"""Drag points as a control picture.
+"""Drag points as a picture, to look at: the network is not shown it (see core/attention/drag.py).
 
-The paper trains on points but does not say how they are drawn; this is our choice, the same in training and in use: a
-green disc where a point shall end, a red one where it is now, a white line between them, on black. Colours tell the
-direction, and the discs survive the encoder's first halving. Legend: K points, H W pixels.
+A green disc where a point shall end, a red one where it is now, a white line between them, on black.
+Legend: K points, H W pixels.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,17 +108,30 @@ def fit_flow(flow: Tensor, visible: Tensor, height: int, width: int) -> tuple[Te
 
 
 def control_picture(sample: Any, signal: str, height: int, width: int) -> Tensor:
-    """(3, H, W) uint8: a sample's editing signal."""
+    """(3, H, W) uint8: what the control encoder reads of a sample's signal; black for drags, which it does not read."""
     if signal == "drag":
-        h, w = sample.source.shape[-2:]
-        scale = torch.tensor([width / w, height / h])
-        points = [(p.float() + 0.5) * scale - 0.5 for p in (sample.drag_source, sample.drag_target)]
-        control = draw_drag(*points, height, width)
-    elif signal == "sketch":
+        return torch.zeros(3, height, width, dtype=torch.uint8)
+    if signal == "sketch":
         control = resize_control(sample.sketch[None], height, width)[0]
     else:
         control = fit(sample.coarse, height, width)
     return (control * 255).round().to(torch.uint8)
+
+
+def signal_picture(sample: Any, signal: str, height: int, width: int) -> Tensor:
+    """(3, H, W) in [0, 1]: a sample's signal to look at."""
+    if signal != "drag":
+        return control_picture(sample, signal, height, width).float() / 255
+    h, w = sample.source.shape[-2:]
+    scale = torch.tensor([width / w, height / h])
+    return draw_drag(*((p.float() + 0.5) * scale - 0.5 for p in (sample.drag_source, sample.drag_target)), height, width)
+
+
+def drag_shares(sample: Any) -> Tensor:
+    """(K, 4) a sample's drags, source x, y, target x, y, as shares of width and height."""
+    height, width = sample.source.shape[-2:]
+    points = torch.cat([sample.drag_source, sample.drag_target], -1).float() + 0.5
+    return points / torch.tensor([width, height, width, height])
 
 
 # ---- making ----------------------------------------------------------------------------------------------------------
@@ -197,9 +211,18 @@ class CachedExamples:
             number, kind = divmod(row, len(self.signals))
             sample = self.index[number]
             flow, visible = fit_flow(sample.flow.float(), sample.visible, *self.size)
-            parts.append({**self._cached(number), "control": control_picture(sample, self.signals[kind], *self.size),
-                          "flow": flow, "visible": visible})
-        return Examples(**{name: torch.stack([p[name] for p in parts]).to(device) for name in parts[0]})
+            signal, drags = self.signals[kind], drag_shares(sample)
+            parts.append({**self._cached(number), "control": control_picture(sample, signal, *self.size), "flow": flow,
+                          "visible": visible, "drag": drags if signal == "drag" else torch.full_like(drags, math.nan)})
+        most = max(len(p["drag"]) for p in parts)  # a sample whose frames barely move may have fewer
+        for part in parts:
+            part["drag"] = F.pad(part["drag"], (0, 0, 0, most - len(part["drag"])), value=math.nan)
+        batch = {name: torch.stack([p[name] for p in parts]).to(device) for name in parts[0]}
+        if "drag" not in self.signals:
+            del batch["drag"]
+        if self.signals == ("drag",):
+            del batch["control"]
+        return Examples(**batch)
 
     def close(self) -> None:
         """Let go of the mapped files."""

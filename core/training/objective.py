@@ -32,7 +32,8 @@ class Network(Protocol):
     """Predicts v, (B, T, 4, h, w), and says what its matching attentions asked if `record` is set.
 
     x: (B, T, 4, h, w) noisy latents.  t: (B,) timestep.  image: (B, 4, h, w).  embedding: (B, 1, D).
-    control: (B, 3, H, W) in [0, 1], or None.  drag: (B, K, 4), or None.  numbers: (B, 3), or None.
+    control: (B, 3, H, W) in [0, 1], all black for a video without signal, or None.  drag: (B, K, 4), or None.
+    numbers: (B, 3), or None.
     """
 
     def __call__(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
@@ -49,7 +50,7 @@ class Objective:
     sigma_mean: float = 1.0                             # Of ln(sigma), normally distributed.
     sigma_std: float = 1.6
     drop_image: float = 0.1                             # Share of examples without picture and embedding, for guidance.
-    drop_control: float = 0.1                           # Share of examples without the editing signal.
+    drop_control: float = 0.1                           # Share of the others without the editing signal.
 
 
 def draw_sigma(count: int, objective: Objective, generator: torch.Generator) -> Tensor:
@@ -69,7 +70,8 @@ def losses(network: Network, batch: Examples, objective: Objective, generator: t
     sigma = draw_sigma(count, objective, generator).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     kept_image = (torch.rand(count, generator=generator) >= objective.drop_image).to(device)
-    kept_control = (torch.rand(count, generator=generator) >= objective.drop_control).to(device)
+    # An unconditional pass has neither picture nor signal, so what drops the picture drops the signal too.
+    kept_control = (torch.rand(count, generator=generator) >= objective.drop_control).to(device) & kept_image
     noised = add_noise(latents, noise, sigma)
     control = None if batch.control is None else (
         batch.control.float() / 255 * kept_control[:, None, None, None])

@@ -23,16 +23,17 @@ def karras_sigmas(steps: int) -> Tensor:
     return torch.cat([(ends[0] + ramp * (ends[1] - ends[0])) ** RHO, torch.zeros(1)])
 
 
-def denoise(network: Network, z: Tensor, sigma: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None) -> Tensor:
+def denoise(network: Network, z: Tensor, sigma: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
+            drag: Tensor | None = None) -> Tensor:
     """The network's guess of the clean latents: z (B, T, 4, h, w) at noise level sigma (a number tensor)."""
     root = (sigma**2 + 1).sqrt()
-    v, _ = network(z / root, network_timestep(sigma).expand(len(z)).to(z), image, embedding, control, False)
+    v, _ = network(z / root, network_timestep(sigma).expand(len(z)).to(z), image, embedding, control, False, drag)
     return z / root**2 - v.float() * sigma / root
 
 
 @torch.no_grad()
 def sample(network: Network, batch: Examples, steps: int, scale: float, seed: int) -> Tensor:
-    """Edit the batch's sources by its control pictures: (B, T, 4, h, w) latents, scaled as the examples' are.
+    """Edit the batch's sources by its signals: (B, T, 4, h, w) latents, scaled as the examples' are.
 
     Args:
         steps: noise levels.  scale: guidance at the first step; 1 is without.  seed: of the noise, drawn on the CPU.
@@ -44,7 +45,7 @@ def sample(network: Network, batch: Examples, steps: int, scale: float, seed: in
     control = None if batch.control is None else batch.control.float() / 255
     for i in range(steps):
         sigma = sigmas[i].to(z)
-        guess = denoise(network, z, sigma, image, embedding, control)
+        guess = denoise(network, z, sigma, image, embedding, control, batch.drag)
         weight = inverse_square_guidance(scale, i, steps)
         if weight != 1.0:
             plain = denoise(network, z, sigma, torch.zeros_like(image), torch.zeros_like(embedding), None)
