@@ -128,6 +128,23 @@ def test_clip_fid_is_the_distance_of_the_hosts_embeddings(node, scenes, clip):
     assert same["clip_fid"] < 1e-6 * max(1.0, found["clip_fid"])
 
 
+def test_pixels_are_prepared_for_clip_as_clean_fid_does(pack, clip):
+    """Shorter side resized, centre cropped, 8 bit. A squeezed picture, the other usual way, is told apart."""
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    seed = torch.Generator().manual_seed(4)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 12, generator=seed), (300, 500), mode="bicubic").clamp(0, 1)
+    image = (image.movedim(1, -1) * 255).round() / 255
+    size = clip.image_size
+    published = Compose([Resize(size, interpolation=InterpolationMode.BICUBIC), CenterCrop(size)])
+    theirs = torch.from_numpy(np.array(published(Image.fromarray((image[0] * 255).byte().numpy()))))[None].float() / 255
+    with torch.inference_mode():
+        ours = pack("host.evaluation").clip_features(clip, image)
+        expected = clip.encode_image(theirs)["image_embeds"].double()  # of its own size: passed on unchanged
+        squeezed = clip.encode_image(image, crop=False)["image_embeds"].double()
+    assert (ours - expected).norm() < 0.05 * (squeezed - expected).norm()
+
+
 def test_clip_fid_of_one_picture_is_left_out(node, scenes, clip):
     report, found, _ = run(node, edited=scenes["edited"][:1], truth=scenes["truth"][:1], clip_vision=clip)
     assert found["clip_fid"] is None and "CLIP-FID is left out" in report and "here is 1" in report
