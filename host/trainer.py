@@ -94,8 +94,10 @@ def make_network(model: ModelPatcher, weights: FramePainterWeights | None, setti
     network.requires_grad_(False)
     if settings.what_trains.endswith("LoRA"):
         add_lora(unet, settings.rank, settings.seed)
+    # Drags do not go through the control encoder, so nothing of it would be trained.
+    parts = ("matching.",) if settings.signal == "drag" else ("matching.", "encoder.")
     for name, parameter in network.named_parameters():
-        if everything or is_lora(name) or name.startswith(("matching.", "encoder.")):
+        if is_lora(name) or name.startswith(parts) or everything and name.startswith("unet."):
             parameter.requires_grad_(True)
     return network
 

@@ -58,7 +58,7 @@ def host_v(model, given, sigma, options=None):
     with torch.inference_mode():
         mm.load_models_gpu([model, *(m for m in model.model_patches_models())])
         model.pre_run()
-        y = model.model.encode_adm(fps=7, motion_bucket_id=127, augmentation_level=0.02)
+        y = model.model.encode_adm(fps=7, motion_bucket_id=128, augmentation_level=0.02)
         options = model.model_options["transformer_options"] | {"cond_or_uncond": [0], "sigmas": sigma, **(options or {})}
         denoised = model.model.apply_model(
             z, sigma.expand(2), c_concat=image.expand(2, -1, -1, -1), c_crossattn=embedding.expand(2, -1, -1),

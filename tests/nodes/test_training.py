@@ -139,7 +139,7 @@ def test_the_cache_is_made_once(pack, loaded, dataset, output, monkeypatch):
 @pytest.mark.parametrize("what", ["matching and encoder", "matching, encoder and LoRA"])
 def test_frozen_parts_come_out_as_they_went_in(pack, loaded, dataset, output, what):
     before = weights(loaded.model, loaded.weights)
-    after = weights(*train(pack, loaded, dataset, what_trains=what, steps=2, signal="drag")[:2])
+    after = weights(*train(pack, loaded, dataset, what_trains=what, steps=2, signal="mixed")[:2])
     changed = {n for n, t in before.items() if not torch.equal(t, after[n])}
     inside = {n for n in changed if n.startswith("unet.")}
     assert any(n.startswith("matching.") for n in changed) and any(n.startswith("encoder.") for n in changed)
@@ -147,6 +147,13 @@ def test_frozen_parts_come_out_as_they_went_in(pack, loaded, dataset, output, wh
         assert inside and all(".attn1.to_" in n or ".attn2.to_" in n for n in inside)
     else:
         assert not inside
+
+
+def test_drags_leave_the_control_encoder(pack, loaded, dataset, output):
+    before = weights(loaded.model, loaded.weights)
+    after = weights(*train(pack, loaded, dataset, signal="drag", steps=2, preview_every=2)[:2])
+    changed = {n.split(".")[0] for n, t in before.items() if not torch.equal(t, after[n])}
+    assert changed == {"unet", "matching"}
 
 
 def test_from_a_plain_model(pack, loaded, dataset, output):
