@@ -49,8 +49,8 @@ _LARGE, _SMALL = 576 * 1024, 320 * 576
 
 PRESETS: dict[str, RunSettings] = {
     "paper": RunSettings(pixels=_LARGE),
-    "24 GB": RunSettings("matching, encoder and LoRA", learning_rate=5e-5, batch=2, accumulate=2, ema=0.999, pixels=_LARGE),
-    "16 GB": RunSettings("matching, encoder and LoRA", learning_rate=5e-5, batch=1, accumulate=4, ema=0.999, pixels=_LARGE),
+    "24 GB": RunSettings("matching, encoder and LoRA", learning_rate=5e-5, batch=4, ema=0.999, pixels=_LARGE),
+    "16 GB": RunSettings("matching, encoder and LoRA", learning_rate=5e-5, batch=2, accumulate=2, ema=0.999, pixels=_LARGE),
     "12 GB": RunSettings("matching and encoder", learning_rate=5e-5, batch=1, accumulate=4, ema=0.999, pixels=_SMALL),
     "small network": RunSettings("everything", learning_rate=5e-4, batch=8, steps=3000, ema=0.999, precision="fp32",
                                  checkpointing=False),
@@ -59,7 +59,7 @@ PRESETS: dict[str, RunSettings] = {
 PURPOSE = {
     "paper": "as the paper trains: everything, 576 x 1024; for a 48 GB card or larger",
     "24 GB": "matching attention, control encoder and LoRA at 576 x 1024",
-    "16 GB": "the same with one pair at a time",
+    "16 GB": "the same with two pairs at a time",
     "12 GB": "matching attention and control encoder at 320 x 576",
     "small network": "for small networks of your own, on a CPU too",
 }
