@@ -55,13 +55,15 @@ def noisy(height: int, width: int, count: int = 1, seed: int = 0) -> tuple[torch
 
 
 @pytest.mark.parametrize("height, width", [(11, 11), (12, 40), (64, 48), (97, 33)])
-def test_ssim_and_psnr_are_scikit_images(metrics, published, height, width):
+def test_ssim_and_psnr_are_scikit_images(metrics, pairs, published, height, width):
     edited, truth = noisy(height, width, 2)
+    values = pairs.evaluate_pairs(edited, truth)
     for i in range(2):
         a, b = (x[i].movedim(0, -1).double().numpy() for x in (edited, truth))
         settings = {"gaussian_weights": True, "use_sample_covariance": False, "data_range": 1.0, "channel_axis": -1}
         mean, full = published.structural_similarity(a, b, full=True, **settings)
         assert float(metrics.ssim(edited, truth)[i]) == pytest.approx(mean, abs=1e-10)
+        assert values["ssim"][i] == pytest.approx(mean, abs=1e-10)
         # also at the border, which the mean leaves out and the areas use
         assert np.abs(metrics.ssim_map(edited, truth)[i].numpy() - full.mean(-1)).max() < 1e-10
         assert float(metrics.psnr(edited, truth)[i]) == pytest.approx(published.peak_signal_noise_ratio(b, a, data_range=1.0))
@@ -261,7 +263,7 @@ def test_hits_within_one_token(pack):
     truth[0, :3] = torch.tensor([8, 8, 8])
     best = truth.clone()
     best[0, 0], best[0, 1], best[0, 2] = 8, 8 + 6 + 1, 8 + 2
-    best[0, 4] = 20  # hidden: does not count
+    truth[0, 4], best[0, 4] = 10, 20  # hidden: does not count
     best[0, 6] = 5  # the truth is row 1, column 0; 5 is row 0, column 5, next to it in memory only
     visible = torch.ones(1, 24, dtype=torch.bool)
     visible[0, 4] = False

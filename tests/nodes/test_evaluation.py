@@ -71,6 +71,7 @@ def test_numbers_are_the_cores(node, scenes, pack):
 
 def test_lists_and_batches_are_one_set(node, scenes):
     """A list of single pictures, of two sizes, is measured as the batch is."""
+    assert node.define_schema().is_input_list  # else the host calls the node once for each item
     whole = run(node, edited=scenes["edited"], truth=scenes["truth"])[1]
     split = run(node, edited=list(scenes["edited"].split(1)), truth=[scenes["truth"][:4], scenes["truth"][4:]])[1]
     assert split == whole
@@ -338,6 +339,14 @@ def test_command_refuses_files_that_hold_no_clip(command, folders, capsys):
                           ("pickle.pth", "is not a .safetensors file")):
         assert command.main([*arguments(folders), "--clip-vision", str(folders / name)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_leaves_the_old_one(command, tmp_path):
+    path = tmp_path / "o.json"
+    command.write(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        command.write(path, "new \ud800")
+    assert path.read_text() == "old"
 
 
 def test_command_without_pairs(command, folders, capsys):
