@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from comfy.ldm.modules import attention as host_attention
 from comfy.ldm.modules.attention import SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import VideoResBlock
 from torch import Tensor, nn
@@ -26,6 +27,14 @@ from . import keys
 from .patches import MatchingPatch, NormedInput, _Marked, token_size
 
 NUMBERS = (6.0, 128.0, 0.02)  # what the network sees for FramePainter Conditioning's defaults
+
+# The host's attention functions that can be differentiated; its others (sage, flash, int8) drop gradients in silence.
+WITH_GRADIENTS = {"attention_basic", "attention_pytorch", "attention_split", "attention_sub_quad", "attention_xformers"}
+
+
+def _with_gradients(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    """An override in the host's form: torch's own attention in place of the one given."""
+    return host_attention.attention_pytorch(*args, **kwargs)
 
 
 class TrainingNetwork(nn.Module):
@@ -65,6 +74,8 @@ class TrainingNetwork(nn.Module):
         videos, frames = x.shape[:2]
         asked: list[Asked] = []
         options: dict[str, Any] = {"patches": {}, "cond_or_uncond": [0] * videos}  # so that T is told from B*T rows
+        if host_attention.optimized_attention.__name__ not in WITH_GRADIENTS:
+            options["optimized_attention_override"] = _with_gradients
         patches = options["patches"]
         if self.matching is not None:
             patches["attn1_patch"] = [NormedInput()]

@@ -154,6 +154,24 @@ def test_recorded_attention_reaches_the_weights(loaded, trainer, presets, checkp
     assert network.unet.input_blocks[0][0].weight.grad.abs().max() > 0
 
 
+def test_attention_without_gradients_is_not_used(loaded, trainer, presets, monkeypatch):
+    """A server started with sage attention: forward only, so training takes torch's."""
+    from comfy.ldm.modules import attention
+
+    given, _ = inputs()
+    network = trainer.make_network(loaded.model, loaded.weights, settings(presets))
+    expected = backward(network, given)
+
+    @attention.wrap_attn
+    def attention_sage(*args, **kwargs):
+        raise AssertionError("cannot be differentiated")
+
+    monkeypatch.setattr(attention, "optimized_attention", attention_sage)
+    found = backward(network, given)
+    assert torch.allclose(found[0], expected[0], rtol=1e-4)
+    assert all(torch.allclose(g, found[1][n], atol=1e-4) for n, g in expected[1].items())
+
+
 # ---- copies ----------------------------------------------------------------------------------------------------------
 
 
