@@ -27,7 +27,7 @@ class TrainFramePainter(io.ComfyNode):
             description="Trains FramePainter on pairs of frames: the paper's recipe, or its small parts for small cards. "
                         "Cancel at any time; queue again with the same settings to go on.",
             search_aliases=["train", "fine-tune", "finetune", "lora training"],
-            hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # a run is worth its states alone
             inputs=[
                 io.Model.Input("model", tooltip="The network to start from: Stable Video Diffusion or FramePainter. It is not "
                                                 "changed; LoRAs on it are merged into the trained copy."),
