@@ -44,7 +44,16 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # Imported by ComfyUI but named by none of its requirements; it used to come with another package.
 HOST_EXTRAS = ("requests",)
 HOST_CONSTRAINTS = Path(__file__).with_name("host-constraints.txt")
-TEST_PACKAGES = ("pytest==8.4.2", "playwright==1.55.0")
+# Installed without what they depend on, which is either listed here or in the host: some would bring another torch.
+TEST_PACKAGES = (
+    "pytest==8.4.2", "iniconfig==2.3.0", "packaging==25.0", "pluggy==1.6.0", "pygments==2.19.2", "exceptiongroup==1.3.0",
+    "tomli==2.3.0", "colorama==0.4.6",
+    "playwright==1.55.0", "pyee==13.0.0", "greenlet==3.2.4", "typing_extensions==4.15.0",
+    # Published implementations that ours are compared with.
+    "scikit-image==0.25.2", "imageio==2.37.0", "tifffile==2025.5.10", "lazy-loader==0.4",
+    "torchmetrics==1.8.2", "lightning-utilities==0.15.2", "lpips==0.1.4",
+    "webdataset==1.0.2", "braceexpand==0.1.7",
+)
 TOOLS = ("comfy-cli==1.23.0", "ruff==0.14.5")
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -223,7 +232,7 @@ class Setup:
         installer.install(python, [*TOOLS])
 
     def overlay(self, host: Host) -> Path:
-        """The folder with pytest and playwright for the host's Python. The host itself is not touched."""
+        """The folder with the tests' packages for the host's Python. The host itself is not touched."""
         facts = self.facts(host.python)
         if facts is None:
             raise Problem(f"The host's Python, {host.python}, does not run.")
@@ -252,10 +261,10 @@ class Setup:
         return [str(hosts.venv_python(self.layout.tools)), "-m", "pip", "--python", str(host.python)]
 
     def _build_overlay(self, installer: Installer, host: Host, target: Path, pip: list[str]) -> None:
-        self.say("Installing pytest and playwright beside the host ...")
+        self.say("Installing what the tests need beside the host ...")
         temporary = target.with_name(f"{target.name}.part")
         remove_tree(temporary)
-        installer.install(host.python, [*TEST_PACKAGES], target=temporary, pip=pip)
+        installer.install(host.python, ["--no-deps", *TEST_PACKAGES], target=temporary, pip=pip)
         remove_tree(target)
         os.replace(temporary, target)
 
