@@ -5,13 +5,14 @@ Legend: N examples, T frames, h w latent size, H W control size (8h, 8w), D widt
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """N examples; a batch of them has the same form.
 
     latents: (N, T, 4, h, w) multiplied by SVD's scaling factor; frame 0 is the source.
@@ -34,9 +35,10 @@ class Examples(NamedTuple):
     drag: Tensor | None = None
     numbers: Tensor | None = None
 
-    def __len__(self) -> int:  # of examples, not of fields
+    def __len__(self) -> int:
         return self.latents.shape[0]
 
     def take(self, rows: Tensor, device: torch.device | str = "cpu") -> Examples:
         """The examples at (B,) row numbers, on a device."""
-        return Examples(*(None if field is None else field[rows].to(device) for field in self))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Examples(**{name: None if part is None else part[rows].to(device) for name, part in parts.items()})
