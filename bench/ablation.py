@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import sys
@@ -34,23 +33,9 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "matching, no source reconstruction": (True, {"matching": "cross entropy", "frame_weights": (0.0, 1.0)}),
 }
 HELD_OUT = 96
-SAMPLING_STEPS = 12
+SAMPLING_STEPS = 16
 SIGMAS = (0.5, 2.0, 8.0)
 BATCH = 8
-
-
-def euler(network: Any, pairs: Any, steps: int, seed: int) -> Any:
-    """Sample (B, 2, 4, h, w) scaled latents: Euler's method on Karras' levels, no guidance."""
-    import torch
-
-    rho, high, low = 7.0, 80.0, 0.02  # above 80 nothing of a 12 x 12 latent shows
-    ramp = torch.linspace(0, 1, steps)
-    levels = torch.cat([(high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho, torch.zeros(1)])
-    z = torch.randn(pairs.latents.shape, generator=torch.Generator().manual_seed(seed)) * levels[0]
-    for now, after in zip(levels, levels[1:], strict=False):
-        denoised, _ = denoise(network, pairs, z, now.expand(len(pairs)))
-        z = denoised if after == 0 else z + (z - denoised) / now * (after - now)
-    return z
 
 
 def denoise(network: Any, pairs: Any, z: Any, sigma: Any, record: bool = False) -> tuple[Any, list]:
@@ -58,8 +43,7 @@ def denoise(network: Any, pairs: Any, z: Any, sigma: Any, record: bool = False) 
     s = sigma.reshape(-1, 1, 1, 1, 1)
     root = (s**2 + 1).sqrt()
     control = None if pairs.control is None else pairs.control.float() / 255
-    v, asked = network(z / root, 0.25 * sigma.log(), pairs.image, pairs.embedding, control, record, pairs.drag,
-                       pairs.numbers)
+    v, asked = network(z / root, 0.25 * sigma.log(), pairs.image, pairs.embedding, control, record)
     return z / (s**2 + 1) - v * s / root, asked
 
 
@@ -68,55 +52,42 @@ def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) 
     import torch
     from safetensors.torch import load_file
 
+    evaluation, table = load("core.evaluation.pairs"), load("core.evaluation.table")
     vae = load("core.models.small_autoencoder").SmallAutoencoder()
     vae.load_state_dict(load_file(str(folder / "autoencoder.safetensors")))
 
     def pictures(latents: Any) -> Any:
         return ((vae.decode(latents / small_model.SCALING) + 1) / 2).clamp(0, 1)
 
-    truth, flow, visible = pairs.latents, pairs.flow.float(), pairs.visible
-    moved = (flow.norm(dim=1) > 1) & visible
-    uncovered = ~visible
-    still = (flow.norm(dim=1) <= 1) & visible
-    out: dict[str, float] = {}
+    truth, flow = pairs.latents, pairs.flow.float()
     with torch.no_grad():
-        target = pictures(truth[:, 1])
-        sampled = euler(network, pairs, SAMPLING_STEPS, 5)
-        error = (pictures(sampled[:, 1]) - target).pow(2).mean(1)
-        for name, area in (("moved", moved), ("uncovered", uncovered), ("still", still)):
-            out[f"mse {name}"] = float(error[area].mean())
-        out["mse source frame"] = float((pictures(sampled[:, 0]) - pictures(truth[:, 0])).pow(2).mean())
+        sampled = load("core.training.preview").sample(network, pairs, SAMPLING_STEPS, 1.0, 5)
+        values = evaluation.evaluate_pairs(pictures(sampled[:, 1]), pictures(truth[:, 1]), flow, pairs.visible)
+        means = {name: entry.mean for name, entry in table.aggregate(values).items()}
+        out = {"MSE moved": means["moved_mse"], "MSE uncovered": means["disoccluded_mse"], "MSE still": means["static_mse"],
+               "SSIM": means["ssim"],
+               "MSE source frame": float((pictures(sampled[:, 0]) - pictures(truth[:, 0])).pow(2).mean())}
         noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(6))
-        area = torch.nn.functional.avg_pool2d(moved[:, None].float(), 8) > 0.5
+        moved = (flow.norm(dim=1, keepdim=True) > 1) & pairs.visible[:, None]
+        area = torch.nn.functional.avg_pool2d(moved.float(), 8) > 0.5
         for level in SIGMAS:
-            sigma = torch.full((len(pairs),), level)
-            guess, asked = denoise(network, pairs, truth + level * noise, sigma, record=level == 2.0)
+            guess, asked = denoise(network, pairs, truth + level * noise, torch.full((len(pairs),), level), level == 2.0)
             wrong = (guess - truth)[:, 1].pow(2).mean(1, keepdim=True)
-            out[f"denoising moved, sigma {level:g}"] = float(wrong[area].mean())
+            out[f"latent error moved, sigma {level:g}"] = float(wrong[area].mean())
             if asked:
-                out["hit rate"] = hit_rate(load, asked, pairs)
+                out["hit rate moved"] = hit_rate(load, asked, pairs)
     return out
 
 
 def hit_rate(load: Callable[[str], Any], asked: list, pairs: Any) -> float:
-    """Share of moved and visible target tokens whose strongest source token is within one of the true one."""
-    import torch
-
-    losses, signals = load("core.training.losses"), load("core.data.signals")
+    """Share of moved target tokens whose strongest source token is within one of the true one, on the finest maps."""
+    losses, signals, correspondence = (
+        load(f"core.{m}") for m in ("training.losses", "data.signals", "evaluation.correspondence"))
     height, width = pairs.latents.shape[-2:]
-    hits, total = 0.0, 0.0
-    for site in asked:
-        scale = math.sqrt(height * width / site.q.shape[2])
-        h, w = round(height / scale), round(width / scale)
-        if w < 8:
-            continue  # within one token of anything
-        matches = signals.token_matches(pairs.flow.float(), pairs.visible, h, w)
-        best = losses.attention_weights(site.q[:, -1], site.k, site.heads).argmax(-1)
-        near = ((best % w - matches.index % w).abs() <= 1) & ((best // w - matches.index // w).abs() <= 1)
-        counts = matches.visible & (matches.index != torch.arange(h * w))
-        hits += float((near & counts).sum())
-        total += float(counts.sum())
-    return hits / max(total, 1.0)
+    matches = signals.token_matches(pairs.flow.float(), pairs.visible, height, width)
+    finest = [site for site in asked if site.q.shape[2] == height * width]
+    weights = sum(losses.attention_weights(site.q[:, -1], site.k, site.heads) for site in finest)
+    return correspondence.hit_rate(weights.argmax(-1), matches, height, width).moved.rate
 
 
 def train(load: Callable[[str], Any], folder: Path, name: str, seed: int, steps: int, pairs: Any) -> Any:
