@@ -1,0 +1,141 @@
+"""Make and show datasets without a server.
+
+    <ComfyUI's python> commands/dataset.py videos FOLDER OUT [--width W --height H --pairs N ...]
+    <ComfyUI's python> commands/dataset.py procedural OUT --count N [...]
+    <ComfyUI's python> commands/dataset.py show OUT sheet.png [--first I --count N]
+
+Interrupted runs go on when started again. ComfyUI is needed for its models/optical_flow folder: the one in whose custom_nodes
+this pack lies, COMFYUI_DIR, or --host. Exit code: 0, 1 if there was nothing usable, 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+HERE = Path(os.path.abspath(__file__)).parent  # not resolved: the pack may be linked into custom_nodes
+sys.path.insert(0, str(HERE.parent / "tools"))
+import pack as tools_pack  # noqa: E402
+
+
+def core(module: str) -> Any:
+    """A module of core/data, without ComfyUI."""
+    import importlib
+
+    tools_pack.package("framepainter_core", HERE.parent / "core")
+    return importlib.import_module(f"framepainter_core.data.{module}")
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="dataset.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = out.add_subparsers(dest="command", required=True)
+    videos = commands.add_parser("videos", help="pairs from a folder of videos")
+    videos.add_argument("folder", type=Path, help="videos; sub-folders of pictures count as videos")
+    videos.add_argument("out", type=Path, help="folder of the dataset")
+    videos.add_argument("--fps", type=float, default=24.0, help="pictures a second of folders of pictures (default 24)")
+    videos.add_argument("--flow", default="automatic", help="automatic, weight-free, or a RAFT file in models/optical_flow")
+    videos.add_argument("--host", type=Path, help="ComfyUI's folder")
+    videos.add_argument("--cpu", action="store_true", help="do not use a graphics card")
+    add_settings(videos, core("pairs").PairSettings)
+    made = commands.add_parser("procedural", help="pairs of moving shapes with exact motion")
+    made.add_argument("out", type=Path, help="folder of the dataset")
+    add_settings(made, core("pairs").ProceduralSettings)
+    show = commands.add_parser("show", help="contact sheet of a dataset")
+    show.add_argument("out", type=Path, help="folder of the dataset")
+    show.add_argument("sheet", type=Path, help="picture to write")
+    show.add_argument("--first", type=int, default=0, help="number of the first pair (default 0)")
+    show.add_argument("--count", type=int, default=8, help="pairs (default 8)")
+    return out
+
+
+def add_settings(command: argparse.ArgumentParser, settings: type) -> None:
+    """An option for each field of a settings class."""
+    for field in fields(settings):
+        name = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, tuple):
+            command.add_argument(name, nargs=2, type=type(field.default[0]), default=field.default, metavar=("LEAST", "MOST"),
+                                 help=f"default {field.default[0]} {field.default[1]}")
+        else:
+            command.add_argument(name, type=type(field.default), default=field.default, help=f"default {field.default}")
+
+
+def chosen(args: argparse.Namespace, settings: type) -> Any:
+    """The settings that the options give."""
+    values = {f.name: getattr(args, f.name) for f in fields(settings)}
+    return settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def progress(done: int, total: int) -> None:
+    """A line that is written over."""
+    print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
+
+
+def estimator(args: argparse.Namespace) -> Any:
+    """What estimates motion; ComfyUI is opened for it."""
+    places = [args.host, os.environ.get("COMFYUI_DIR"), HERE.parents[2] if HERE.parents[1].name == "custom_nodes" else None]
+    host = next((Path(p).resolve() for p in places if p), None)
+    if host is None or not (host / "comfy").is_dir():
+        raise ValueError(f"'{host}' is no ComfyUI: give its folder as --host, or set COMFYUI_DIR" if host else
+                         "no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
+    flow = tools_pack.open_pack(host, args.cpu)("host.flow")
+    flow.register()
+    return flow.estimator(args.flow)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a console of another code page prints ? for a letter it lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    args = parser().parse_args(given)
+    try:
+        return {"videos": from_videos, "procedural": from_scenes, "show": show}[args.command](args)
+    except (ValueError, OSError) as error:
+        print(f"dataset: {error}", file=sys.stderr)
+        return 2
+
+
+def from_videos(args: argparse.Namespace) -> int:
+    pairs, videos, shards = core("pairs"), core("videos"), core("shards")
+    settings = chosen(args, pairs.PairSettings).checked()
+    clips = videos.find_clips(args.folder, args.fps)
+    motion = estimator(args)
+    writer = shards.ShardWriter(args.out, pairs.pair_settings(settings, motion))
+    pairs.build_from_clips(writer, clips, motion, settings, pairs.Watch(progress=progress))
+    return told(writer)
+
+
+def from_scenes(args: argparse.Namespace) -> int:
+    pairs, shards = core("pairs"), core("shards")
+    settings = chosen(args, pairs.ProceduralSettings).checked()
+    writer = shards.ShardWriter(args.out, pairs.procedural_settings(settings))
+    pairs.build_procedural(writer, settings, pairs.Watch(progress=progress))
+    return told(writer)
+
+
+def told(writer: Any) -> int:
+    """Print what the set holds."""
+    print(file=sys.stderr)
+    print(core("shards").report(writer.folder))
+    return 0 if writer.samples else 1
+
+
+def show(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    sheets, index = core("contact_sheet"), core("shards").ShardIndex(args.out, check=False)
+    last = min(args.first + args.count, len(index))
+    if not 0 <= args.first < last:
+        raise ValueError(f"--first is {args.first}, --count {args.count}; the dataset has {len(index)} pairs, numbered from 0")
+    picture = sheets.sheet([index[i] for i in range(args.first, last)])[0]
+    Image.fromarray((picture * 255).round().byte().numpy()).save(args.sheet)
+    print(sheets.counts(len(index), index.skipped, (args.first, last - 1)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
