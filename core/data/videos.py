@@ -64,7 +64,7 @@ def crop_to(picture: Tensor, height: int, width: int, pixel_aspect: float = 1.0)
 
 def to_tensor(picture: np.ndarray) -> Tensor:
     """(h, w, 3) uint8 array -> (3, h, w) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(picture)).movedim(-1, 0).contiguous()
+    return torch.from_numpy(np.array(picture)).movedim(-1, 0).contiguous()
 
 
 # ---- video files -----------------------------------------------------------------------------------------------------
@@ -76,6 +76,7 @@ class VideoFile:
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         self._marks: list[int] = []  # presentation times in units of the stream; empty if the packets have none
+        self._aspect = 1.0  # of a pixel
 
     @property
     def stamp(self) -> str:
@@ -91,7 +92,9 @@ class VideoFile:
         if not container.streams.video:
             container.close()
             raise VideoError("has no picture stream")
-        container.streams.video[0].thread_type = "AUTO"
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self._aspect = float(stream.sample_aspect_ratio or 1)
         return container
 
     def times(self, check: Callable[[], None]) -> list[float]:
@@ -130,22 +133,29 @@ class VideoFile:
         if not self._marks:
             wanted = set(numbers)
             return {i: self._finish(frame, height, width) for i, frame in enumerate(self._decoded(check)) if i in wanted}
+        out = self._read_seeking(sorted(set(numbers)), height, width, check)
+        missing = {self._marks[n]: n for n in numbers if n not in out}
+        if missing:  # damaged, or a container that cannot seek to a place before the frame
+            last = max(missing)
+            for frame in self._decoded(check):
+                if frame.pts in missing:
+                    out[missing[frame.pts]] = self._finish(frame, height, width)
+                if frame.pts is not None and frame.pts >= last:
+                    break
+        return out
+
+    def _read_seeking(self, numbers: list[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
+        """Frames in ascending order, those of them that are found by going on or by jumping to a keyframe before."""
         out = {}
         with self._open() as container:
             stream = container.streams.video[0]
-            frames: Iterator[Any] = iter(())
-            position: int | None = None
-            for number in sorted(set(numbers)):
+            frames, position = container.decode(stream), self._marks[0]
+            for number in numbers:
                 mark = self._marks[number]
-                if position is None or float((mark - position) * stream.time_base) > SEEK_BEYOND:
-                    try:
-                        container.seek(mark, stream=stream, backward=True)
-                    except (OSError, ValueError):  # some containers cannot seek: go on, or begin again
-                        if position is None:
-                            return self._read_through(numbers, height, width, check)
-                    else:
-                        frames = container.decode(stream)
                 try:
+                    if mark <= position and number > 0 or float((mark - position) * stream.time_base) > SEEK_BEYOND:
+                        container.seek(mark, stream=stream, backward=True)
+                        frames = container.decode(stream)
                     for frame in frames:
                         check()
                         if frame.pts is None or frame.pts < mark:
@@ -154,24 +164,14 @@ class VideoFile:
                         if frame.pts == mark:
                             out[number] = self._finish(frame, height, width)
                         break
-                except (OSError, ValueError):  # damaged here; the next wanted frame seeks anew
-                    position = None
-                else:
-                    if position is not None and position > mark:
-                        position = None  # overshot: this one is missing, the next must not be
+                except (OSError, ValueError):  # damaged here, or it cannot seek
+                    continue
         return out
 
-    def _read_through(self, numbers: Sequence[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
-        wanted = {self._marks[n]: n for n in numbers}
-        return {wanted[f.pts]: self._finish(f, height, width) for f in self._decoded(check) if f.pts in wanted}
-
-    @staticmethod
-    def _finish(frame: Any, height: int, width: int) -> Tensor:
+    def _finish(self, frame: Any, height: int, width: int) -> Tensor:
         picture = frame.to_ndarray(format="rgb24")
-        aspect = float(getattr(frame, "sample_aspect_ratio", None) or 1.0)
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90)
-        if turns % 2:
-            aspect = 1 / aspect
+        turns = round((getattr(frame, "rotation", 0) or 0) / 90)  # counter-clockwise; older PyAV does not tell
+        aspect = 1 / self._aspect if turns % 2 else self._aspect
         return crop_to(to_tensor(np.rot90(picture, turns)), height, width, aspect)
 
 
