@@ -55,6 +55,26 @@ Put `workflows/inputs/scene.png` and `scene_sketch.png` of this pack into **Pict
 
 **Your own edit:** draw the outline of the shape where it shall be, about as large as it is, on white.
 """
+EVALUATE_NOTE = """\
+### How far is an edit from the truth?
+
+Runs with the small model of the pack. Put `workflows/inputs/scene.png`, `scene_sketch.png` and `scene_truth.png` of this
+pack into **Picture**, **Sketch** and **Truth**.
+
+**Evaluate Edits** writes a table: the edit's errors, and beside them those of leaving the picture alone. Connect batches
+to measure sets, masks to measure areas, a CLIP vision model for CLIP-FID.
+"""
+TRAIN_NOTE = """\
+### Training, in small
+
+Makes pairs of moving shapes, shows them, and trains a sketch model from the small base model that comes with the pack: a
+minute or two on a CPU. Cancel at any time and queue again to go on; raise `steps` to train longer.
+
+**From your own videos:** replace *Procedural Dataset* by *Build Dataset*, *Load FramePainter* by *Image Only Checkpoint
+Loader* with an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
+
+Everything lies under `output/framepainter_datasets` and `output/framepainter_training`.
+"""
 EDIT_GROUPS = {
     "1 Picture and sketch": (0, 0, 360, 930),
     "2 Model": (380, 0, 560, 930),
@@ -72,6 +92,15 @@ EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
 LAYOUTS = {
     "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
     "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 830, 280, 80)}),
+    "framepainter_evaluate": Layout(EVALUATE_NOTE, EDIT_GROUPS, {
+        **{k: v for k, v in EDIT_NODES.items() if k != 12}, 12: (2280, 530, 280, 340), 13: (2600, 530, 280, 200)}),
+    "framepainter_train": Layout(
+        TRAIN_NOTE,
+        {"1 Model and pairs": (0, 0, 560, 930), "2 Look at the pairs": (580, 0, 700, 930), "3 Train": (1300, 0, 440, 930),
+         "4 Result": (1760, 0, 1160, 930)},
+        {1: (20, 80, 520, 190), 2: (20, 390, 520, 420), 3: (600, 80, 660, 130), 4: (600, 320, 660, 260),
+         "note": (600, 680, 660, 230), 5: (1320, 80, 400, 700), 6: (1780, 80, 540, 420), 7: (2360, 80, 540, 420),
+         8: (1780, 610, 540, 190)}),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
@@ -83,7 +112,8 @@ BUILD = """([api, name, nodes, groups, note, view]) => {
   app.graph.add(text)
   for (const node of app.graph.nodes) place(node, nodes[node === text ? 'note' : node.id])
   const sampler = app.graph.nodes.find(n => n.type === 'KSampler')
-  sampler.widgets.find(w => w.name === 'control_after_generate').value = 'fixed'
+  const control = sampler?.widgets.find(w => w.name === 'control_after_generate')
+  if (control) control.value = 'fixed'
   for (const [title, box] of Object.entries(groups)) {
     const group = new LiteGraph.LGraphGroup(title)
     group.pos = box.slice(0, 2)
@@ -116,7 +146,7 @@ def main() -> None:
     parser.add_argument("server", help="address of a running server that has this pack")
     parser.add_argument("--chrome", required=True, help="a Chromium-like browser")
     parser.add_argument("names", nargs="*", help="workflows; all if none is named")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chrome, args=["--headless", "--no-sandbox"])
         for name in options.names or LAYOUTS:

@@ -42,8 +42,12 @@ def test_a_template_opens_and_runs(canvas, lab, good, name: str):
     assert canvas.overlaps() == []
 
     for node_type, values in examples.SMALL.items():
-        canvas.set_widget(node_type, **values)
-    edited = next(str(n["id"]) for n in content["nodes"] if n.get("title") == "Edited picture")
+        if any(n["type"] == node_type for n in content["nodes"]):
+            canvas.set_widget(node_type, **values)
+    if name == "framepainter_sketch":
+        canvas.set_widget("FramePainterLoad", **examples.RANDOM)
+    results = ("Edited picture", "Previews")
+    edited = next(str(n["id"]) for n in content["nodes"] if n.get("title") in results)
     lab.forget()
     shown = canvas.run(edited, RUN_TIMEOUT_S)
     picture = examples.pixels(lab.server.fetch(shown[0]))
