@@ -240,22 +240,31 @@ def coarse_edit(source: Tensor, target: Tensor, motion: Motion, holes: str = "bl
 def calmed(flow: Tensor, visible: Tensor) -> Tensor:
     """Flow whose invisible parts, where an estimate means nothing, go on with the slowest visible motion beside them.
 
-    What a moving thing uncovers was behind it, and mostly stands still. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
+    What a moving thing uncovers was behind it, and mostly stands still: still ground grows into the invisible parts first,
+    the rest takes what is left around it. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
     """
-    known, out, length = visible[:, None].float(), flow.clone(), flow.norm(dim=1, keepdim=True)
-    if not bool(visible.any()):
+    known, vectors = visible[:, None], flow
+    if not bool(known.any()):
         return flow
-    reach = max(4, max(flow.shape[-2:]) // 32)
-    while float(known.min()) == 0:
-        rank = known * (1 + 1 / (1 + length))  # the slower the larger, unknown zero
-        best, index = F.max_pool2d(rank, 2 * reach + 1, 1, reach, return_indices=True)
-        take = (known == 0) & (best > 0)
-        index = index.flatten(2)
-        found = torch.cat([out, length], 1).flatten(2).gather(2, index.expand(-1, 3, -1)).reshape(1, 3, *flow.shape[-2:])
-        out, length = torch.where(take, found[:, :2], out), torch.where(take, found[:, 2:], length)
-        known = torch.where(take, torch.ones_like(known), known)
-    windows = F.unfold(F.pad(out.movedim(1, 0), (2, 2, 2, 2), mode="replicate"), 5)  # (2, 25, H*W)
+    ground = known & (flow.norm(dim=1, keepdim=True) <= still_length(*flow.shape[-2:]))
+    for seeds in (ground, None):
+        while not bool(known.all()):
+            grown, vectors = _grow(vectors, known if seeds is None else seeds, known)
+            if torch.equal(grown, known):
+                break
+            seeds = None if seeds is None else seeds | (grown & ~known)
+            known = grown
+    windows = F.unfold(F.pad(vectors.movedim(1, 0), (2, 2, 2, 2), mode="replicate"), 5)  # (2, 25, H*W)
     return windows.median(1).values.reshape(flow.shape)  # single wrong vectors would be dots in a sketch
+
+
+def _grow(vectors: Tensor, seeds: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Unknown pixels within two of a seed take the slowest such seed's vector."""
+    rank = seeds / (1 + vectors.norm(dim=1, keepdim=True))
+    best, index = F.max_pool2d(rank, 5, 1, 2, return_indices=True)
+    found = vectors.flatten(2).gather(2, index.flatten(2).expand(-1, 2, -1)).reshape(vectors.shape)
+    take = ~known & (best > 0)
+    return known | take, torch.where(take, found, vectors)
 
 
 def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settings: PairSettings, info: dict[str, Any],
