@@ -174,10 +174,10 @@ class BuildDataset(io.ComfyNode):
 
 def _clips(folder: str, images: Tensor | None, fps: float, given: bool) -> list[Clip]:
     """The folder's videos, and the images. Raises ValueError."""
-    if not folder.strip() and images is None:
-        raise ValueError(f"{BUILD}: there is nothing to take pairs from. Give a folder in videos, or connect images.")
     if given and images is None:
         raise ValueError(f"{BUILD}: flow or tracks is connected, images is not. Connect the frames that they belong to.")
+    if not folder.strip() and images is None:
+        raise ValueError(f"{BUILD}: there is nothing to take pairs from. Give a folder in videos, or connect images.")
     if given and folder.strip():
         raise ValueError(f"{BUILD}: flow or tracks belong to images; videos is '{folder}'. Empty videos, or disconnect flow "
                          "and tracks.")

@@ -70,5 +70,5 @@ def caption(sample: Sample) -> str:
 
 def counts(samples: int, skipped: Sequence[str], shown: tuple[int, int]) -> str:
     """What a preview tells in words. shown: first and last row's number."""
-    lines = [f"{samples} pairs; shown {shown[0]} to {shown[1]}; {len(skipped)} damaged ones skipped"]
+    lines = [f"{samples} pairs; shown {shown[0]} to {shown[1]}; damaged and skipped: {len(skipped)}"]
     return "\n".join(lines + [f"skipped: {s}" for s in skipped[:20]])
