@@ -47,8 +47,8 @@ STAGES = {
     "image-encoder": Stage(800, 64, 1e-3),
     "base": Stage(2200, 8, 6e-4),
     "sketch": Stage(2000, 8, 5e-4),
-    "drag": Stage(800, 8, 3e-4),
-    "coarse": Stage(800, 8, 3e-4),
+    "drag": Stage(600, 8, 4e-4),
+    "coarse": Stage(600, 8, 4e-4),
 }
 PAIRS = 6000
 DRAGS = 6  # most drags a pair

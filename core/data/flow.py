@@ -90,6 +90,8 @@ WORK_SIDE = 512         # pictures are reduced to this side; the flow is enlarge
 PATCH = 7               # of descriptors and of cost windows, pixels
 COLOUR_SIGMA = 0.08     # windows follow colour: weight exp(-|difference| / sigma), colours in [0, 1]
 REACH_COST = 2e-4       # of a displacement as long as the picture, at the coarse size: untextured places stay where they are
+STILL_MARGIN = 1.15     # a place stays where it is unless that costs this much more than to move: noise moves nothing
+STILL_FLOOR = 1e-4
 COST_TOP = 0.25         # a pixel's cost saturates here: occlusion must not outweigh its window
 
 
@@ -241,6 +243,8 @@ def _refine(target: Tensor, source: Tensor, flow: Tensor) -> Tensor:
         scale = xx * yy - xy * xy
         step = torch.stack([(xy * ye - yy * xe) / scale, (xy * xe - xx * ye) / scale], 1)
         compete(flow + step.clamp(-1, 1))
+    rest = torch.zeros_like(flow)
+    flow = torch.where(cost(rest) <= STILL_MARGIN * best + STILL_FLOOR, rest, flow)
     return _median(flow, narrow, 5)
 
 

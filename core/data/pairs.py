@@ -34,6 +34,7 @@ BACKGROUNDS = ("smooth", "textured")
 ROUNDS = 4         # a video is asked for candidates this often, each time for as many as pairs are wanted
 BORDER = 0.1       # of each side: the band in which the camera shows
 STILL = 0.002      # of the diagonal, at least half a pixel: shorter flow counts as still
+AGREE = 0.0015     # of the diagonal, at least 0.7 pixels: flow and flow back may miss each other by this
 LEAST_MOVING = 0.002  # of the picture, below which there is no motion to speak of
 IMPORTANCE = 20.0  # of splatted pixels, by colour error in [0, 1] and by inconsistency
 SCENES = 16        # procedural scenes that are made, and counted as one source, together
@@ -94,6 +95,11 @@ class MotionSource(Protocol):
         ...
 
 
+def agree(flow: Tensor, back: Tensor) -> Tensor:
+    """Where two flows agree, at any size of picture. (1, 2, H, W) twice -> (1, H, W)."""
+    return consistent(flow, back, absolute=max(0.5, (AGREE * math.hypot(*flow.shape[-2:])) ** 2))
+
+
 class Estimated:
     """Motion estimated from the pictures, both ways; visible is where the two agree."""
 
@@ -107,7 +113,7 @@ class Estimated:
         flow, back = self.flow(*both).float().cpu().split(1)
         if not (flow.isfinite().all() and back.isfinite().all()):
             raise FlowError(f"{self.name} gave flow that is not finite")
-        return Motion(flow, back, consistent(flow, back))
+        return Motion(flow, back, agree(flow, back))
 
 
 class GivenFlow:
@@ -124,7 +130,7 @@ class GivenFlow:
         steps = torch.cat([crop_flow(f[None], self.picture, size) for f in self.fields[first:last]])
         back = chain(steps)
         flow = chain(torch.cat([inverse(steps[i:i + 1]) for i in reversed(range(len(steps)))]))
-        return Motion(flow, back, consistent(flow, back))
+        return Motion(flow, back, agree(flow, back))
 
 
 class GivenTracks:
@@ -225,7 +231,7 @@ def coarse_edit(source: Tensor, target: Tensor, motion: Motion, holes: str = "bl
     Args:
         holes: what shows where nothing landed.  importance: (1, 1, H, W) instead.
     """
-    trusted = consistent(motion.back, motion.flow)
+    trusted = agree(motion.back, motion.flow)
     if importance is None:
         error = (procedural.warp(target, motion.back) - source).abs().mean(1, keepdim=True)
         importance = -IMPORTANCE * (error + (~trusted)[:, None].float())

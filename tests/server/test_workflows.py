@@ -80,6 +80,40 @@ def test_sizes_and_contents_of_the_results(lab, good):
     assert 0.01 < second.gt(250).float().mean() < 0.2 and second.lt(5).float().mean() > 0.7
 
 
+def test_the_small_model_puts_the_object_where_the_sketch_says(lab):
+    """The shipped example as it is, against the true picture."""
+    source, truth = (pixels(examples.INPUTS[f"framepainter_{name}.png"]).float() for name in ("scene", "scene_truth"))
+    edited = lab.edited(prompt("framepainter_small")).float()
+    difference = (truth - source).abs().amax(-1)
+    changed, same = difference > 25, difference < 3
+    assert 0.05 < changed.float().mean() < 0.3
+    assert (edited - truth)[changed].abs().mean() < 0.4 * (source - truth)[changed].abs().mean()
+    assert (edited - source)[same].abs().mean() < 6  # of 255, the small autoencoder's own error included
+
+
+def test_training_leaves_a_model_that_loads(lab):
+    request = small(prompt("framepainter_train"), FramePainterTrain={"run_name": "leaves_a_model"},
+                    FramePainterSaveCheckpoint={"filename_prefix": "trained/model"})
+    results = lab.run(request)
+    assert results["Loss curve"][0].float().std() > 5 and results["Previews"][0].float().std() > 20
+    assert results["Pairs"][0].shape[0] > 6 * 96
+    (written,) = (lab.server.base / "output" / "trained").glob("*.safetensors")
+    path = lab.model_path("trained.safetensors")
+    written.replace(path)
+    try:
+        edited = lab.edited(small(prompt("framepainter_small"), FramePainterLoad={"model_file": path.name}))
+    finally:
+        path.unlink()
+    assert edited.shape == (96, 96, 3) and edited.float().std() > 5
+    run = lab.server.base / "output" / "framepainter_training" / "leaves_a_model"
+    assert len((run / "stats.jsonl").read_text().splitlines()) == 3
+
+
+def test_evaluation_compares_with_the_truth(lab):
+    (sheet,) = lab.run(prompt("framepainter_evaluate"))["Comparison"]
+    assert sheet.shape[1] >= 4 * 96 and sheet.float().std() > 20
+
+
 def test_a_second_run_gives_the_same_picture(lab, good):
     request, reference = good
     lab.forget()
