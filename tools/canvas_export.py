@@ -21,7 +21,7 @@ WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
 class Layout(NamedTuple):
     """note: text of the Markdown note.  groups: title -> (x, y, width, height).  nodes: node id in the API file, or
-    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer."""
+    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer. Nothing stands below a node that shows pictures: it grows."""
 
     note: str
     groups: dict[str, tuple[int, int, int, int]]
@@ -79,7 +79,7 @@ EDIT_GROUPS = {
     "1 Picture and sketch": (0, 0, 360, 930),
     "2 Model": (380, 0, 560, 930),
     "3 Edit": (960, 0, 1280, 930),
-    "4 Result": (2260, 0, 1240, 930),
+    "4 Result": (2260, 0, 1840, 930),
 }
 EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
     1: (20, 80, 320, 360), 2: (20, 530, 320, 360),
@@ -87,20 +87,20 @@ EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
     5: (980, 80, 280, 130), 4: (980, 390, 280, 250),
     6: (1300, 80, 280, 180), 7: (1620, 80, 280, 70), 8: (1940, 80, 280, 270),
     9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 560, 460),
-    12: (2280, 620, 280, 160), 13: (2600, 620, 280, 160), 14: (2920, 620, 560, 270),
+    12: (2280, 530, 280, 160), 13: (2600, 530, 280, 160), 14: (3520, 80, 560, 460),
 }
 LAYOUTS = {
     "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
-    "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 830, 280, 80)}),
+    "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 790, 280, 80)}),
     "framepainter_evaluate": Layout(EVALUATE_NOTE, EDIT_GROUPS, {
-        **{k: v for k, v in EDIT_NODES.items() if k != 12}, 12: (2280, 530, 280, 340), 13: (2600, 530, 280, 200)}),
+        **{k: v for k, v in EDIT_NODES.items() if k != 12}, 12: (2280, 480, 280, 380), 13: (2600, 480, 280, 200)}),
     "framepainter_train": Layout(
         TRAIN_NOTE,
-        {"1 Model and pairs": (0, 0, 560, 930), "2 Look at the pairs": (580, 0, 700, 930), "3 Train": (1300, 0, 440, 930),
-         "4 Result": (1760, 0, 1160, 930)},
-        {1: (20, 80, 520, 190), 2: (20, 390, 520, 420), 3: (600, 80, 660, 130), 4: (600, 320, 660, 260),
-         "note": (600, 680, 660, 230), 5: (1320, 80, 400, 700), 6: (1780, 80, 540, 420), 7: (2360, 80, 540, 420),
-         8: (1780, 610, 540, 190)}),
+        {"1 Model and pairs": (0, 0, 560, 930), "2 Look at the pairs": (580, 0, 1160, 930), "3 Train": (1760, 0, 440, 930),
+         "4 Result": (2220, 0, 1740, 930)},
+        {"note": (-520, 80, 480, 420), 1: (20, 80, 520, 190), 2: (20, 390, 520, 420), 3: (600, 80, 540, 130),
+         4: (1180, 80, 540, 260), 5: (1780, 80, 400, 700), 6: (2240, 80, 540, 420), 7: (2820, 80, 540, 420),
+         8: (3400, 80, 540, 190)}),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
