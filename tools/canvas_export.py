@@ -21,7 +21,8 @@ WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
 class Layout(NamedTuple):
     """note: text of the Markdown note.  groups: title -> (x, y, width, height).  nodes: node id in the API file, or
-    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer. Nothing stands below a node that shows pictures: it grows."""
+    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer, and nodes
+    that show pictures grow: nothing stands below them."""
 
     note: str
     groups: dict[str, tuple[int, int, int, int]]

@@ -2,8 +2,9 @@
 
     python dev.py models STAGE [--folder WORK]
 
-Stages, in their order: autoencoder, decoder, image-encoder, base, sketch, drag, coarse. Each goes on where it was stopped, and
-ends with a file in the work folder; the last four with a checkpoint that Load FramePainter reads.
+Stages, in their order: autoencoder, decoder, image-encoder, base, sketch, refine, drag, coarse. Each goes on where it was stopped,
+and ends with a file in the work folder; the last five with a checkpoint that Load FramePainter reads. refine trains the sketch
+model further, on pairs of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ STAGES = {
     "image-encoder": Stage(800, 64, 1e-3),
     "base": Stage(2200, 8, 6e-4),
     "sketch": Stage(2000, 8, 5e-4),
+    "refine": Stage(3000, 8, 5e-4, seed=1),
     "drag": Stage(600, 8, 4e-4),
     "coarse": Stage(600, 8, 4e-4),
 }
@@ -250,7 +252,7 @@ def _examples_part(load: Callable[[str], Any], folder: Path, count: int, seed: i
         out["numbers"] = _numbers(scenes, generator)
     else:
         truth = procedural.correspondence(scenes, 0, frames - 1)
-        out |= {"flow": truth.flow.half(), "visible": truth.visible, **_signal(load, signal, scenes, clips, truth, generator)}
+        out |= {"flow": truth.flow.half(), "visible": truth.visible, **signal_of(load, signal, scenes, clips, truth, generator)}
     return {name: t.contiguous() for name, t in out.items()}
 
 
@@ -264,7 +266,7 @@ def _numbers(scenes: Any, generator: Any) -> Any:
     return torch.stack([fps, bucket.round(), torch.full_like(bucket, AUGMENTATION)], 1)
 
 
-def _signal(load: Callable[[str], Any], signal: str, scenes: Any, clips: Any, truth: Any, generator: Any) -> dict:
+def signal_of(load: Callable[[str], Any], signal: str, scenes: Any, clips: Any, truth: Any, generator: Any) -> dict:
     """The exact editing signal of each pair, as section 3.3 of the paper makes it from flow."""
     import torch
 
@@ -348,13 +350,14 @@ def start_from(load: Callable[[str], Any], path: Path) -> Any:
     return training.TrainingNetwork(network, branch, encoder).requires_grad_(True)
 
 
-def train_signal(load: Callable[[str], Any], folder: Path, signal: str, source: str) -> None:
+def train_signal(load: Callable[[str], Any], folder: Path, stage: str) -> None:
     """A FramePainter model for one signal: everything trains, on equation 1 for both frames and the matching loss."""
     objective = load("core.training.objective")
-    pairs = examples(load, folder, PAIRS, 2, signal, 2)
-    network = start_from(load, folder / f"{source}.safetensors")
-    loss = objective.batch_loss(network, pairs, STAGES[signal].batch, objective.Objective())
-    trainer = run_stage(signal, network, loss, load, folder, ema=0.999)
+    signal = "sketch" if stage == "refine" else stage
+    pairs = examples(load, folder, PAIRS, 4 if stage == "refine" else 2, signal, 2)
+    network = start_from(load, folder / ("base.safetensors" if stage == "sketch" else "sketch.safetensors"))
+    loss = objective.batch_loss(network, pairs, STAGES[stage].batch, objective.Objective())
+    trainer = run_stage(stage, network, loss, load, folder, ema=0.999)
 
     def part(name: str) -> dict:
         return {n.removeprefix(name + "."): t for n, t in trainer.averages.items() if n.startswith(name + ".")}
@@ -418,7 +421,7 @@ def main() -> None:
         elif options.stage == "base":
             train_base(load, folder)
         else:
-            train_signal(load, folder, options.stage, "base" if options.stage == "sketch" else "sketch")
+            train_signal(load, folder, options.stage)
 
 
 if __name__ == "__main__":

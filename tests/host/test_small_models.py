@@ -37,7 +37,7 @@ def test_moves_what_it_is_told_and_leaves_the_rest(pack, recipe, held_out, signa
     scenes, clips, truth = held_out
     loaded = pack("host.loading").load(MODELS / f"framepainter_small_{signal}.safetensors", None, None, None)
     patches, conditioning = pack("host.patches"), pack("host.conditioning")
-    signals = recipe._signal(pack, signal, scenes, clips, truth, torch.Generator().manual_seed(0))
+    signals = recipe.signal_of(pack, signal, scenes, clips, truth, torch.Generator().manual_seed(0))
     edited = []
     for i in range(SCENES):
         with torch.inference_mode():

@@ -1,0 +1,83 @@
+"""Redraw docs/images/small_models.png: edits of the small models on scenes that they were not trained on.
+
+    <ComfyUI's python> tools/figure.py --host COMFYUI
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import pack as tools_pack  # noqa: E402
+import small_model  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = {"sketch": "sketch", "drag": "drag points (red to green)", "coarse": "coarse edit"}
+SCENES, SEED = 2, 4  # no training seed is as small
+STEPS, CFG, STRENGTH = 25, 2.0, 1.0
+ENLARGED = 2
+
+
+def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: int) -> Any:
+    """One edited picture, (3, H, W), by the nodes' own parts."""
+    import comfy.sample
+    import torch
+
+    patches = load("host.patches")
+    loaded = load("host.loading").load(small_model.MODELS / f"framepainter_small_{signal}.safetensors", None, None, None)
+    with torch.inference_mode():
+        side = small_model.SIDE
+        prepared = load("host.conditioning").edit_conditioning(
+            loaded.clip_vision, loaded.vae, clips[i:i + 1, 0].movedim(1, -1), side, side, 6, 128, 0.02, 0)
+        if signal == "drag":
+            model = patches.apply_drag(loaded.model, signals["drag"][i:i + 1], STRENGTH, 0.0, 1.0)
+        else:
+            control = (signals["control"][i:i + 1].float() / 255).movedim(1, -1)
+            model = patches.apply_control(loaded.model, loaded.weights.encoder, control, STRENGTH, 0.0, 1.0, "release")
+        model = patches.set_guidance(model, "inverse square")
+        empty = prepared.latent["samples"]
+        latent = comfy.sample.sample(model, comfy.sample.prepare_noise(empty, i), STEPS, CFG, "euler", "karras",
+                                     prepared.positive, prepared.negative, empty, disable_pbar=True, seed=i)
+        return loaded.vae.decode(latent)[-1].movedim(-1, 0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
+    options = parser.parse_args()
+    load = tools_pack.open_pack(options.host.resolve())
+    import torch
+    from PIL import Image
+    from torch.nn.functional import interpolate
+
+    procedural, contact, sheets = (load(f"core.{m}") for m in ("data.procedural", "data.contact_sheet", "evaluation.sheet"))
+    rows = []
+    for number, (signal, name) in enumerate(SIGNALS.items()):
+        scenes = procedural.draw_scenes(SCENES, 2, procedural.SceneSettings(**small_model.SCENES),
+                                        torch.Generator().manual_seed(SEED + number))
+        clips = procedural.render(scenes)
+        truth = procedural.correspondence(scenes, 0, 1)
+        signals = small_model.signal_of(load, signal, scenes, clips, truth, torch.Generator().manual_seed(0))
+        pictures = []
+        for i in range(SCENES):
+            if signal == "drag":
+                points = signals["drag"][i][~signals["drag"][i].isnan().any(1)] * small_model.SIDE - 0.5
+                shown = contact.drags_on(clips[i, 0], points[:, :2], points[:, 2:])
+            else:
+                shown = (signals["control"][i].float() / 255).expand(3, -1, -1)
+            pictures += [clips[i, 0], shown, edit(load, signal, clips, signals, i), clips[i, 1]]
+        large = interpolate(torch.stack(pictures), scale_factor=ENLARGED, mode="bicubic").clamp(0, 1)
+        rows.append((name, list(large.movedim(1, -1))))
+    sheet = sheets.contact_sheet(["picture", "signal", "edit", "true picture"] * SCENES, rows)[0]
+    path = ROOT / "docs" / "images" / "small_models.png"
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(path, optimize=True)
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
