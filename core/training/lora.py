@@ -7,24 +7,33 @@ ComfyUI's LoRA files: `<layer>.lora_down.weight` (A), `<layer>.lora_up.weight` (
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Linear
+from torch.nn.functional import dropout
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# Of a temporal transformer block, in the order of I2VEdit's files.
+TEMPORAL = ("ff_in.net.0.proj", "ff_in.net.2", *(f"attn{n}.{leaf}" for n in (1, 2) for leaf in ATTENTION),
+            "ff.net.0.proj", "ff.net.2")
+_TEMPORAL_NAME = re.compile(r"(.*\.time_stack\.\d+)\.(" + "|".join(re.escape(leaf) for leaf in TEMPORAL) + ")$")
 
 
 class _Added:
-    """A linear layer's forward with its low-rank addition."""
+    """A linear layer's forward with its low-rank addition; dropout draws from torch's global generator."""
 
-    def __init__(self, layer: nn.Module, scale: float):
-        self.layer, self.scale, self.plain = layer, scale, layer.forward
+    def __init__(self, layer: nn.Module, scale: float, drop: float):
+        self.layer, self.scale, self.drop, self.plain = layer, scale, drop, layer.forward
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.plain(x, *args, **kwargs) + self.layer.lora_up(self.layer.lora_down(x)) * self.scale
+        added = self.layer.lora_up(self.layer.lora_down(x))
+        if self.drop and torch.is_grad_enabled():
+            added = dropout(added, self.drop)
+        return self.plain(x, *args, **kwargs) + added * self.scale
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -33,14 +42,24 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
             if any(name.endswith(f".{attention}.{leaf}") for attention in ("attn1", "attn2") for leaf in ATTENTION)}
 
 
-def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None) -> dict[str, nn.Parameter]:
-    """Give every attention projection of a UNet a low-rank addition that is zero at first.
+def temporal_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """All linear layers of the temporal transformer blocks of a UNet with ComfyUI's names, by path: what a motion LoRA is
+    on (I2VEdit, section 4.1)."""
+    return {name: module for name, module in model.named_modules() if _TEMPORAL_NAME.match(name)}
+
+
+def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None, layers: Mapping[str, nn.Module] | None = None,
+             normal: bool = False, drop: float = 0.0) -> dict[str, nn.Parameter]:
+    """Give linear layers of a UNet a low-rank addition that is zero at first.
 
     Args:
         model: changed in place; its own parameters keep names and values.
         rank: of the additions; a layer with a smaller side gets that.
         seed: of the random down projections.
         alpha: None is the rank, a scale of 1.
+        layers: by path; None is every attention projection.
+        normal: first down projections normal with deviation 1 / rank, as I2VEdit's, in place of torch's uniform ones.
+        drop: share of the additions' values that is left out where gradients are recorded.
 
     Returns:
         The new parameters, by the names that `model.named_parameters()` gives them.
@@ -48,7 +67,8 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None)
     Raises:
         ValueError: there is no attention to add to.
     """
-    layers = attention_layers(model)
+    if layers is None:
+        layers = attention_layers(model)
     if not layers:
         raise ValueError("this network has no attention projections (to_q, to_k, to_v, to_out) to put a LoRA on")
     generator = torch.Generator().manual_seed(seed)
@@ -58,11 +78,14 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None)
         used = min(rank, inner, outer)
         layer.lora_down = Linear(inner, used, bias=False, **kw)
         layer.lora_up = Linear(used, outer, bias=False, **kw)
-        with torch.no_grad():  # torch's own first weights of a linear layer, from our own generator
-            bound = 1 / math.sqrt(inner)
-            layer.lora_down.weight.copy_((torch.rand(used, inner, generator=generator) * 2 - 1) * bound)
+        with torch.no_grad():
+            if normal:
+                first = torch.randn(used, inner, generator=generator) / used
+            else:  # torch's own first weights of a linear layer, from our own generator
+                first = (torch.rand(used, inner, generator=generator) * 2 - 1) / math.sqrt(inner)
+            layer.lora_down.weight.copy_(first)
             layer.lora_up.weight.zero_()
-        layer.forward = _Added(layer, (used if alpha is None else alpha) / used)
+        layer.forward = _Added(layer, (used if alpha is None else alpha) / used, drop)
     return {name: p for name, p in model.named_parameters() if is_lora(name)}
 
 

@@ -53,7 +53,9 @@ class Case:
 
     def network(self, name: str) -> dict[str, Tensor]:
         """The parameters of one of the case's networks, under the released names."""
-        manifest = WEIGHTS.load_manifest(self.folder.parent / self.info["networks"][name]["manifest"])
+        given = self.info["networks"][name]["manifest"]  # from the case's folder, or from the one of all cases
+        path = next(p for p in (self.folder / given, self.folder.parent / given) if p.is_file())
+        manifest = WEIGHTS.load_manifest(path)
         values = WEIGHTS.state_dict(manifest, self.info["salt"])
         return {key: torch.from_numpy(value.copy()) for key, value in values.items()}
 

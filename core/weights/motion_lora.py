@@ -1,0 +1,112 @@
+"""Motion LoRA files: ComfyUI's LoRA form <-> the nameless lists that I2VEdit's authors published.
+
+Their file is a torch.save of up_0, down_0, up_1, down_1, ... without names; which layer is which follows from the order:
+down_blocks, up_blocks, mid_block under diffusers' names, inside a temporal block as in `core.training.lora.TEMPORAL`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..training.lora import TEMPORAL
+from . import diffusers_svd
+
+PREFIX = "diffusion_model."
+_PLACES = ("down_blocks.", "up_blocks.", "mid_block.")
+
+
+class LoraFileError(ValueError):
+    """A file is no motion LoRA, or one of another network. The text says why."""
+
+
+def published_order(unet_names: Iterable[str]) -> list[str]:
+    """The layers of a motion LoRA in the order of the published files, by ComfyUI's names without prefix.
+
+    Args:
+        unet_names: all parameter names of the UNet, ComfyUI's, without prefix.
+    """
+    names = list(unet_names)
+    layout = diffusers_svd.layout_from_comfy(names)
+    blocks = {}
+    for theirs, ours, kind in diffusers_svd.module_table(layout):
+        if kind == "attention":
+            blocks[theirs] = ours
+    present = set(names)
+    out = []
+    for place in _PLACES:
+        for theirs in (b for b in blocks if b.startswith(place)):
+            block = 0
+            while f"{blocks[theirs]}.time_stack.{block}.attn1.to_q.weight" in present:
+                out += [f"{blocks[theirs]}.time_stack.{block}.{leaf}" for leaf in TEMPORAL]
+                block += 1
+    return out
+
+
+def read_published(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A published list as a LoRA that ComfyUI's loaders read. No pickled code runs.
+
+    Args:
+        shapes: of the UNet's parameters, by ComfyUI's names without prefix.
+
+    Raises:
+        LoraFileError: not such a list, or made for another network; the text names the file.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds, all of which mean: not such a file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoraFileError(f"'{path.name}' cannot be read as a list of tensors ({reason[:160]}).") from None
+    if not isinstance(values, list | tuple) or not all(isinstance(v, Tensor) and v.ndim == 2 for v in values):
+        raise LoraFileError(f"'{path.name}' holds no flat list of matrices. A motion LoRA of the I2VEdit authors has pairs of "
+                            "up and down matrices and no names; other LoRA files are for ComfyUI's own loaders.")
+    layers = published_order(shapes)
+    if len(values) != 2 * len(layers):
+        raise LoraFileError(f"'{path.name}' has {len(values)} matrices, the network's {len(layers)} temporal layers need "
+                            f"{2 * len(layers)}. It was made for another network.")
+    out = {}
+    for number, layer in enumerate(layers):
+        up, down = (v.detach().float().contiguous() for v in values[2 * number:2 * number + 2])
+        outer, inner = shapes[f"{layer}.weight"]
+        if up.shape != (outer, down.shape[0]) or down.shape[1] != inner:
+            raise LoraFileError(f"'{path.name}': matrices {2 * number} and {2 * number + 1} are {tuple(up.shape)} and "
+                                f"{tuple(down.shape)}, but layer {layer} is {outer} x {inner}. It was made for another network.")
+        out |= named(layer, up, down)
+    return out
+
+
+def named(layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    """One layer's entries in ComfyUI's form; the alpha makes the scale 1."""
+    return {f"{PREFIX}{layer}.lora_up.weight": up, f"{PREFIX}{layer}.lora_down.weight": down,
+            f"{PREFIX}{layer}.alpha": torch.tensor(float(down.shape[0]))}
+
+
+def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[Parameter]:
+    """A LoRA in ComfyUI's form as the published list, alphas multiplied in.
+
+    Raises:
+        LoraFileError: a temporal layer is missing, or there are others.
+    """
+    layers = published_order(unet_names)
+    wanted = {f"{PREFIX}{layer}.{part}.weight" for layer in layers for part in ("lora_up", "lora_down")}
+    have = {n for n in lora if not n.endswith(".alpha")}
+    if have != wanted:
+        missing, others = sorted(wanted - have), sorted(have - wanted)
+        raise LoraFileError(f"The published form holds all {len(layers)} temporal layers and nothing else; this LoRA lacks "
+                            f"{len(missing)} of their matrices and has {len(others)} others, such as {(missing + others)[0]}.")
+    out: list[Parameter] = []
+    for layer in layers:
+        up, down = (lora[f"{PREFIX}{layer}.{part}.weight"].float() for part in ("lora_up", "lora_down"))
+        alpha = lora.get(f"{PREFIX}{layer}.alpha")
+        scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
+        out += [Parameter((up * scale).contiguous(), requires_grad=False), Parameter(down.contiguous(), requires_grad=False)]
+    return out
+
+
+def write_published(path: Path, parameters: Sequence[Tensor]) -> None:
+    """Write the published form."""
+    torch.save(list(parameters), path)
