@@ -79,7 +79,8 @@ def test_published_file_on_the_host_s_lora_loader(pack, network):
     for scale in (1.0, 0.5):
         patched, _ = comfy.sd.load_lora_for_models(model, None, converted, scale, 0)
         net = pack("host.training").TrainingNetwork(pack("host.plain").plain_unet(patched, torch.float32))
-        assert relative(predict(pack, net, case), case.tensors[f"output_scale_{scale}"]) < case.info["tolerance"]["rms_relative"]
+        expected = case.tensors[f"output_scale_{scale}"]
+        assert relative(predict(pack, net, case), expected) < case.info["tolerance"]["rms_relative"]
     net = pack("host.training").TrainingNetwork(pack("host.plain").plain_unet(model, torch.float32))
     assert relative(predict(pack, net, case), case.tensors["output_base"]) < case.info["tolerance"]["rms_relative"]
 

@@ -73,8 +73,8 @@ def read_published(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         up, down = (v.detach().float().contiguous() for v in values[2 * number:2 * number + 2])
         outer, inner = shapes[f"{layer}.weight"]
         if up.shape != (outer, down.shape[0]) or down.shape[1] != inner:
-            raise LoraFileError(f"'{path.name}': matrices {2 * number} and {2 * number + 1} are {tuple(up.shape)} and "
-                                f"{tuple(down.shape)}, but layer {layer} is {outer} x {inner}. It was made for another network.")
+            raise LoraFileError(f"'{path.name}' was made for another network: its matrices {2 * number} and {2 * number + 1} are "
+                                f"{tuple(up.shape)} and {tuple(down.shape)}, layer {layer} is {outer} x {inner}.")
         out |= named(layer, up, down)
     return out
 
