@@ -1,0 +1,51 @@
+"""Noise levels of an inversion, from those of the sampling that it undoes.
+
+Sampling visits sigma_0 > sigma_1 > ... > sigma_N, the last of which is usually 0. Inversion goes the other way round,
+and cannot start at 0, where the velocity (x - x0) / sigma has no value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # SVD's range, and Karras et al. 2022, equation 5
+LONE_STEP = 10.0  # a schedule of one step has no ratio to continue; its start lies this factor below
+
+
+def karras_sigmas(steps: int, highest: float = SIGMA_MAX, lowest: float = SIGMA_MIN, rho: float = RHO) -> list[float]:
+    """The released schedule: (highest^(1/rho) + k / (N - 1) (lowest^(1/rho) - highest^(1/rho)))^rho for k < N, then 0.
+
+    The host's own Karras schedule is the same up to 4e-6; this one is computed in double precision.
+    """
+    ends = highest ** (1 / rho), lowest ** (1 / rho)
+    return [*((ends[0] + k / max(steps - 1, 1) * (ends[1] - ends[0])) ** rho for k in range(steps)), 0.0]
+
+
+def inversion_levels(sigmas: Sequence[float]) -> list[float]:
+    """The levels of an inversion, ascending: it evaluates the network at each but the last, and ends at the last.
+
+    The final 0 is replaced by the geometric continuation sigma_{N-1}^2 / sigma_{N-2}. A schedule that ends above 0 (the
+    upper part of a split one) is taken as it is.
+
+    Args:
+        sigmas: the sampling's levels, descending.
+
+    Raises:
+        ValueError: fewer than two levels, or not descending, or negative or not finite.
+    """
+    sigmas = [float(s) for s in sigmas]
+    if len(sigmas) < 2:
+        raise ValueError(f"a schedule needs at least two noise levels, this one has {len(sigmas)}")
+    if not all(math.isfinite(s) and s >= 0 for s in sigmas) or any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        raise ValueError("noise levels must fall from each to the next, none negative; these are "
+                         + ", ".join(f"{s:g}" for s in sigmas))
+    last = sigmas[-1]
+    if last == 0.0:
+        last = sigmas[-2] ** 2 / sigmas[-3] if len(sigmas) > 2 else sigmas[0] / LONE_STEP
+    return [last, *reversed(sigmas[:-1])]
+
+
+def source_step(sampling_step: int, steps: int) -> int:
+    """The inversion step whose features serve a sampling step t: N - 1 - t, evaluated at sigma_{t+1} (released code)."""
+    return steps - 1 - sampling_step

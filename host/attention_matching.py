@@ -1,0 +1,744 @@
+"""Match Attention: the edit's network sees the source's attention, step by step.
+
+One sampling run has one MatchRun, which the outer wrapper puts into the run's own copy of the options and takes out again.
+Around every evaluation the source network runs at the paired state of the trajectory (or its features come from a record),
+and the edit's attention is mixed with what it found. A model without a run in its options does what it always did.
+
+Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups * h * w, T, C) in temporal attention.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sample
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from ..core.attention.matched import (
+    apply_probabilities,
+    frame_thresholds,
+    matched_attention,
+    stage_bounds,
+    temporal_probabilities,
+)
+from ..core.attention.record import AttentionRecord, RecordError
+from ..core.attention.sites import Site, attention_sites, coarse_sites
+from ..core.edm import step_position
+from ..core.inversion.schedule import source_step
+from ..core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
+from . import keys
+from .inversion import UNET, Unguided, conditioning_of, model_digest, run_source
+from .patches import svd_layout, unet_shapes
+
+log = logging.getLogger(__name__)
+NODE = "Match Attention"
+KEY = f"{keys.PREFIX}_match_attention"
+SOURCE = 2  # in cond_or_uncond, beside the host's 0 (conditional) and 1 (unconditional): rows of the source
+BRANCHES = ("auto", "together", "one after another")
+SCHEDULE_TOLERANCE = 1e-4  # relative; two schedulers' float arithmetic differs by 1e-6
+_BLOCK = re.compile(r"(.+)\.(transformer_blocks|time_stack)\.(\d+)\.attn1\.to_q\.weight$")
+SPATIAL, TEMPORAL = "transformer_blocks", "time_stack"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of the method, the paper's for local edits (section 5.1).
+
+    thresholds: of the difference, at the first and towards the last frame.
+    betas: shares of the steps at which the temporal selector's second and third stage begin.
+    coarse_scale: the second stage replaces attention at 1 / this of the latent's size and smaller.
+    """
+
+    thresholds: tuple[float, float] = (0.35, 0.35)
+    betas: tuple[float, float] = (0.5, 0.8)
+    coarse_scale: int = 4
+    spatial: bool = True
+    temporal: bool = True
+    branches: str = BRANCHES[0]
+
+
+@dataclass
+class ReadOut:
+    """Attention differences of a model's last run: path -> [sum of differences, sum of weights, count, (h, w), Site]."""
+
+    sites: dict[str, list] = field(default_factory=dict)
+
+    def add(self, site: Site, difference: Tensor, weight: Tensor, size: tuple[int, int]) -> None:
+        found = self.sites.get(site.path)
+        if found is None or found[0].shape != difference.shape:
+            self.sites[site.path] = [difference.clone(), weight.clone(), 1, size, site]
+        else:
+            found[0] += difference
+            found[1] += weight
+            found[2] += 1
+
+
+class Gate:
+    """Says for which share of the rows weight patches act: (first, last) of the pass, as shares."""
+
+    def __init__(self) -> None:
+        self.share = (0.0, 1.0)
+
+
+@dataclass
+class _Attached:
+    """What Match Attention leaves on a model: the gate of its bypassed LoRAs, the read-out of its last run."""
+
+    gate: Gate
+    read_out: ReadOut
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run of a matched model follows. Shared by clones and never changed."""
+
+    trajectory: Trajectory
+    settings: Settings
+    sites: tuple[Site, ...]
+    record: AttentionRecord | None
+    change: Tensor | None  # (1 or T, H, W) in [0, 1]
+    stay: Tensor | None
+    gate: Gate
+    read_out: ReadOut
+    patched: int  # weight patches that the source has, too
+
+    def __deepcopy__(self, memo: dict) -> Plan:
+        return self  # older hosts deep-copy options with every clone
+
+
+# ---- one pass --------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """attend() of a source pass: plain attention, noting what `wanted` asks for."""
+
+    def __init__(self, wanted: set[str] | None, spare_memory: bool = False):
+        self.wanted, self.spare_memory = wanted, spare_memory
+        self.features: dict[str, Tensor] = {}
+
+    def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
+               attention: Callable, options: dict) -> Tensor:
+        names = [f"q|{block}", f"k|{block}"] if kind == SPATIAL else [f"p|{block}"]
+        if self.wanted is None or names[0] in self.wanted:
+            found = [q, k] if kind == SPATIAL else [temporal_probabilities(q, k, heads)]
+            if self.spare_memory and mm.get_free_memory(q.device) < 4 * sum(x.nbytes for x in found):
+                found = [x.cpu() for x in found]
+            self.features.update(zip(names, found, strict=True))
+        return attention(q, k, v, heads)
+
+
+class MatchPass:
+    """attend() of an edit's pass at one step: conditional rows are matched, all others are not."""
+
+    def __init__(self, run: MatchRun, step: int, features: Mapping[str, Tensor] | None):
+        self.run, self.step, self.features = run, step, features  # None: the source's rows are in the same pass
+
+    def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
+               attention: Callable, options: dict) -> Tensor:
+        run, groups = self.run, list(options.get("cond_or_uncond", (0,)))
+        name = f"q|{block}" if kind == SPATIAL else f"p|{block}"
+        if name not in run.wanted(self.step):
+            return attention(q, k, v, heads)
+        rows = len(q) // len(groups)
+
+        def part(x: Tensor, group: int) -> Tensor:
+            return x[group * rows:(group + 1) * rows]
+
+        def source() -> tuple[Tensor, ...]:
+            if self.features is None:
+                at = groups.index(SOURCE)
+                return part(q, at), part(k, at)
+            found = [self.features[f"{n}|{block}"].to(q.device) for n in ("qk" if kind == SPATIAL else "p")]
+            if len(found[0]) != rows:
+                raise TrajectoryError(f"{NODE}: the record of {block} has {len(found[0])} rows, this run has {rows}. "
+                                      "Record Attention again for this trajectory.")
+            return tuple(found)
+
+        out = []
+        for group, kind_of_rows in enumerate(groups):
+            own = part(q, group), part(k, group), part(v, group)
+            if kind_of_rows != 0:
+                out.append(attention(*own, heads))
+            elif kind == SPATIAL:
+                size = tuple(options["activations_shape"][-2:])
+                matched = matched_attention(*own, *source(), heads, run.thresholds, run.mask(run.plan.change, size, q.device),
+                                            run.mask(run.plan.stay, size, q.device))
+                run.plan.read_out.add(run.by_path[site], matched.difference, matched.weight, size)
+                out.append(matched.out)
+            else:
+                found = source()
+                probabilities = found[0] if self.features is not None else temporal_probabilities(*found, heads)
+                out.append(apply_probabilities(probabilities, own[2]))
+        return torch.cat(out)
+
+
+class _WatchedAttention:
+    """The forward of one self-attention: its own, unless the pass brings something that attends for it.
+
+    Set by path, as spatial and temporal blocks run under the same patch key. The module's own projections are called, so
+    LoRAs on them count.
+    """
+
+    def __init__(self, forward: Callable, block: str, site: str, kind: str, module: torch.nn.Module):
+        self.forward, self.block, self.site, self.kind, self.module = forward, block, site, kind, module
+
+    def __call__(self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None, mask: Tensor | None = None,
+                 transformer_options: dict | None = None) -> Tensor:
+        options = {} if transformer_options is None else transformer_options
+        at_work = options.get(keys.PASS)
+        if at_work is None or mask is not None:
+            return self.forward(x, context=context, value=value, mask=mask, transformer_options=options)
+        module = self.module
+        context = x if context is None else context
+        q, k, v = module.to_q(x), module.to_k(context), module.to_v(context if value is None else value)
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+            return optimized_attention(q, k, v, heads, attn_precision=module.attn_precision, transformer_options=options)
+
+        return module.to_out(at_work.attend(self.block, self.site, self.kind, q, k, v, module.heads, attention, options))
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+class MatchRun:
+    """State of one sampling run. Its end is the run's end."""
+
+    def __init__(self, plan: Plan, frames: int):
+        self.plan = plan
+        self.by_path = {site.path: site for site in plan.sites}
+        self.thresholds = frame_thresholds(*plan.settings.thresholds, frames)
+        self.coarse = coarse_sites(list(plan.sites), plan.settings.coarse_scale)
+        self._conds: list | None = None
+        self._features: tuple[int, Mapping[str, Tensor]] | None = None
+        self._masks: dict[tuple, Tensor] = {}
+        self._wanted: dict[int, set[str]] = {}
+        plan.read_out.sites.clear()
+
+    def step(self, sigma: Tensor) -> int:
+        """The schedule's step that a noise level belongs to; between two levels, the noisier one's."""
+        return int(step_position(float(sigma.flatten()[0]), self.plan.trajectory.sigmas))
+
+    def wanted(self, step: int) -> set[str]:
+        """Names of the features that a sampling step needs: none, and the source need not run."""
+        if step not in self._wanted:
+            settings, steps = self.plan.settings, self.plan.trajectory.steps
+            second, third = stage_bounds(*settings.betas, steps)
+            out = set()
+            for site in self.plan.sites:
+                if settings.spatial:
+                    out |= {f"{n}|{site.path}.{SPATIAL}.0" for n in "qk"}
+                if settings.temporal and (step < second or (step < third and site.path in self.coarse)):
+                    out.add(f"p|{site.path}.{TEMPORAL}.0")
+            self._wanted[step] = out
+        return self._wanted[step]
+
+    def mask(self, mask: Tensor | None, size: tuple[int, int], device: torch.device) -> Tensor | None:
+        """A user's mask at a token grid: (1 or T, L), each token the mean of its area."""
+        if mask is None:
+            return None
+        key = (id(mask), size, device)
+        if key not in self._masks:
+            self._masks[key] = F.adaptive_avg_pool2d(mask[:, None].float(), size).flatten(1).to(device)
+        return self._masks[key]
+
+    def source_conds(self, model: Any, device: torch.device) -> list:
+        """The source's conditioning as the host's batching takes it."""
+        if self._conds is None:
+            converted = comfy.sampler_helpers.convert_cond(conditioning_of(self.plan.trajectory.conditioning))
+            state = self.plan.trajectory.states[0].to(device)
+            self._conds = comfy.samplers.process_conds(model, state, {"positive": converted}, device)["positive"]
+        return self._conds
+
+    def paired(self, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """State and noise level at which the source is evaluated for a sampling step: (T, 4, h, w), (T,)."""
+        index = source_step(step, self.plan.trajectory.steps)
+        level = self.plan.trajectory.levels[index]
+        return self.plan.trajectory.states[index].to(x), torch.full((len(x),), level, device=x.device, dtype=torch.float32)
+
+    def features(self, step: int, replay: Callable[[Recorder], None], device: torch.device) -> Mapping[str, Tensor]:
+        """What the source's attention does at a sampling step: from the record if it is there, else by running it."""
+        if self._features is not None and self._features[0] == step:  # samplers and other nodes may ask again
+            return self._features[1]
+        self._features = None
+        found = None if self.plan.record is None else self.plan.record.get(source_step(step, self.plan.trajectory.steps))
+        if found is None:
+            recorder = Recorder(self.wanted(step), spare_memory=not mm.is_device_cpu(device))
+            replay(recorder)
+            found = recorder.features
+        self._features = step, found
+        return found
+
+    def together(self, model: Any, conds: list, x: Tensor) -> bool:
+        """Whether the source's rows are to share the pass of the edit's."""
+        if self.plan.settings.branches != "auto":
+            return self.plan.settings.branches == "together"
+        groups = 1 + sum(len(c) for c in conds if c is not None)
+        return model.memory_required([groups * len(x), *x.shape[1:]]) * 1.5 < mm.get_free_memory(x.device)
+
+    def close(self) -> None:
+        self._conds, self._features = None, None
+        self._masks.clear()
+        for found in self.plan.read_out.sites.values():
+            found[0], found[1] = found[0].cpu(), found[1].cpu()
+
+
+def _with_pass(model_options: dict, at_work: Any) -> dict:
+    """A copy of the options that one evaluation sees."""
+    out = comfy.model_patcher.create_model_options_clone(model_options)
+    out.setdefault("transformer_options", {})[keys.PASS] = at_work
+    return out
+
+
+def _evaluate(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
+    """CALC_COND_BATCH wrapper: the source first, then the edit with what it found."""
+    options = model_options.get("transformer_options", {})
+    run: MatchRun | None = options.get(keys.RUN)
+    if run is None or keys.PASS in options:
+        return executor(model, conds, x, timestep, model_options)
+    mm.throw_exception_if_processing_interrupted()
+    step = run.step(timestep)
+    if not run.wanted(step):
+        return executor(model, conds, x, timestep, model_options)
+    recorded = run.plan.record is not None and run.plan.record.get(source_step(step, run.plan.trajectory.steps)) is not None
+    if not recorded and run.together(model, conds, x):
+        return executor(model, conds, x, timestep, _with_pass(model_options, MatchPass(run, step, None)))
+
+    def replay(recorder: Recorder) -> None:
+        state, level = run.paired(step, x)
+        gate = run.plan.gate
+        gate.share = (0.0, 0.0)
+        try:
+            executor(model, [run.source_conds(model, x.device)], state, level, _with_pass(model_options, recorder))
+        finally:
+            gate.share = (0.0, 1.0)
+
+    features = run.features(step, replay, x.device)
+    return executor(model, conds, x, timestep, _with_pass(model_options, MatchPass(run, step, features)))
+
+
+def _apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
+           control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
+    """APPLY_MODEL wrapper: where the source shares the pass, its rows go after the edit's, and come off the result."""
+    options = transformer_options or {}
+    at_work = options.get(keys.PASS)
+    groups = list(options.get("cond_or_uncond", (0,)))
+    if not isinstance(at_work, MatchPass) or at_work.features is not None or 0 not in groups:
+        at_work_here = isinstance(at_work, MatchPass) and at_work.features is None
+        if at_work_here:  # unconditional rows alone: nothing to match
+            options = {k: v for k, v in options.items() if k != keys.PASS}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    run, frames = at_work.run, len(x) // len(groups)
+    state, level = run.paired(at_work.step, x[:frames])
+    model = executor.class_obj
+    (cond,) = run.source_conds(model, x.device)
+    found = comfy.samplers.get_area_and_mult(cond, state, level).conditioning
+    own = {name: comfy.samplers.cond_cat([{name: value}])[name] for name, value in found.items()}
+    given = {"c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+    if control is not None or not _fit(given, own, len(x)):
+        raise TrajectoryError(f"{NODE}: the edit's conditioning has other parts than the source's, so they cannot share a "
+                              "pass. Set 'branches' to 'one after another'.")
+    joined = {name: torch.cat([value, own[name].to(value)]) if isinstance(value, Tensor) else value
+              for name, value in given.items()}
+    options = {**options, "cond_or_uncond": [*groups, SOURCE]}
+    gate = run.plan.gate
+    gate.share = (0.0, len(groups) / (len(groups) + 1))
+    try:
+        out = executor(torch.cat([x, state]), torch.cat([t, level.to(t)]), joined.pop("c_concat"),
+                       joined.pop("c_crossattn"), None, options, **joined)
+    finally:
+        gate.share = (0.0, 1.0)
+    return out[:len(x)]
+
+
+def _fit(given: dict[str, Any], own: dict[str, Any], rows: int) -> bool:
+    """Whether the source's inputs can be appended to the edit's."""
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            other = own.get(name)
+            if len(value) != rows or not isinstance(other, Tensor) or other.shape[1:] != value.shape[1:]:
+                return False
+        elif value is not None and own.get(name) != value:
+            return False
+    return True
+
+
+def _sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """OUTER_SAMPLE wrapper: a run begins, is checked against the trajectory, and ends whatever happens."""
+    guider = executor.class_obj
+    attached = guider.model_patcher.get_attachment(keys.READ_OUT)
+    if attached is None or attached.plan is None or isinstance(guider, Unguided):
+        return executor(*args, **kwargs)
+    plan = attached.plan
+    noise, sigmas = args[0], args[3]
+    _check_run(plan, guider.model_patcher, noise.shape, [float(s) for s in sigmas])
+    options = guider.model_options.setdefault("transformer_options", {})
+    run = options[keys.RUN] = MatchRun(plan, len(noise))
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(keys.RUN, None)
+        run.close()
+
+
+def _check_run(plan: Plan, model: ModelPatcher, shape: tuple[int, ...], sigmas: list[float]) -> None:
+    found = plan.trajectory
+    if len(shape) != 4 or shape[0] != found.frames:
+        raise TrajectoryError(f"{NODE}: the trajectory has {found.frames} frames, the latent to sample has {shape[0]}. Sample "
+                              "the LATENT of Invert EDM, or invert a clip of that length.")
+    if tuple(shape[-2:]) != found.size:
+        sizes = [f"{w * 8} x {h * 8} pixels" for h, w in (found.size, shape[-2:])]
+        raise TrajectoryError(f"{NODE}: the trajectory is for {sizes[0]}, the latent to sample for {sizes[1]}. Sample the "
+                              "LATENT of Invert EDM, or invert the clip at that size.")
+    if not _part_of(sigmas, found.sigmas):
+        raise TrajectoryError(f"{NODE}: the trajectory was made with {describe(found.sigmas)}, the sampler runs "
+                              f"{describe(sigmas)}. Give the sampler the same SIGMAS as Invert EDM (Load Trajectory has them, "
+                              "too), or invert again with these.")
+    patches = sum(len(p) for p in model.patches.values())
+    if patches != plan.patched:
+        raise TrajectoryError(f"{NODE}: the model has {patches} weight patches where the source had {plan.patched}; a LoRA "
+                              f"put on after {NODE} would change the source, too. Put it before {NODE}.")
+
+
+def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
+    """Whether a schedule is a stretch of another; its last level may be a forced 0."""
+
+    def close(a: float, b: float) -> bool:
+        return abs(a - b) <= SCHEDULE_TOLERANCE * max(abs(a), abs(b))
+
+    for start in range(len(whole) - len(sigmas) + 1):
+        stretch = whole[start:start + len(sigmas)]
+        if all(close(a, b) for a, b in zip(sigmas[:-1], stretch, strict=False)):
+            return close(sigmas[-1], stretch[-1]) or sigmas[-1] == 0.0
+    return False
+
+
+# ---- holding areas on the source -------------------------------------------------------------------------------------
+
+
+def _hold(args: dict) -> Tensor:
+    """Post-guidance function: where the user's mask says stay, a prediction that lands an Euler step on the source's state."""
+    run: MatchRun | None = args["model_options"].get("transformer_options", {}).get(keys.RUN)
+    denoised, x = args["denoised"], args["input"]
+    if run is None or run.plan.stay is None:
+        return denoised
+    found = run.plan.trajectory
+    sigma = float(args["sigma"].flatten()[0])
+    step = run.step(args["sigma"])
+    here, following = found.sigmas[step], found.sigmas[step + 1]
+    if abs(sigma - here) > SCHEDULE_TOLERANCE * here:  # a sampler's look between two levels
+        return denoised
+    target = found.states[source_step(step, found.steps)].to(x)
+    landing = x + (target - x) * (here / (here - following))
+    stay = run.mask(run.plan.stay, found.size, x.device).unflatten(1, found.size)[:, None].to(x)
+    return torch.lerp(denoised, landing, stay)
+
+
+# ---- LoRAs beside the weights ----------------------------------------------------------------------------------------
+
+
+class _Bypassed:
+    """The forward of a layer whose weight patches are added to its output instead of its weights, so that the source's rows
+    can do without."""
+
+    def __init__(self, forward: Callable, delta: Callable[[Tensor], Tensor], gate: Gate):
+        self.forward, self.delta, self.gate = forward, delta, gate
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = self.forward(x, *args, **kwargs)
+        first, last = (round(share * len(x)) for share in self.gate.share)
+        if first >= last:
+            return out
+        if (first, last) == (0, len(x)):
+            return out + self.delta(x).to(out)
+        out = out.clone()
+        out[first:last] += self.delta(x[first:last]).to(out)
+        return out
+
+
+class _LowRank:
+    """x -> sum of scale * up(down(x)) of a Linear."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
+        self.pairs = pairs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = 0
+        for up, down, scale in self.pairs:
+            out = out + scale * F.linear(F.linear(x, down.to(x)), up.to(x))
+        return out
+
+
+class _Dense:
+    """x -> layer of the weights' difference, for patches of any kind on a Linear or convolution."""
+
+    def __init__(self, layer: torch.nn.Module, weight: Tensor | None, bias: Tensor | None):
+        self.layer, self.weight, self.bias = layer, weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        if self.weight is None:
+            shape = (-1,) if isinstance(self.layer, torch.nn.Linear) else (-1, *[1] * (x.ndim - 2))
+            return bias.reshape(shape).expand(1, *[-1] * len(shape)) if len(shape) > 1 else bias
+        if isinstance(self.layer, torch.nn.Linear):
+            return F.linear(x, self.weight.to(x), bias)
+        convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[self.weight.ndim]
+        layer = self.layer
+        return convolution(x, self.weight.to(x), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _low_rank(patches: list) -> _LowRank | None:
+    """Plain LoRAs on a Linear as factors; None if any patch is something else."""
+    pairs = []
+    for strength, value, strength_model, offset, function in (p[:5] for p in patches):
+        weights = getattr(value, "weights", None)
+        if getattr(value, "name", "") != "lora" or strength_model != 1.0 or offset is not None or function is not None:
+            return None
+        up, down, alpha, *rest = weights
+        if up.ndim != 2 or down.ndim != 2 or any(part is not None for part in rest):
+            return None
+        pairs.append((up, down, strength * (1.0 if alpha is None else alpha / down.shape[0])))
+    return _LowRank(pairs)
+
+
+def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
+    """Take the weight patches of a clone's UNet off and add their effect to the layers' outputs instead.
+
+    Raises:
+        TrajectoryError: a patch on something that is neither a linear layer nor a convolution.
+    """
+    by_layer: dict[str, dict[str, list]] = {}
+    for key, patches in model.patches.items():
+        if key.startswith(UNET) and patches:
+            layer, _, leaf = key.rpartition(".")
+            by_layer.setdefault(layer, {})[leaf] = patches
+    if not by_layer:
+        return
+    originals = model.get_key_patches(UNET)
+    for name, leaves in by_layer.items():
+        layer = model.model.get_submodule(name)
+        linear = isinstance(layer, torch.nn.Linear)
+        if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
+                "weight", "bias"}:
+            raise TrajectoryError(f"{NODE}: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which cannot be "
+                                  "kept from the source. Use a LoRA of linear layers and convolutions, or invert with it on.")
+        delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None
+        if delta is None:
+            change = {}
+            for leaf, patches in leaves.items():
+                weight, convert = originals[f"{name}.{leaf}"][0]
+                weight = convert(weight.detach().float().cpu().clone(), inplace=True)
+                change[leaf] = comfy.lora.calculate_weight(patches, weight.clone(), f"{name}.{leaf}") - weight
+            delta = _Dense(layer, change.get("weight"), change.get("bias"))
+        path = f"{name}.forward"
+        model.add_object_patch(path, _Bypassed(model.get_model_object(path), delta, gate))
+    model.patches = {k: p for k, p in model.patches.items() if not k.startswith(UNET)}
+    model.patches_uuid = uuid.uuid4()  # tells the host that loaded weights are stale
+
+
+# ---- attaching -------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(model: ModelPatcher) -> list[tuple[str, str, str]]:
+    """Every self-attention's (block path, site path, kind)."""
+    found = (m for name in unet_shapes(model) if (m := _BLOCK.match(name)))
+    return [(f"{m[1]}.{m[2]}.{m[3]}", m[1], m[2]) for m in found]
+
+
+def watch_attention(model: ModelPatcher) -> None:
+    """Let passes attend for a clone's self-attentions. Chains, and is idempotent."""
+    for block, site, kind in blocks_of(model):
+        name = f"{UNET}{block}.attn1.forward"
+        forward = model.get_model_object(name)
+        if not isinstance(forward, _WatchedAttention):
+            module = model.get_model_object(f"{UNET}{block}.attn1")
+            model.add_object_patch(name, _WatchedAttention(forward, block, site, kind, module))
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_copied_network)
+
+
+def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
+    """A clone with a network of its own (newer hosts: compiling, training, several GPUs) must run its own layers."""
+    if clone.model is model.model:
+        return
+    for name, patch in list(clone.object_patches.items()):
+        if not isinstance(patch, (_WatchedAttention, _Bypassed)):
+            continue
+        module = clone.model.get_submodule(name.removesuffix(".forward"))
+        forward = module.forward if getattr(patch.forward, "__self__", None) is not None else patch.forward
+        clone.object_patches[name] = (_Bypassed(forward, patch.delta, patch.gate) if isinstance(patch, _Bypassed) else
+                                      _WatchedAttention(forward, patch.block, patch.site, patch.kind, module))
+
+
+def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),
+                    record: AttentionRecord | None = None, change: Tensor | None = None, stay: Tensor | None = None,
+                    hold: bool = True) -> ModelPatcher:
+    """A clone whose sampling follows a source clip's attention. An earlier Match Attention on it is replaced.
+
+    Args:
+        model: the SVD model that the clip was inverted with, possibly with LoRAs besides: they act on the edit alone.
+        record: attention recorded before; steps that it lacks, and all without one, are replayed.
+        change, stay: (1 or T, H, W) in [0, 1], areas that must follow the edit, or the source.
+        hold: keep `stay` areas on the source's own latents, too, not on its attention alone.
+
+    Raises:
+        WrongModel: not an SVD model.
+        TrajectoryError: the trajectory, or the record, belongs to something else.
+    """
+    layout = svd_layout(model, NODE)
+    if trajectory.reached != trajectory.steps:
+        raise TrajectoryError(f"{NODE}: the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
+                              "interrupted. Run Invert EDM to its end.")
+    plain, patched = model_digest(model, False), model_digest(model, True)
+    if trajectory.model not in (plain, patched):
+        raise TrajectoryError(f"{NODE}: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
+                              f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
+                              + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
+                                "clip with this one.")
+    if record is not None and record.source != record_source(trajectory):
+        raise TrajectoryError(f"{NODE}: 'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
+                              f"{record_source(trajectory)[:SHOWN]}. Connect the same trajectory to Record Attention.")
+    for name, mask in (("change", change), ("stay", stay)):
+        if mask is not None and len(mask) not in (1, trajectory.frames):
+            raise TrajectoryError(f"{NODE}: '{name}' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
+                                  "Give one mask for all frames, or one a frame.")
+    clone = model.clone()
+    before = clone.get_attachment(keys.READ_OUT)
+    gate = Gate() if before is None else before.gate
+    read_out = ReadOut()
+    if trajectory.model == plain:
+        bypass_patches(clone, gate)
+    watch_attention(clone)
+    plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, change, stay, gate, read_out,
+                sum(len(p) for p in clone.patches.values()))
+    clone.set_attachments(keys.READ_OUT, _Attached(gate, read_out, plan))
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate),
+                          (WrappersMP.APPLY_MODEL, _apply)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    after = clone.model_options.get("sampler_post_cfg_function", [])
+    clone.model_options["sampler_post_cfg_function"] = [f for f in after if f is not _hold]
+    if stay is not None and hold:
+        clone.set_model_sampler_post_cfg_function(_hold)
+    replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
+    if replaced:
+        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; those are not matched.", NODE,
+                    len(replaced))
+    return clone
+
+
+def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:
+    """The differences of a matched model's last run, and its plan; None if the model has no Match Attention."""
+    attached = model.get_attachment(keys.READ_OUT)
+    return None if attached is None or attached.plan is None else (attached.read_out, attached.plan)
+
+
+def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable[int]) -> None:
+    """Fill a matched model's read-out from a finished edit, without its run: at each of the given steps the network sees the
+    edit with the noise that the source has there.
+
+    Args:
+        latent: (T, 4, h, w) the finished edit, as the sampler returns it.
+    """
+    found = read_out_of(model)[1].trajectory
+
+    def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,
+             disable: Any = None) -> Tensor:
+        edit = model.model.process_latent_in(latent).to(x)
+        for step in steps:
+            state = edit + (found.states[found.steps - step] - found.states[0]).to(x)
+            model_k(state, sigmas[step].expand(len(x)), **(extra_args or {}))
+        return x
+
+    comfy.sample.sample_custom(model, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(look),
+                               torch.tensor(found.sigmas), positive, positive, latent, disable_pbar=True, seed=0)
+
+
+# ---- recording -------------------------------------------------------------------------------------------------------
+
+
+def record_source(trajectory: Trajectory) -> str:
+    """Identity of what a record is made from."""
+    return f"{trajectory.model}{trajectory.conditioning.digest()}{trajectory.schedule()}"
+
+
+def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable[int],
+                    each: Callable[[int, dict[str, Tensor]], bool]) -> None:
+    """Run the source network at inversion steps and hand over each step's features, until told to stop.
+
+    Args:
+        each: called with step and features; False stops.
+    """
+    watched = model.clone()
+    watch_attention(watched)
+    levels = trajectory.levels
+
+    def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,
+             disable: Any = None) -> Tensor:
+        extra = dict(extra_args or {})
+        options = extra.pop("model_options", {})
+        for index in steps:
+            mm.throw_exception_if_processing_interrupted()
+            recorder = Recorder(None, spare_memory=not mm.is_device_cpu(x.device))
+            state = trajectory.states[index].to(x)
+            model_k(state, sigmas[index].expand(len(x)), model_options=_with_pass(options, recorder), **extra)
+            if not each(index, recorder.features):
+                break
+        return x
+
+    run_source(watched, conditioning_of(trajectory.conditioning), torch.zeros_like(trajectory.states[0]), levels, look)
+
+
+def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path | None, kind: torch.dtype,
+                     budget: int) -> AttentionRecord:
+    """Record a source's attention for the edits to come; the last sampling steps' source first, as long as the budget lasts.
+
+    Args:
+        model: the model of the trajectory.  folder: None for memory.  budget: bytes.
+
+    Raises:
+        RecordError: the disk is full or may not be written to.
+        TrajectoryError: the trajectory is another model's.
+    """
+    digest = model_digest(model, True)
+    if trajectory.model != digest:
+        raise TrajectoryError(f"Record Attention: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
+                              f"{digest[:SHOWN]}. Connect the model that the clip was inverted with, without the edit's LoRAs.")
+    record = AttentionRecord(folder, kind, budget, record_source(trajectory))
+    bar = comfy.utils.ProgressBar(trajectory.steps)
+    try:
+        def each(step: int, features: dict[str, Tensor]) -> bool:
+            kept = record.put(step, features)
+            bar.update(1)
+            return kept
+
+        source_features(model, trajectory, range(trajectory.steps), each)
+    except BaseException:
+        record.close()
+        raise
+    if len(record.steps) < trajectory.steps:
+        log.warning("FramePainter: Record Attention: the budget of %.2f GB holds %d of %d steps; the others are replayed.",
+                    budget / 1e9, len(record.steps), trajectory.steps)
+    return record
+
+
+__all__ = ["BRANCHES", "Plan", "RecordError", "Settings", "match_attention", "measure", "read_out_of", "record_attention",
+           "record_source", "source_features"]
