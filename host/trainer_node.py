@@ -89,7 +89,7 @@ def train(model: ModelPatcher, weights: FramePainterWeights | None, clip_vision:
     try:
         with trainer.differentiable():
             index = open_dataset(dataset)
-            progress = _Progress(folder, settings)
+            progress = Progress(folder, settings.steps)
             inputs = trainer.Inputs(model, weights, clip_vision, vae, dataset)
             watch = trainer.Watch(progress.cached, progress.stepped, progress.preview,
                                   mm.throw_exception_if_processing_interrupted)
@@ -112,12 +112,12 @@ def train(model: ModelPatcher, weights: FramePainterWeights | None, clip_vision:
     return Made(out, parts, as_image(curve.draw_curve(steps, series)), progress.last_preview(), report)
 
 
-class _Progress:
+class Progress:
     """Tells the host's progress bar, and keeps previews."""
 
-    def __init__(self, folder: Path, settings: RunSettings):
-        self.folder, self.settings = folder, settings
-        self.bar = comfy.utils.ProgressBar(settings.steps)
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.all_steps = folder, steps
+        self.bar = comfy.utils.ProgressBar(steps)
         self.steps, self.series = read_log(folder)
         self.shown = 0.0
 
@@ -133,10 +133,10 @@ class _Progress:
         for name, value in step.losses.items():
             self.series.setdefault(name, [float("nan")] * (len(self.steps) - 1)).append(value)
         live = None
-        if time.monotonic() - self.shown > LIVE_EVERY or step.step == self.settings.steps:
+        if time.monotonic() - self.shown > LIVE_EVERY or step.step == self.all_steps:
             self.shown = time.monotonic()
             live = ("JPEG", curve.draw_curve(self.steps, self.series), 512)
-        self.bar.update_absolute(step.step, self.settings.steps, live)
+        self.bar.update_absolute(step.step, self.all_steps, live)
 
     def preview(self, step: int, picture: Tensor) -> None:
         save_preview(self.folder, step, picture)

@@ -36,6 +36,8 @@ class TrainSettings:
     ema: float = 0.0                        # Decay of the averaged weights. 0 = none.
     seed: int = 0
     save_every: int = 250                   # Steps between states. 0 = only at the end.
+    tolerate: int = 0                       # Steps in a row that may be left out since they gave no numbers.
+    loss_scale: float = 0.0                 # First factor on the loss that keeps fp16 gradients in range. 0 = none.
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (1-based)."""
@@ -47,17 +49,23 @@ class TrainSettings:
 
 
 class Step(NamedTuple):
-    """What a finished step reports: its number (1-based), the losses' means, gradient norm before clipping, seconds."""
+    """What a finished step reports: its number (1-based), the losses' means, gradient norm before clipping, seconds.
+
+    left_out: why the step changed nothing, or empty. Its losses are then missing.
+    """
 
     step: int
     losses: dict[str, float]
     gradient_norm: float
     seconds: float
+    left_out: str = ""
 
 
 class NotANumber(RuntimeError):
     """A loss or gradient stopped being a number. The text says where, and from which state one can go on."""
 
+
+SCALE_UP_EVERY = 200  # good steps after which the loss factor is doubled
 
 # (step, micro-batch, generator) -> named losses; "loss" is the one that is differentiated.
 BatchLoss = Callable[[int, int, torch.Generator], Mapping[str, Tensor]]
@@ -106,6 +114,7 @@ class Trainer:
                                            weight_decay=settings.weight_decay, fused=True)
         self.averages = {n: p.detach().clone().float() for n, p in self.parameters.items()} if settings.ema else {}
         self.step = 0
+        self.scale, self.good_steps, self.left_out = settings.loss_scale, 0, 0
 
     # ---- one step ----
 
@@ -117,19 +126,22 @@ class Trainer:
         """
         start = time.perf_counter()
         number = self.step + 1
-        self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
-        for micro in range(self.settings.accumulate):
-            losses = batch_loss(number, micro, step_generator(self.settings.seed, number, micro, self.rank))
-            (losses["loss"] / self.settings.accumulate).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.settings.accumulate
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if self.reduce is not None:
-            self.reduce(gradients)
-        limit = self.settings.clip or math.inf
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
-        self._check(number, sums, norm)
+        sums, norm = self._gradients(batch_loss, number)
+        while self.scale > 1 and not math.isfinite(norm) and all(map(math.isfinite, sums.values())):
+            self.scale, self.good_steps = self.scale / 2, 0  # fp16 overflowed in the backward pass: the same step, smaller
+            sums, norm = self._gradients(batch_loss, number)
+        problem = self._problem(number, sums, norm)
+        if problem:
+            self.left_out += 1
+            if self.left_out > self.settings.tolerate:
+                raise NotANumber(f"{problem}; the weights are still those of step {self.step - self.left_out + 1}. Lower "
+                                 "learning_rate, or train in bf16 or fp32, and go on from the last saved state.")
+            self.step = number
+            return Step(number, {}, 0.0, time.perf_counter() - start, problem)
+        self.left_out = 0
+        self.good_steps += 1
+        if self.scale and self.good_steps % SCALE_UP_EVERY == 0:
+            self.scale *= 2
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(number)
         self.optimizer.step()
@@ -137,12 +149,28 @@ class Trainer:
         self.step = number
         return Step(number, sums, norm, time.perf_counter() - start)
 
-    def _check(self, number: int, losses: Mapping[str, float], norm: float) -> None:
+    def _gradients(self, batch_loss: BatchLoss, number: int) -> tuple[dict[str, float], float]:
+        """A step's gradients in place; its losses and the gradients' norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        scale = self.scale or 1.0
+        for micro in range(self.settings.accumulate):
+            losses = batch_loss(number, micro, step_generator(self.settings.seed, number, micro, self.rank))
+            (losses["loss"] * (scale / self.settings.accumulate)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / self.settings.accumulate
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if scale != 1:
+            torch._foreach_div_(gradients, scale)
+        if self.reduce is not None:
+            self.reduce(gradients)
+        limit = self.settings.clip or math.inf
+        return sums, float(whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
+
+    def _problem(self, number: int, losses: Mapping[str, float], norm: float) -> str:
         bad = [f"{name} is {value}" for name, value in {**losses, "the gradient norm": norm}.items()
                if not math.isfinite(value)]
-        if bad:
-            raise NotANumber(f"At step {number} {' and '.join(bad)}; the weights are still those of step {self.step}. "
-                             "Lower learning_rate, or train in bf16 or fp32, and go on from the last saved state.")
+        return f"At step {number} {' and '.join(bad)}" if bad else ""
 
     @torch.no_grad()
     def _average(self, number: int) -> None:
@@ -157,6 +185,8 @@ class Trainer:
         """Everything that a continued run needs, by name. Of sharded parameters too, so every process must call it."""
         out = {f"parameter/{n}": whole(p) for n, p in self.parameters.items()}
         out |= {f"average/{n}": whole(t) for n, t in self.averages.items()}
+        if self.scale:
+            out["scale"] = torch.tensor([self.scale, self.good_steps], dtype=torch.float64)
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 out[f"optimizer/{key}/{name}"] = whole(torch.as_tensor(value))
@@ -175,6 +205,8 @@ class Trainer:
             self.optimizer.state[parameter] = {
                 key: value.clone() if key == "step" else like(value, parameter).clone() for key, value in moments.items()}
         self.step = step
+        if "scale" in tensors:
+            self.scale, self.good_steps = (float(v) for v in tensors["scale"])
 
 
 # What two runs must share to be the same run; the rest (length, how often to save) may change on the way.

@@ -153,6 +153,44 @@ def test_not_a_number_is_caught_before_it_spreads(loop, tmp_path):
     assert same(run(loop, tmp_path), run(loop, tmp_path / "other"))  # and can go on from there
 
 
+def test_a_bad_step_can_be_left_out(loop, tmp_path):
+    """Two steps without numbers change nothing and are told; the third in a row ends the run at the last good weights."""
+    module = network()
+    trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**{**SETTINGS, "tolerate": 2}))
+    good, seen = fit(module), []
+
+    def turns_bad(step, micro, generator):
+        losses = good(step, micro, generator)
+        return {**losses, "loss": losses["loss"] * math.nan} if step in (5, 6, 10, 11, 12) else losses
+
+    def report(step):
+        seen.append((step.step, bool(step.left_out), [p.detach().clone() for p in module.parameters()]))
+
+    with pytest.raises(loop.NotANumber, match="At step 12 loss is nan.*weights are still those of step 9"):
+        loop.train(trainer, turns_bad, tmp_path, report)
+    assert [(n, left) for n, left, _ in seen if left] == [(5, True), (6, True), (10, True), (11, True)]
+    weights = {n: w for n, _, w in seen}
+    assert all(torch.equal(a, b) for a, b in zip(weights[4], weights[6], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[6], weights[7], strict=True))
+
+
+def test_the_loss_factor_gives_way_to_overflow_and_cancels(loop, tmp_path):
+    """A power of two on the loss changes nothing but the range; where gradients overflow it is halved and the step repeated."""
+    def trained(scale: float):
+        module = network()
+        settings = loop.TrainSettings(**{**SETTINGS, "loss_scale": scale})
+        trainer = loop.Trainer(dict(module.named_parameters()), settings)
+        good = fit(module)
+        loop.train(trainer, lambda *a: {"loss": 1e4 * good(*a)["loss"]}, tmp_path / f"{scale:g}")
+        return trainer, [p.detach() for p in module.parameters()]
+
+    (_, plain), (kept, scaled) = trained(0.0), trained(1024.0)
+    assert kept.scale == 1024 and all(torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
+    overflown, weights = trained(2.0**126)  # fp32 itself overflows here
+    assert 1 < overflown.scale < 2.0**126
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, weights, strict=True))
+
+
 def test_accumulation_is_a_larger_batch(loop, tmp_path):
     """Two micro-batches of 8 are one batch of 16."""
     one, two = network(), network()
