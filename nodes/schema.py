@@ -11,6 +11,8 @@ from comfy_api.latest import io
 CATEGORY = "FramePainter"
 EditSignalType = io.Custom("EDIT_SIGNAL")
 FramePainterType = io.Custom("FRAMEPAINTER")
+TrajectoryType = io.Custom("TRAJECTORY")
+AttentionRecordType = io.Custom("ATTENTION_RECORD")
 
 _KNOWN = {f.name for f in fields(io.Schema)}
 
@@ -23,6 +25,12 @@ def schema(**settings: Any) -> io.Schema:
 def advanced(widget: Any) -> Any:
     """Fold an input away where the frontend can; older hosts take this only after construction."""
     widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "advanced": True}
+    return widget
+
+
+def drawn_by(widget: Any, name: str) -> Any:
+    """Let an editor of js/ write a STRING input: widget type `name`, no socket."""
+    widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "widgetType": name}
     return widget
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..core.signals.area import changed_area
 from ..core.signals.edit_signal import EditSignal
-from ..core.signals.points import parse_drags
+from ..core.signals.pieces import place_pieces, read_pieces
+from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
+from ..core.signals.strokes import draw_strokes, read_strokes
 from ..host.patches import apply_control, apply_drag
 from ..host.report import warn
-from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, one_of, schema
+from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, one_of, schema
 
 ASPECT_TOLERANCE = 0.02
 BACKGROUNDS = ["auto", "plain", "picture"]
 MISMATCHES = ["error", "stretch"]
 SEMANTICS = ["release", "paper"]
+SHOWN_NOTES = 5
 
 
 class SketchSignal(io.ComfyNode):
@@ -45,6 +52,9 @@ class SketchSignal(io.ComfyNode):
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
                                tooltip="For a drawing whose aspect ratio is not its picture's: stop and say so, or stretch "
                                        "the drawing."),
+                drawn_by(io.String.Input("strokes", default="", optional=True, socketless=True,
+                                         tooltip="What is drawn in the editor, as JSON. Added to the other drawings; the same "
+                                                 "for all pictures of a batch."), "FRAMEPAINTER_SKETCH"),
             ],
             outputs=[
                 EditSignalType.Output(display_name="signal", is_output_list=True,
@@ -56,34 +66,61 @@ class SketchSignal(io.ComfyNode):
 
     @classmethod
     def execute(cls, sketch: Tensor | None = None, mask: Tensor | None = None, picture: Tensor | None = None,
-                background: str = "auto", size_mismatch: str = "error") -> io.NodeOutput:
-        check_choice("Sketch Signal", "background", background, BACKGROUNDS)
-        check_choice("Sketch Signal", "size_mismatch", size_mismatch, MISMATCHES)
-        if sketch is None and mask is None:
-            raise ValueError("Sketch Signal: nothing is drawn. Connect a drawing to 'sketch', or strokes to 'mask' (for "
-                             "instance the MASK of Load Image after drawing in its mask editor).")
+                background: str = "auto", size_mismatch: str = "error", strokes: str = "") -> io.NodeOutput:
+        node = "Sketch Signal"
+        check_choice(node, "background", background, BACKGROUNDS)
+        check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
+        drawn = read_strokes(strokes)
+        if sketch is None and mask is None and not drawn.strokes:
+            raise ValueError("Sketch Signal: nothing is drawn. Draw in the node's editor. Or: Connect a drawing to 'sketch', "
+                             "or strokes to 'mask' (for instance the MASK of Load Image after drawing in its mask editor).")
         if background == "picture" and picture is None:
             raise ValueError("Sketch Signal: background is 'picture', but no picture is connected. Connect the source "
                              "picture to 'picture', or choose 'auto'.")
-        if mask is not None and mask.ndim == 2:
-            mask = mask[None]
-        count = batch_size("Sketch Signal", sketch=sketch, mask=mask, picture=picture)
-        reference = picture if picture is not None else sketch if sketch is not None else mask
-        height, width = reference.shape[1:3]
-        if sketch is not None:
-            sketch = _fit("Sketch Signal", "sketch", sketch.movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
         if mask is not None:
+            mask = mask[None] if mask.ndim == 2 else mask
             # Load Image gives a small black mask for a picture without transparency: no drawing, so any size will do.
-            mode = size_mismatch if float(mask.max()) > 0 else "stretch"
-            mask = _fit("Sketch Signal", "mask", mask[:, None], height, width, mode)[:, 0]
+            if float(mask.max()) == 0 and (sketch is not None or picture is not None or drawn.strokes):
+                mask = None
+        count = batch_size(node, sketch=sketch, mask=mask, picture=picture) if any(
+            part is not None for part in (sketch, mask, picture)) else 1
+        height, width = _sketch_size(picture, sketch, mask, drawn.size)
+        if sketch is not None:
+            sketch = _fit(node, "sketch", sketch.movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
+        if mask is not None:
+            mask = _fit(node, "mask", mask[:, None], height, width, size_mismatch)[:, 0]
+        coverage = draw_strokes(drawn, height, width, size_mismatch == "stretch")[None]
         sketches = [make_sketch(*(None if part is None else one_of(part, i) for part in (sketch, mask, picture)),
-                                background) for i in range(count)]
+                                background, coverage) for i in range(count)]
         empty = [i for i, s in enumerate(sketches) if s.empty[0]]
+        notes = list(drawn.notes)
         if empty:
             which = "the drawing" if count == 1 else f"drawing {', '.join(map(str, empty))} of {count}"
-            warn(f"Sketch Signal: {which} is empty, so the edit has nothing to follow. Draw strokes that stand out from "
-                 "the ground, or set 'background'.", cls.hidden.unique_id)
+            notes.append(f"{which} is empty, so the edit has nothing to follow. Draw strokes that stand out from the ground, "
+                         "or set 'background'")
+        _warn(node, notes, cls)
         return io.NodeOutput([EditSignal("sketch", s.control) for s in sketches], [s.control for s in sketches])
+
+
+def _sketch_size(picture: Tensor | None, sketch: Tensor | None, mask: Tensor | None,
+                 drawn: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the control picture: of whatever comes first."""
+    for images in (picture, sketch, mask):
+        if images is not None:
+            return images.shape[1:3]
+    if drawn is None:
+        raise ValueError("Sketch Signal: strokes does not say the width and height of the picture drawn on, and no picture is "
+                         "connected. Connect the source picture to 'picture', or add both to strokes.")
+    return drawn
+
+
+def _warn(node: str, notes: Sequence[str], cls: type[io.ComfyNode]) -> None:
+    """One warning on the node for all notes."""
+    if notes:
+        shown = notes[:SHOWN_NOTES]
+        more = len(notes) - len(shown)
+        text = "; ".join(shown) + (f"; and {more} more" if more else "")
+        warn(f"{node}: {text}.", getattr(getattr(cls, "hidden", None), "unique_id", None))
 
 
 def _fit(node: str, name: str, image: Tensor, height: int, width: int, mismatch: str) -> Tensor:
@@ -103,41 +140,75 @@ class CoarseEditSignal(io.ComfyNode):
         return schema(
             node_id="FramePainterCoarseSignal",
             display_name="Coarse Edit Signal",
-            description="Takes a roughly edited picture, parts moved, scaled or copied by any tool, as editing signal. For "
-                        "models trained on coarse edits.",
-            search_aliases=["collage", "cut and paste", "magic fixup"],
+            description="Takes a roughly edited picture, parts moved, scaled, turned, copied or removed here or by any tool, "
+                        "as editing signal. For models trained on coarse edits.",
+            search_aliases=["collage", "cut and paste", "cut and drag", "magic fixup"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Image.Input("edited", tooltip="The roughly edited picture. What a moved part uncovered is left black."),
+                io.Image.Input("edited", optional=True,
+                               tooltip="A picture edited roughly with another tool. What a moved part uncovered is left "
+                                       "black. Not together with pieces of the editor."),
                 io.Image.Input("picture", optional=True,
-                               tooltip="The source picture; the edited one is resized to it."),
+                               tooltip="The source picture: the editor's pieces are taken from it, an edited one is resized "
+                                       "to it."),
                 io.Mask.Input("uncovered", optional=True,
                               tooltip="Area that moved parts have left; it is painted black, as in training."),
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
                                tooltip="For an edited picture whose aspect ratio is not the source's: stop and say so, or "
                                        "stretch it."),
+                drawn_by(io.String.Input("pieces", default="", optional=True, socketless=True,
+                                         tooltip="What is moved in the editor, as JSON; the same for all pictures of a "
+                                                 "batch."), "FRAMEPAINTER_COARSE"),
             ],
             outputs=[
                 EditSignalType.Output(display_name="signal", is_output_list=True,
                                       tooltip="One signal a picture, for Apply Edit Signal."),
                 io.Image.Output(display_name="control", is_output_list=True, tooltip="What the network is shown."),
+                io.Mask.Output(display_name="uncovered", is_output_list=True,
+                               tooltip="What the edit left behind and nothing hides."),
+                io.Mask.Output(display_name="changed", is_output_list=True,
+                               tooltip="All that the edit touched: left, removed or laid over. For Dual Clock and Edit Mask."),
             ],
         )
 
     @classmethod
-    def execute(cls, edited: Tensor, picture: Tensor | None = None, uncovered: Tensor | None = None,
-                size_mismatch: str = "error") -> io.NodeOutput:
+    def execute(cls, edited: Tensor | None = None, picture: Tensor | None = None, uncovered: Tensor | None = None,
+                size_mismatch: str = "error", pieces: str = "") -> io.NodeOutput:
         node = "Coarse Edit Signal"
         check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
+        moved = read_pieces(pieces)
+        if edited is not None and moved.pieces:
+            raise ValueError(f"{node}: both 'edited' and {len(moved.pieces)} pieces of the editor are given, and each is a "
+                             "whole edit. Disconnect 'edited', or clear the editor.")
+        if edited is None and picture is None:
+            raise ValueError(f"{node}: no picture is connected. Connect the source picture to 'picture' and move parts of it "
+                             "in the editor, or connect a roughly edited picture to 'edited'.")
         if uncovered is not None and uncovered.ndim == 2:
             uncovered = uncovered[None]
         count = batch_size(node, edited=edited, picture=picture, uncovered=uncovered)
         height, width = (edited if picture is None else picture).shape[1:3]
-        control = _fit(node, "edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
+        notes = list(moved.notes)
+        if edited is None:
+            placed = place_pieces(moved, picture[..., :3], size_mismatch == "stretch")
+            control, hole, changed = placed.picture, placed.uncovered[None], placed.changed[None]
+            if not moved.pieces and (uncovered is None or float(uncovered.max()) == 0):
+                notes.append("nothing is moved, so the edit is the picture itself. Move something in the editor, or connect "
+                             "'edited'")
+        else:
+            control = _fit(node, "edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
+            hole = torch.zeros(1, height, width)
+            # Without a source there is nothing to compare with.
+            changed = torch.zeros(1, height, width) if picture is None else changed_area(control, picture[..., :3])
         if uncovered is not None:
             mode = size_mismatch if float(uncovered.max()) > 0 else "stretch"
-            control = control * (1 - _fit(node, "uncovered", uncovered[:, None], height, width, mode).movedim(1, -1))
-        controls = [one_of(control, i) for i in range(count)]
-        return io.NodeOutput([EditSignal("coarse", c) for c in controls], controls)
+            left = _fit(node, "uncovered", uncovered[:, None], height, width, mode)[:, 0]
+            control = control * (1 - left[..., None])
+            hole, changed = torch.maximum(hole, left), torch.maximum(changed, left)
+        _warn(node, notes, cls)
+        controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in (control, hole, changed))
+        known = edited is None or picture is not None
+        signals = [EditSignal("coarse", c, area=a if known else None) for c, a in zip(controls, areas, strict=True)]
+        return io.NodeOutput(signals, controls, holes, areas)
 
 
 class DragSignal(io.ComfyNode):
@@ -148,20 +219,27 @@ class DragSignal(io.ComfyNode):
             display_name="Drag Signal",
             description="Points of the picture and where they shall go, as editing signal.",
             search_aliases=["drag points", "dragdiffusion"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("picture", tooltip="The source picture; the points are pixels of it."),
-                io.String.Input("points", default="[]", multiline=True,
-                                tooltip="A list of drags, each [source x, source y, target x, target y] in pixels of the "
-                                        "picture, such as [[40, 30, 80, 30]]."),
+                drawn_by(io.String.Input("points", default="[]", multiline=True, socketless=True,
+                                         tooltip="The editor's drags as JSON, or a list of drags, each [source x, source y, "
+                                                 "target x, target y] in pixels of the picture, such as [[40, 30, 80, 30]]."),
+                         "FRAMEPAINTER_DRAG"),
+                io.Combo.Input("size_mismatch", options=MISMATCHES, default="error", optional=True,
+                               tooltip="For drags drawn on a picture of another aspect ratio: stop and say so, or stretch "
+                                       "them."),
             ],
             outputs=[EditSignalType.Output(display_name="signal", is_output_list=True,
                                            tooltip="One signal a picture, the same drags for all, for Apply Edit Signal.")],
         )
 
     @classmethod
-    def execute(cls, picture: Tensor, points: str) -> io.NodeOutput:
-        height, width = picture.shape[1:3]
-        return io.NodeOutput([EditSignal("drag", points=parse_drags(points, height, width))] * len(picture))
+    def execute(cls, picture: Tensor, points: str, size_mismatch: str = "error") -> io.NodeOutput:
+        check_choice("Drag Signal", "size_mismatch", size_mismatch, MISMATCHES)
+        drags = read_drags(points, *picture.shape[1:3], size_mismatch == "stretch")
+        _warn("Drag Signal", drags.notes, cls)
+        return io.NodeOutput([EditSignal("drag", points=drags.points)] * len(picture))
 
 
 class ApplyEditSignal(io.ComfyNode):

@@ -6,6 +6,7 @@ Legend: B batch, H W pixels. Values in [0, 1].
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def strokes_from_mask(mask: Tensor) -> Tensor:
 
 
 def make_sketch(image: Tensor | None, mask: Tensor | None, picture: Tensor | None = None,
-                background: Background = "auto") -> Sketch:
+                background: Background = "auto", strokes: Tensor | None = None) -> Sketch:
     """Turn a drawing into FramePainter's control frame.
 
     Args:
@@ -96,21 +97,23 @@ def make_sketch(image: Tensor | None, mask: Tensor | None, picture: Tensor | Non
         mask: (B, H, W) strokes, by themselves or in addition (the stronger wins).
         picture: (B, H, W, 3) the picture drawn over, same size, if known.
         background: see `strokes_from_colour`.
+        strokes: (B, H, W) opacity of strokes drawn in the editor, taken as they are. Of all that is given the strongest
+            wins.
 
     Raises:
-        ValueError: neither image nor mask.
+        ValueError: neither image nor mask nor strokes.
     """
-    strokes = None
+    drawn = [] if strokes is None else [strokes]
     if image is not None:
         alpha = image[..., 3] if image.shape[-1] == 4 else None
         if alpha is not None and float(alpha.min()) < 0.5:
-            strokes = strokes_from_mask(alpha)
+            drawn.append(strokes_from_mask(alpha))
         else:
-            strokes = strokes_from_colour(image[..., :3].float(), picture, background)
+            drawn.append(strokes_from_colour(image[..., :3].float(), picture, background))
     if mask is not None:
-        drawn = strokes_from_mask(mask.float())
-        strokes = drawn if strokes is None else torch.maximum(strokes, drawn)
-    if strokes is None:
-        raise ValueError("a sketch needs an image or a mask")
+        drawn.append(strokes_from_mask(mask.float()))
+    if not drawn:
+        raise ValueError("a sketch needs an image or a mask, or strokes")
+    strokes = reduce(torch.maximum, drawn)
     coverage = tuple(float(c) for c in strokes.gt(0.5).float().flatten(1).mean(1))
     return Sketch(strokes[..., None].expand(*strokes.shape, 3).contiguous(), coverage)
