@@ -1,0 +1,190 @@
+"""A motion LoRA run: models and one clip in, states on the disk, an ordinary LoRA out (I2VEdit, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..core.training import loop, motion
+from ..core.training.cache import digest
+from ..core.training.examples import Examples
+from ..core.training.lora import add_lora, is_lora, lora_file, temporal_layers
+from ..core.training.motion_presets import MotionSettings
+from ..core.video import geometry
+from .conditioning import clip_embedding
+from .inversion import model_digest
+from .patches import svd_layout, unet_shapes
+from .plain import plain_unet
+from .trainer import Watch, differentiable, multiple
+from .training import TrainingNetwork
+
+NODE = "Train Motion LoRA"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LOSS_SCALE = 2.0**14  # the first factor for fp16
+TOLERATED = 5         # steps in a row without numbers
+
+
+class MotionInputs(NamedTuple):
+    """What a run is made from. frames: (T, H, W, 3) in [0, 1], at least 2 of them."""
+
+    model: ModelPatcher
+    clip_vision: Any
+    vae: Any
+    frames: Tensor
+
+
+class Finished(NamedTuple):
+    """lora: in ComfyUI's form.  steps: of the whole run.  left_out: steps of this call that gave no numbers."""
+
+    lora: dict[str, Tensor]
+    steps: int
+    left_out: int
+
+
+def prepare(inputs: MotionInputs, settings: MotionSettings) -> motion.MotionClip:
+    """The clip's latents, its first frame's latent and embedding.
+
+    Raises:
+        ValueError: fewer than two frames, or a size that the network cannot take.
+    """
+    frames = inputs.frames[..., :3]
+    if len(frames) < 2:
+        raise ValueError(f"{NODE}: 'frames' has {len(frames)} frame; motion needs at least 2.")
+    step = multiple(inputs.model)
+    size = (settings.height, settings.width) if settings.height else tuple(
+        max(step, side // step * step) for side in frames.shape[1:3])
+    if any(side % step for side in size):
+        raise ValueError(f"{NODE}: {size[1]} x {size[0]} pixels do not fit this network; width and height must be multiples of "
+                         f"{step}.")
+    with torch.inference_mode():
+        shown = geometry.to_working(frames, geometry.fit(*frames.shape[1:3], size, settings.keep_aspect))
+        encoded = []
+        for i in range(len(shown)):
+            mm.throw_exception_if_processing_interrupted()
+            encoded.append(inputs.vae.encode(shown[i:i + 1]).float().cpu())
+        latents = torch.cat(encoded)
+        embedding = clip_embedding(inputs.clip_vision, shown[:1]).float().cpu()
+        scaled = inputs.model.model.process_latent_in(latents)
+    return motion.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone())
+
+
+def key(inputs: MotionInputs, settings: MotionSettings) -> str:
+    """A digest of everything that decides the result: models, frames, settings. For folders of runs."""
+    return digest(model_digest(inputs.model, True), inputs.vae.first_stage_model.state_dict(),
+                  inputs.clip_vision.model.state_dict(), {"frames": inputs.frames}, settings.identity(),
+                  settings.steps, settings.learning_rate, settings.seed)
+
+
+def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.device | str = "cpu") -> TrainingNetwork:
+    """A frozen network in the run's precision with a new LoRA on its temporal layers, which trains in fp32.
+
+    Raises:
+        WrongModel: not an SVD model.
+    """
+    svd_layout(model, NODE)
+    network = TrainingNetwork(plain_unet(model, DTYPES[settings.precision]), checkpointing=settings.checkpointing)
+    network.requires_grad_(False)
+    add_lora(network.unet, settings.rank, settings.seed, layers=temporal_layers(network.unet), normal=True,
+             drop=settings.dropout)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(is_lora(name))
+    return network.to(device)
+
+
+def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Watch = Watch()) -> Finished:  # noqa: B008
+    """Train to the end, from the newest state in the folder if there is one.
+
+    Raises:
+        StateError, NotANumber, WrongModel, ValueError: see there.
+    """
+    with differentiable():
+        clip = prepare(inputs, settings)
+        if mm.get_torch_device().type != "cpu":  # VAE and image encoder have done their work
+            mm.unload_all_models()
+            mm.soft_empty_cache()
+        device = torch.device(mm.get_torch_device())
+        network = make_network(inputs.model, settings, device)
+        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
+                    "model": model_digest(inputs.model, True)}
+        clip = motion.MotionClip(*(t.to(device) for t in (clip.latents, clip.image, clip.embedding)))
+        trainer = loop.Trainer(trained, loop.TrainSettings(
+            steps=settings.steps, learning_rate=settings.learning_rate, clip=0.0, seed=settings.seed,
+            save_every=settings.save_every, tolerate=TOLERATED,
+            loss_scale=LOSS_SCALE if settings.precision == "fp16" else 0.0))
+        evaluated = _evaluated(network, device, settings.precision)
+        loss = motion.batch_loss(evaluated, clip, settings.numbers, device=device)
+        show = _previewer(inputs, settings, clip, evaluated, device, watch)
+
+        def stepped(step: loop.Step) -> None:
+            if watch.stepped is not None:
+                watch.stepped(step)
+            if show is not None and (step.step % settings.preview_every == 0 or step.step == settings.steps):
+                show(step.step)
+
+        made = loop.train(trainer, loss, folder, stepped, watch.check_stop, identity)
+        tensors = {n.removeprefix("unet."): p.detach().cpu().clone() for n, p in trained.items()}
+        return Finished(lora_file(tensors), trainer.step, sum(bool(s.left_out) for s in made))
+
+
+def _evaluated(network: TrainingNetwork, device: torch.device, precision: str) -> Callable:
+    def call(*inputs: Any) -> tuple[Tensor, list]:
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            v, asked = network(*inputs)
+        return v.float(), asked
+
+    return call
+
+
+def _previewer(inputs: MotionInputs, settings: MotionSettings, clip: motion.MotionClip, network: Callable,
+               device: torch.device, watch: Watch) -> Callable[[int], None] | None:
+    """Samples the clip anew from its first frame; first, middle and last frame beside the true ones."""
+    if watch.preview is None or not settings.preview_every:
+        return None
+    from ..core.training import preview as previews
+
+    numbers = torch.tensor([motion.NUMBERS[settings.numbers]], device=device)
+    batch = Examples(latents=clip.latents[None], image=clip.image[None], embedding=clip.embedding[None])
+    shown = [0, len(clip.latents) // 2, len(clip.latents) - 1]
+
+    def told(*given: Any) -> tuple[Tensor, list]:
+        return network(*given, *[None] * (7 - len(given)), numbers)
+
+    def show(step: int) -> None:
+        made = previews.sample(told, batch, 10, 1.0, settings.seed)[0]
+        with torch.inference_mode():
+            rows = [inputs.vae.decode(inputs.model.model.process_latent_out(z[shown].float().cpu())).float().cpu()
+                    for z in (made, clip.latents)]
+        if device.type != "cpu":
+            mm.unload_all_models()
+        watch.preview(step, torch.cat([torch.cat(list(r), 1) for r in rows], 0).clamp(0, 1).clone())
+
+    return show
+
+
+def with_lora(model: ModelPatcher, lora: Mapping[str, Tensor], strength: float) -> ModelPatcher:
+    """The model with a LoRA on it, by the host's own loader; a clone."""
+    return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
+
+
+def check_fits(model: ModelPatcher, lora: Mapping[str, Tensor], name: str) -> None:
+    """Refuse a LoRA of another network, which the host would skip layer by layer with a line in its log.
+
+    Raises:
+        ValueError: the text names LoRA and layer.
+    """
+    shapes = unet_shapes(model)
+    for entry, tensor in lora.items():
+        if entry.endswith(".lora_down.weight"):
+            layer = entry.removeprefix("diffusion_model.").removesuffix(".lora_down.weight")
+            weight = shapes.get(f"{layer}.weight")
+            if weight is None or weight[1] != tensor.shape[1]:
+                raise ValueError(f"The motion LoRA '{name}' was trained on another network: its layer {layer} takes "
+                                 f"{tensor.shape[1]} channels, this model has {'no such layer' if weight is None else weight[1]}.")

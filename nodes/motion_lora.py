@@ -1,0 +1,163 @@
+"""Train Motion LoRA, Load Motion LoRA, Save Motion LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..core.training.motion_presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose
+from ..core.weights.motion_lora import LoraFileError
+from ..host import folders, motion_node
+from ..host.motion_trainer import MotionInputs, with_lora
+from .schema import advanced, check_choice, schema
+
+RUNS = "framepainter_motion"
+PRESET = "as the preset"
+LoraModel = io.Custom("LORA_MODEL")
+FORMS = ["ComfyUI", "published by the authors"]
+
+
+class TrainMotionLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        node = "Train Motion LoRA"
+        return schema(
+            node_id="FramePainterTrainMotionLora",
+            display_name=node,
+            description="Learns a clip's motion as a LoRA on the temporal attention of Stable Video Diffusion, for I2VEdit. An "
+                        "equal run is not trained twice; a cancelled one goes on.",
+            search_aliases=["i2vedit", "motion lora", "train lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Video Diffusion. It is not changed."),
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's VAE."),
+                io.Image.Input("frames", tooltip="The clip: 2 frames or more, usually 14 for SVD and 25 for SVD-XT."),
+                io.Combo.Input("preset", options=list(PRESETS), default="12 GB",
+                               tooltip="Settings that go together. " + " ".join(f"{k}: {v}." for k, v in PURPOSE.items())),
+                io.Int.Input("steps", default=250, min=1, max=100_000, tooltip="Optimiser steps. The released training makes "
+                                                                              "250."),
+                io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9,
+                               tooltip="AdamW's. The released training uses 0.0005."),
+                io.Int.Input("rank", default=32, min=1, max=256, tooltip="Of the LoRA; 32 as released, 71 MB at full size."),
+                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+                               tooltip="Of the LoRA on the model that comes out. The LoRA itself is not affected."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Of noise, dropout and first weights."),
+                advanced(io.Int.Input("width", default=0, min=0, max=4096, step=64, optional=True,
+                                      tooltip="Pixels of training; 0 is the preset's.")),
+                advanced(io.Int.Input("height", default=0, min=0, max=4096, step=64, optional=True,
+                                      tooltip="Pixels of training; 0 is the preset's.")),
+                advanced(io.Float.Input("dropout", default=0.1, min=0.0, max=0.9, step=0.05, round=0.001, optional=True,
+                                        tooltip="Share of the LoRA's output that is left out in training.")),
+                advanced(io.Combo.Input("numbers", options=list(ORDERS), default="release", optional=True,
+                                        tooltip="How the network is told motion bucket and augmentation. release: exchanged, as "
+                                                "the released training does by mistake. corrected: as in sampling.")),
+                advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
+                                        tooltip="Of the arithmetic; the LoRA is kept in fp32. fp16 is for cards without bf16.")),
+                advanced(io.Int.Input("save_every", default=50, min=1, max=100_000, optional=True,
+                                      tooltip="Steps between saved states; a crash loses at most these.")),
+                advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
+                                      tooltip="Steps between previews, the clip sampled anew from its first frame; 0 is none. "
+                                              "Previews take as long as dozens of steps.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),
+                LoraModel.Output(display_name="lora", tooltip="For Save Motion LoRA, or ComfyUI's Save LoRA Weights and Load LoRA "
+                                                              "Model."),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps; single steps scatter with their noise."),
+                io.Image.Output(display_name="previews", tooltip="The last preview: above sampled, below the clip. Black if there "
+                                                                 "is none."),
+                io.String.Output(display_name="report", tooltip="What was done, and where the file lies."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip_vision, vae, frames, preset: str, steps: int, learning_rate: float, rank: int, strength: float,
+                seed: int, width: int = 0, height: int = 0, dropout: float = 0.1, numbers: str = "release",
+                precision: str = PRESET, save_every: int = 50, preview_every: int = 0) -> io.NodeOutput:
+        node = "Train Motion LoRA"
+        for name, value, options in (("preset", preset, PRESETS), ("numbers", numbers, ORDERS),
+                                     ("precision", precision, (PRESET, *PRECISIONS))):
+            check_choice(node, name, value, options)
+        try:
+            settings = choose(preset, steps=steps, learning_rate=learning_rate, rank=rank, seed=seed, width=width or None,
+                              height=height or None, dropout=dropout, numbers=numbers, save_every=save_every,
+                              precision=None if precision == PRESET else precision, preview_every=preview_every)
+        except ValueError as error:
+            raise ValueError(f"{node}: {error}.") from None
+        made = motion_node.train(MotionInputs(model, clip_vision, vae, frames), settings,
+                                 Path(folder_paths.get_output_directory()).resolve() / RUNS, strength)
+        return io.NodeOutput(*made)
+
+
+class LoadMotionLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterLoadMotionLora",
+            display_name="Load Motion LoRA",
+            description="Reads a motion LoRA: of this pack, or a .pt list that the I2VEdit authors published.",
+            search_aliases=["i2vedit"],
+            inputs=[
+                io.Model.Input("model", tooltip="The Stable Video Diffusion model it was trained on."),
+                io.Combo.Input("lora_file", options=folder_paths.get_filename_list("loras"),
+                               tooltip="From models/loras. Pickled code in a file is never run."),
+                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+                               tooltip="1 is as trained, 0 is off."),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),
+                     LoraModel.Output(display_name="lora", tooltip="The LoRA itself, for Save Motion LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, model, lora_file: str, strength: float) -> io.NodeOutput:
+        try:
+            lora = motion_node.load(folders.find(lora_file, ("loras",)), model)
+        except (LoraFileError, ValueError) as error:
+            raise ValueError(f"Load Motion LoRA: {error}") from None
+        return io.NodeOutput(with_lora(model, lora, strength), lora)
+
+
+class SaveMotionLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSaveMotionLora",
+            display_name="Save Motion LoRA",
+            description="Writes a motion LoRA into the output folder, for ComfyUI's LoRA loaders or for the I2VEdit authors' code.",
+            is_output_node=True,
+            inputs=[
+                LoraModel.Input("lora", tooltip="A motion LoRA."),
+                io.String.Input("filename_prefix", default="loras/motion", tooltip="Under the output folder; a number is added."),
+                io.Combo.Input("form", options=FORMS, default=FORMS[0],
+                               tooltip="ComfyUI: safetensors for every LoRA loader. published by the authors: a nameless .pt list, "
+                                       "which needs `model`."),
+                io.Model.Input("model", optional=True, tooltip="The model it was trained on; needed for the authors' form."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, lora, filename_prefix: str, form: str, model=None) -> io.NodeOutput:
+        node = "Save Motion LoRA"
+        check_choice(node, "form", form, FORMS)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+        stem = Path(folder) / f"{name}_{counter:05d}_"
+        if form == FORMS[0]:
+            path = stem.with_suffix(".safetensors")
+            motion_node.write(path, lora)
+        else:
+            if model is None:
+                raise ValueError(f"{node}: the authors' form lists the layers of a network without names. Connect the model that "
+                                 "the LoRA was trained on to 'model'.")
+            path = stem.with_name(f"{stem.name}unet.pt")
+            try:
+                motion_node.save_published(path, lora, model)
+            except LoraFileError as error:
+                raise ValueError(f"{node}: {error}") from None
+        return io.NodeOutput(ui={"text": [f"{path} ({path.stat().st_size / 1e6:.1f} MB)"]})
+
+
+NODES = [TrainMotionLora, LoadMotionLora, SaveMotionLora]

@@ -1,0 +1,181 @@
+"""Motion LoRA nodes: what trains, what an interrupted run comes to, what files come out and go in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from framepainter_tests import tiny
+
+SETTINGS = {"preset": "small network", "steps": 6, "learning_rate": 2e-3, "rank": 4, "strength": 1.0, "seed": 0, "save_every": 2}
+
+
+@pytest.fixture(scope="module")
+def loaded(pack, tool, tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
+    with torch.inference_mode():
+        return pack("host.loading").load(path, None, None, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Four frames of a bright bar that moves."""
+    out = torch.full((4, 32, 48, 3), 0.2)
+    for i in range(4):
+        out[i, 8:24, 6 + 6 * i:14 + 6 * i] = torch.tensor([0.9, 0.5, 0.1])
+    return out
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def train(pack, loaded, frames, output):
+    def run(**changes):
+        with torch.inference_mode():
+            given = {"model": loaded.model, "clip_vision": loaded.clip_vision, "vae": loaded.vae, "frames": frames, **SETTINGS}
+            return pack("nodes.motion_lora").TrainMotionLora.execute(**{**given, **changes}).result
+
+    return run
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.model.diffusion_model.named_parameters()}
+
+
+def test_trains_the_temporal_layers_and_nothing_else(pack, train, loaded, output):
+    before = weights(loaded.model)
+    model, lora, curve, previews, report = train(preview_every=3)
+    after = weights(loaded.model)
+    assert all(torch.equal(before[n], after[n]) for n in before) and not loaded.model.patches
+    ups = {n: t for n, t in lora.items() if n.endswith("lora_up.weight")}
+    wanted = pack("core.weights.motion_lora").published_order(before)
+    assert {n.removeprefix("diffusion_model.").removesuffix(".lora_up.weight") for n in ups} == set(wanted)
+    # A single context token gives its queries and keys no gradient; everything else has moved from zero.
+    still = {n for n, t in ups.items() if float(t.abs().max()) == 0}
+    assert all(".attn2.to_q." in n or ".attn2.to_k." in n for n in still)
+    patched = {k.removeprefix("diffusion_model.").removesuffix(".weight") for k in model.patches}
+    assert patched == set(wanted)
+    assert curve.std() > 0.01 and previews.shape[1] == 2 * 32 and previews.std() > 0.01
+    assert "6 steps" in report
+    with pytest.raises(StopIteration):
+        next(p for p in output.rglob("*.partial"))
+
+
+def test_loss_falls_on_the_clip(pack, train):
+    import json
+    from pathlib import Path
+
+    report = train(steps=60, learning_rate=5e-3, rank=8, dropout=0.0)[4]
+    log = Path(report.splitlines()[-1].removeprefix("file: ")).parent / "stats.jsonl"
+    losses = [json.loads(line)["losses"]["loss"] for line in log.read_text().splitlines()]
+    assert len(losses) == 60
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+
+
+def test_an_equal_run_is_not_trained_again(train, monkeypatch, pack):
+    _, first, *_ = train()
+    monkeypatch.setattr(pack("host.motion_trainer"), "run", lambda *a: pytest.fail("trained again"))
+    model, second, _, _, report = train(strength=0.5)
+    assert all(torch.equal(first[n], second[n]) for n in first) and "finished earlier" in report
+    assert {patch[0] for patches in model.patches.values() for patch in patches} == {0.5}
+
+
+def test_a_cancelled_run_goes_on_to_the_same_lora(pack, train, monkeypatch, output):
+    """With dropout, whose randomness must be the step's own."""
+    import comfy.model_management as mm
+
+    _, whole, *_ = train()
+    for folder in (output / "framepainter_motion").iterdir():
+        folder.rename(output / "kept")
+
+    def interrupt():
+        if any(len(log.read_text().splitlines()) >= 3 for log in (output / "framepainter_motion").glob("*/stats.jsonl")):
+            raise mm.InterruptProcessingException
+
+    with monkeypatch.context() as patched, pytest.raises(mm.InterruptProcessingException):
+        patched.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
+        train()
+    (folder,) = (output / "framepainter_motion").iterdir()
+    assert [p.name for p in folder.glob("state-*")], "nothing was saved"
+    _, resumed, *_ = train()
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+
+
+def test_other_frames_are_another_run(train, frames, output):
+    train(steps=1)
+    train(steps=1, frames=frames.flip(0))
+    train(steps=1, seed=1)
+    assert len(list((output / "framepainter_motion").iterdir())) == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_close(train, precision: str):
+    whole, half = train(dropout=0.0)[1], train(dropout=0.0, precision=precision)[1]
+    up = [n for n in whole if n.endswith("attn1.to_v.lora_up.weight")]
+    a, b = (torch.cat([lora[n].flatten() for n in up]) for lora in (whole, half))
+    assert torch.isfinite(b).all() and torch.cosine_similarity(a, b, 0) > 0.95
+
+
+def test_files_go_round(pack, train, loaded, output, monkeypatch):
+    """ComfyUI's form and the authors' form, written and read, give the same network; the host's own loader reads the first."""
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+
+    nodes = pack("nodes.motion_lora")
+    model, lora, *_ = train()
+    for form in nodes.FORMS:
+        nodes.SaveMotionLora.execute(lora, "loras/motion", form, loaded.model)
+    folder = output / "loras"
+    files = {p.suffix: p for p in folder.iterdir()}
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors", ".pt"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    for path in files.values():
+        again, read = nodes.LoadMotionLora.execute(loaded.model, path.name, 1.0).result
+        assert set(read) == set(lora) and all(torch.equal(read[n].float(), lora[n].float()) for n in lora)
+        assert set(again.patches) == set(model.patches)
+    own = comfy.sd.load_lora_for_models(loaded.model, None, comfy.utils.load_torch_file(str(files[".safetensors"])), 1.0, 0)[0]
+    assert set(own.patches) == set(model.patches)
+
+
+def test_bad_input_is_named(pack, train, frames, loaded, output, tmp_path, monkeypatch):
+    import folder_paths
+
+    with pytest.raises(ValueError, match="'frames' has 1 frame; motion needs at least 2"):
+        train(frames=frames[:1])
+    with pytest.raises(ValueError, match="width is 100, not a multiple of 64; use 128"):
+        train(width=100, height=64)
+    with pytest.raises(ValueError, match="width is 64 and height 0"):
+        train(width=64)
+    with pytest.raises(ValueError, match="Train Motion LoRA: preset is 'huge'; choose one of"):
+        train(preset="huge")
+    nodes = pack("nodes.motion_lora")
+    with pytest.raises(ValueError, match="Connect the model that the LoRA was trained on to 'model'"):
+        nodes.SaveMotionLora.execute({}, "x", nodes.FORMS[1])
+    folder = tmp_path / "files"
+    folder.mkdir()
+    torch.save([torch.zeros(2, 2)] * 4, folder / "short.pt")
+    torch.save({"a": 1}, folder / "dict.pt")
+    (folder / "text.pt").write_text("<html>")
+    torch.save(Opens(), folder / "code.pt")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".pt"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+    for name, text in (("short.pt", "has 4 matrices"), ("dict.pt", "holds no flat list"), ("text.pt", "cannot be read"),
+                       ("code.pt", "cannot be read")):
+        with pytest.raises(ValueError, match=f"Load Motion LoRA: '{name}' {text}"):
+            nodes.LoadMotionLora.execute(loaded.model, name, 1.0)
+    assert not Opens.opened
+
+
+class Opens:
+    """Would run code when unpickled."""
+
+    opened: list = []
+
+    def __reduce__(self):
+        return (Opens.opened.append, (1,))
