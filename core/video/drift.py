@@ -1,0 +1,77 @@
+"""How far a long edit has drifted: colour, sharpness and likeness of each clip against the first edited frame.
+
+Legend: T frames, H W pixels, values in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+LUMA = (0.2126, 0.7152, 0.0722)
+
+
+class Drift(NamedTuple):
+    """Of one clip.
+
+    colour: distance of the mean colours, root of summed squares over channels, in [0, sqrt 3].
+    contrast: ratio of the deviations of luma; 1 is unchanged.
+    sharpness: ratio of the mean absolute Laplacians of luma; under 1 is softer.
+    likeness: correlation of the colour histograms, 8 levels a channel; 1 is the same.
+    """
+
+    colour: float
+    contrast: float
+    sharpness: float
+    likeness: float
+
+
+def _luma(frames: Tensor) -> Tensor:
+    return (frames * frames.new_tensor(LUMA)).sum(-1)
+
+
+def sharpness(frames: Tensor) -> float:
+    """Mean absolute Laplacian of luma of (T, H, W, 3)."""
+    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return float(conv2d(_luma(frames)[:, None].float(), kernel.float()).abs().mean())
+
+
+def histogram(frames: Tensor, levels: int = 8) -> Tensor:
+    """(levels^3,) share of pixels of each colour."""
+    bins = (frames.reshape(-1, 3) * levels).long().clamp(0, levels - 1)
+    code = (bins[:, 0] * levels + bins[:, 1]) * levels + bins[:, 2]
+    return torch.bincount(code, minlength=levels**3).float() / len(code)
+
+
+def drift(frames: Tensor, reference: Tensor) -> Drift:
+    """A clip (T, H, W, 3) against a frame or clip (R, H, W, 3)."""
+    frames, reference = frames[..., :3].float(), reference[..., :3].float()
+    colour = float((frames.mean((0, 1, 2)) - reference.mean((0, 1, 2))).norm())
+    contrast = float(_luma(frames).std() / _luma(reference).std().clamp_min(1e-6))
+    a, b = (histogram(x) for x in (frames, reference))
+    a, b = a - a.mean(), b - b.mean()
+    likeness = float((a @ b) / (a.norm() * b.norm()).clamp_min(1e-12))
+    return Drift(colour, contrast, sharpness(frames) / max(sharpness(reference), 1e-6), likeness)
+
+
+def drift_of_clips(clips: Sequence[Tensor], reference: Tensor) -> list[Drift]:
+    """One entry a clip; see `drift`."""
+    return [drift(clip, reference) for clip in clips]
+
+
+def match_colour(frames: Tensor, reference: Tensor, strength: float = 1.0) -> Tensor:
+    """Move mean and deviation of every channel to the reference's (Reinhard et al. 2001, in RGB).
+
+    Args:
+        frames: (T, H, W, 3), one shift and gain for all, so that nothing flickers.  reference: (R, H, W, 3).
+        strength: 0 leaves the frames, 1 matches.
+    """
+    x = frames.float()
+    mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2)).clamp_min(1e-4)
+    wanted_mean, wanted = reference.float().mean((0, 1, 2)), reference.float().std((0, 1, 2))
+    gain = (wanted / deviation).clamp(0.5, 2.0)  # a nearly plain clip must not be blown up
+    return torch.lerp(x, (x - mean) * gain + wanted_mean, strength).clamp(0, 1)
