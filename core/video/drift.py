@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+COLOUR = (31, 119, 180)
 LUMA = (0.2126, 0.7152, 0.0722)
 
 
@@ -75,3 +78,44 @@ def match_colour(frames: Tensor, reference: Tensor, strength: float = 1.0) -> Te
     wanted_mean, wanted = reference.float().mean((0, 1, 2)), reference.float().std((0, 1, 2))
     gain = (wanted / deviation).clamp(0.5, 2.0)  # a nearly plain clip must not be blown up
     return torch.lerp(x, (x - mean) * gain + wanted_mean, strength).clamp(0, 1)
+
+
+COLUMNS = {"colour": "colour distance (0)", "contrast": "contrast (1)", "sharpness": "sharpness (1)", "likeness": "likeness (1)"}
+
+
+def table(found: Sequence[Drift]) -> str:
+    """Markdown, a row a clip; in brackets what no drift is."""
+    lines = ["| clip | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    lines += [f"| {i} | " + " | ".join(f"{value:.3f}" for value in entry) + " |" for i, entry in enumerate(found, 1)]
+    return "\n".join(lines)
+
+
+def picture(found: Sequence[Drift], width: int = 640, height: int = 360) -> Tensor:
+    """One panel a measure over the clips, a grey line where no drift would be: (1, height, width, 3) in [0, 1]."""
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (name, title) in enumerate(COLUMNS.items()):
+        left, top = (i % 2) * width // 2, (i // 2) * height // 2
+        box = left + 46, top + 24, left + width // 2 - 10, top + height // 2 - 22
+        values, ideal = [getattr(entry, name) for entry in found], 0.0 if name == "colour" else 1.0
+        low, high = min([ideal, *values]), max([ideal, *values])
+        room = max(0.1 * (high - low), 0.02)
+        low, high = low - room, high + room
+
+        def place(clip: int, value: float, box=box, low=low, high=high) -> tuple[float, float]:
+            return (box[0] + (clip + 0.5) / len(found) * (box[2] - box[0]),
+                    box[3] - (value - low) / (high - low) * (box[3] - box[1]))
+
+        pen.rectangle(box, outline=(160, 160, 160))
+        pen.text((box[0], top + 6), title, fill="black")
+        for value in (low, high):
+            pen.text((left + 4, place(0, value)[1] - 6), f"{value:.2f}", fill="black")
+        pen.line((box[0], place(0, ideal)[1], box[2], place(0, ideal)[1]), fill=(190, 190, 190))
+        places = [place(n, v) for n, v in enumerate(values)]
+        if len(places) > 1:
+            pen.line(places, fill=COLOUR, width=2)
+        for x, y in places:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=COLOUR)
+        for n in range(0, len(found), max(1, len(found) // 8)):
+            pen.text((place(n, low)[0] - 3, box[3] + 5), str(n + 1), fill="black")
+    return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]

@@ -1,0 +1,154 @@
+"""Plan Clips, Propagate Edit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..core.training.motion_presets import MotionSettings
+from ..core.video import clips
+from ..core.video.drift import picture as drift_picture
+from ..core.video.drift import table as drift_table
+from ..core.video.store import StoreError
+from ..host import attention_matching, propagate, report
+from .attention_matching import PRESETS
+from .schema import advanced, check_choice, schema
+
+ClipPlanType = io.Custom("CLIP_PLAN")
+PLAN, PROPAGATE = "Plan Clips", "Propagate Edit"
+JOBS = "framepainter_video"
+MATCHING = [name for name, betas in PRESETS.items() if betas is not None] + ["off"]
+
+
+class PlanClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterPlanClips",
+            display_name=PLAN,
+            description="Splits a video into clips that overlap, as long as the model can take.",
+            search_aliases=["chunk", "split video", "i2vedit"],
+            inputs=[
+                io.Image.Input("frames", tooltip="All frames of the video, as Get Video Components gives them."),
+                io.Float.Input("fps", default=24.0, min=0.1, max=1000.0, step=0.01, round=0.001,
+                               tooltip="Frames a second of the video."),
+                io.Float.Input("sampled_fps", default=-1.0, min=-1.0, max=1000.0, step=0.5, round=0.001,
+                               tooltip="Frames a second to keep; SVD was trained at about 7. -1 keeps all."),
+                io.Int.Input("length", default=14, min=2, max=1000, tooltip="Frames of a clip: 14 for SVD, 25 for SVD-XT."),
+                io.Int.Input("overlap", default=1, min=0, max=100,
+                             tooltip="Frames that a clip shares with the one before it. 1 lets a clip begin with the frame that the "
+                                     "one before it ended with."),
+                io.Combo.Input("remainder", options=list(clips.REMAINDERS), default="equal",
+                               tooltip="What becomes of a last clip that is not full. equal: all clips get nearly the same length. "
+                                       "short: it stays short, as released. join: if under half, it is added to the one before."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, round=0.001, tooltip="Seconds."),
+                io.Float.Input("end", default=-1.0, min=-1.0, max=1e6, step=0.1, round=0.001,
+                               tooltip="Seconds; -1 is the video's end."),
+            ],
+            outputs=[
+                ClipPlanType.Output(display_name="plan", tooltip="For Propagate Edit."),
+                io.Image.Output(display_name="first_frame", tooltip="The first frame that is used: edit this one."),
+                io.Float.Output(display_name="fps", tooltip="Frames a second of the result, for Create Video."),
+                io.String.Output(display_name="report", tooltip="Frames and clips in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, frames, fps: float, sampled_fps: float, length: int, overlap: int, remainder: str, start: float,
+                end: float) -> io.NodeOutput:
+        check_choice(PLAN, "remainder", remainder, clips.REMAINDERS)
+        try:
+            plan = clips.plan(len(frames), fps, length, overlap, start, end, sampled_fps, remainder)
+        except ValueError as error:
+            raise ValueError(f"{PLAN}: {error}.") from None
+        first = plan.frames[0]
+        return io.NodeOutput(plan, frames[first:first + 1], plan.fps, plan.describe())
+
+
+class PropagateEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterPropagateEdit",
+            display_name=PROPAGATE,
+            description="Carries an edited first frame through a video of any length (I2VEdit). Every stage is kept on the disk: "
+                        "cancel and queue again to go on, or queue another edit of the same video, which shares training and "
+                        "inversion.",
+            search_aliases=["i2vedit", "video editing", "first frame"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Video Diffusion. It is not changed."),
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's VAE."),
+                io.Image.Input("frames", tooltip="All frames of the video."),
+                io.Image.Input("edited", tooltip="The first frame that the plan uses, edited by any tool, at the video's aspect "
+                                                 "ratio."),
+                ClipPlanType.Input("plan", tooltip="From Plan Clips, of the same frames."),
+                io.Int.Input("width", default=1024, min=32, max=4096, step=8, tooltip="Working size in pixels."),
+                io.Int.Input("height", default=576, min=32, max=4096, step=8, tooltip="Working size in pixels."),
+                io.Combo.Input("lora", options=list(propagate.LORAS), default=propagate.LORAS[0],
+                               tooltip="Motion LoRA: trained on the first clip for all, on each clip, or none. One a clip follows "
+                                       "changing motion better and takes as many times longer."),
+                io.Int.Input("lora_steps", default=250, min=1, max=100_000, tooltip="Training steps; 250 as released."),
+                io.Combo.Input("matching", options=MATCHING, default=MATCHING[0],
+                               tooltip="How the source's attention is followed; off follows it by the inverted noise alone. The "
+                                       "names are Match Attention's presets."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Of inversion and of sampling."),
+                io.Float.Input("guidance", default=2.0, min=0.0, max=20.0, step=0.1, round=0.01,
+                               tooltip="At a clip's last frame; it rises from 1 at the first."),
+                io.Combo.Input("carry", options=list(propagate.CARRIES), default=propagate.CARRIES[0],
+                               tooltip="How a clip begins: with the last latent of the one before, as released, or with its last "
+                                       "frame encoded anew."),
+                io.Float.Input("colour_match", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
+                               tooltip="Against drift: pulls a later clip's colours to those of its source with the first edit's "
+                                       "change of colour. 0 is as released."),
+                io.Float.Input("anchor", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
+                               tooltip="Against drift: share of the first edited frame in what later clips are told through CLIP. 0 "
+                                       "is as released."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Of all noise in the job."),
+                advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Of the motion LoRA.")),
+                advanced(io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9, optional=True,
+                                        tooltip="Of its training.")),
+                advanced(io.Float.Input("lora_strength", default=1.0, min=0.0, max=10.0, step=0.05, round=0.001, optional=True,
+                                        tooltip="Of the motion LoRA when the edit is sampled.")),
+                advanced(io.Combo.Input("precision", options=["bf16", "fp16", "fp32"], default="bf16", optional=True,
+                                        tooltip="Of the training's arithmetic.")),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="The edited video at its own size; for Create Video."),
+                io.Image.Output(display_name="drift", tooltip="How colour, sharpness and likeness change from clip to clip."),
+                io.String.Output(display_name="report", tooltip="Stages, what came from the disk, drift in numbers."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip_vision, vae, frames, edited, plan, width: int, height: int, lora: str, lora_steps: int,
+                matching: str, steps: int, guidance: float, carry: str, colour_match: float, anchor: float, seed: int,
+                rank: int = 32, learning_rate: float = 5e-4, lora_strength: float = 1.0,
+                precision: str = "bf16") -> io.NodeOutput:
+        for name, value, options in (("lora", lora, propagate.LORAS), ("matching", matching, MATCHING),
+                                     ("carry", carry, propagate.CARRIES), ("precision", precision, ("bf16", "fp16", "fp32"))):
+            check_choice(PROPAGATE, name, value, options)
+        match = attention_matching.Settings()
+        if matching != "off":
+            match = replace(match, betas=PRESETS[matching])
+        settings = propagate.Settings(
+            height, width, steps=steps, guidance=guidance, lora=lora, lora_strength=lora_strength, match=match,
+            matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, fps=plan.fps, seed=seed,
+            motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
+        folder = Path(folder_paths.get_output_directory()).resolve() / JOBS
+        try:
+            job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder,
+                                report.log.info)
+            result = job.run()
+        except StoreError as error:
+            raise ValueError(f"{PROPAGATE}: {error}") from None
+        text = "\n".join([plan.describe(), *result.stages, "", drift_table(result.drift)])
+        return io.NodeOutput(result.frames, drift_picture(result.drift), text)
+
+
+NODES = [PlanClips, PropagateEdit]

@@ -1,0 +1,155 @@
+"""Plan Clips and Propagate Edit on a network of random weights: stages kept, jobs resumed, bad input named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from framepainter_tests import tiny
+
+SETTINGS = {"width": 48, "height": 32, "lora": "one for all clips", "lora_steps": 3, "matching": "local edit", "steps": 3,
+            "guidance": 1.5, "carry": "latent", "colour_match": 0.0, "anchor": 0.0, "seed": 0, "rank": 4, "learning_rate": 1e-3,
+            "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def loaded(pack, tool, tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
+    with torch.inference_mode():
+        return pack("host.loading").load(path, None, None, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Eight frames of a bright bar that moves, 33 x 47 pixels."""
+    out = torch.full((8, 33, 47, 3), 0.2)
+    for i in range(8):
+        out[i, 8:24, 2 + 4 * i:12 + 4 * i] = torch.tensor([0.9, 0.5, 0.1])
+    return out
+
+
+@pytest.fixture
+def output(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def nodes(pack):
+    return pack("nodes.video")
+
+
+@pytest.fixture
+def plan(nodes, frames):
+    return nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 1, "equal", 0.0, -1.0).result[0]
+
+
+@pytest.fixture
+def job(nodes, loaded, frames, plan, output):
+    def run(**changes):
+        with torch.inference_mode():
+            given = {"model": loaded.model, "clip_vision": loaded.clip_vision, "vae": loaded.vae, "frames": frames,
+                     "edited": 1 - frames[:1], "plan": plan, **SETTINGS}
+            return nodes.PropagateEdit.execute(**{**given, **changes}).result
+
+    return run
+
+
+def files(output) -> dict[str, int]:
+    kinds = [p.name.split("-")[0] for p in (output / "framepainter_video").glob("*.safetensors")]
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+def test_plan_says_what_it_does(nodes, frames):
+    plan, first, fps, text = nodes.PlanClips.execute(frames, 8.0, 4.0, 3, 1, "short", 0.25, -1.0).result
+    assert plan.frames == (2, 4, 6) and plan.clips == ((0, 3),) and fps == 4.0
+    assert torch.equal(first, frames[2:3]) and "3 frames at 4 a second" in text
+    with pytest.raises(ValueError, match="Plan Clips: clips of 4 frames cannot overlap by 4"):
+        nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 4, "equal", 0.0, -1.0)
+
+
+def test_a_video_of_its_own_size_comes_back(job, frames, plan, output, loaded):
+    before = {n: p.detach().clone() for n, p in loaded.model.model.diffusion_model.named_parameters()}
+    edited, drift, report = job()
+    assert edited.shape == frames.shape and torch.isfinite(edited).all() and edited.std() > 0.01
+    assert drift.shape == (1, 360, 640, 3) and drift.std() > 0.05
+    clips = len(plan.clips)
+    assert clips == 3 and files(output) == {"lora": 1, "inversion": clips, "edit": clips}
+    assert report.count("inverted, 3 steps") == clips and report.count("| 3 |") == 1
+    after = dict(loaded.model.model.diffusion_model.named_parameters())
+    assert not loaded.model.patches and all(torch.equal(before[n], after[n]) for n in before)
+    # All of it again comes from the disk, bit for bit.
+    again, _, report = job()
+    assert torch.equal(again, edited) and "trained" not in report and report.count("taken from the disk") >= clips
+
+
+def test_clips_meet(job, nodes, frames, plan, output):
+    """A later clip's edit depends on the one before: another first frame changes every clip, another seed of clip 1's frames too."""
+    edited = job()[0]
+    other = job(edited=frames[:1] * 0.5)[0]
+    assert (edited - other).abs().flatten(1).amax(1).min() > 1e-3
+    # LoRA and inversion are shared by the two edits.
+    assert files(output) == {"lora": 1, "inversion": 3, "edit": 6}
+
+
+def test_a_cancelled_job_goes_on(job, output, monkeypatch):
+    import comfy.model_management as mm
+
+    whole = job()[0]
+    (output / "framepainter_video").rename(output / "kept")
+
+    def interrupt(after: int):
+        def check():
+            if files(output).get("edit", 0) >= after:
+                raise mm.InterruptProcessingException
+        return check
+
+    for after in (1, 2):
+        with monkeypatch.context() as patched, pytest.raises(mm.InterruptProcessingException):
+            patched.setattr(mm, "throw_exception_if_processing_interrupted", interrupt(after))
+            job()
+        assert files(output)["edit"] == after
+    assert torch.equal(job()[0], whole)
+
+
+def test_a_damaged_stage_is_made_again(job, output):
+    whole = job()[0]
+    for path in (output / "framepainter_video").glob("*.safetensors"):
+        if path.name.startswith(("edit", "inversion")):
+            path.write_bytes(path.read_bytes()[:200])
+    (output / "framepainter_video" / ".edit-x.safetensors.1.partial").write_bytes(b"half")
+    again, _, report = job()
+    assert torch.equal(again, whole)
+    assert not list((output / "framepainter_video").glob("*.partial"))
+
+
+@pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "none"}, {"matching": "off"}, {"carry": "pixels"},
+                                     {"colour_match": 1.0}, {"anchor": 1.0}], ids=lambda c: next(iter(c)))
+def test_every_choice_changes_the_result(job, changes, output):
+    plain, changed = job()[0], job(**changes)[0]
+    assert (plain - changed).abs().max() > 1e-4
+    if changes == {"lora": "one a clip"}:
+        assert files(output)["lora"] == 3
+        assert torch.equal(plain[:3], changed[:3])  # the first clip is the same in both
+
+
+def test_bad_input_is_named(job, frames, plan, nodes):
+    for changes, text in (({"edited": frames[:1, :, :20]}, "'edited' is 20 x 33, the video 47 x 33"),
+                          ({"frames": frames[:5]}, "the plan uses frame 7, 'frames' has 5"),
+                          ({"width": 44}, "44 x 32 pixels do not fit this network"),
+                          ({"carry": "hand"}, "carry is 'hand'; choose one of latent, pixels")):
+        with pytest.raises(ValueError, match=f"Propagate Edit: {text}"):
+            job(**changes)
+
+
+def test_a_folder_that_cannot_be_written(job, output, pack, monkeypatch):
+    store = pack("core.video.store")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="could not be written .*No space left.*stages are kept"):
+        patched.setattr(store, "save_file", full)
+        job()
+    assert torch.isfinite(job()[0]).all()
