@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.samplers
+import comfy.supported_models
 import comfy.utils
 import latent_preview
 import torch
@@ -31,7 +32,6 @@ UNET = "diffusion_model."
 SAMPLED = 64  # values of each weight that go into a model's digest
 NUMBERS = ("fps", "motion_bucket_id", "augmentation_level")
 DEFAULTS = {"fps": 6.0, "motion_bucket_id": 127.0, "augmentation_level": 0.0}  # the host's, where conditioning is silent
-TENSORS = ("concat_latent_image",)
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
@@ -276,6 +276,6 @@ def _keep(path: Path, done: Trajectory, node_id: str | None) -> bool:
     return True
 
 
-def start_latent(model: ModelPatcher, found: Trajectory) -> dict[str, Tensor]:
+def start_latent(found: Trajectory) -> dict[str, Tensor]:
     """The LATENT that sampling starts from with added noise turned off: inverted noise * sqrt(sigma_0^2 + 1)."""
-    return {"samples": model.model.process_latent_out(found.states[-1])}
+    return {"samples": comfy.supported_models.SVD_img2vid.latent_format().process_out(found.states[-1])}

@@ -181,7 +181,7 @@ def edm_inversion(case: Case, pack, build) -> None:
     check(seen[0][0], t["network_input_step0"][0], case, "input")
     check(seen[0][1], t["network_output_step0"][0], case, "output")
     check(seen[-1][1], t["network_output_last"][0], case, "last output")
-    start = inversion.start_latent(model, found)["samples"] * SCALE / (sigmas[0] ** 2 + 1).sqrt()
+    start = inversion.start_latent(found)["samples"] * SCALE / (sigmas[0] ** 2 + 1).sqrt()
     check(start, t["inverted_latents"][0], case, "LATENT")
 
 
@@ -201,7 +201,7 @@ def attention_record(case: Case, pack, build) -> None:
     table = {a: b for a, b, kind in names.module_table(names.layout_from_comfy(model.model.diffusion_model.state_dict()))
              if kind == "attention"}
     visited = []
-    for module, kind, stage, position, shape in case.info["tables"]["visit_order"]["rows"]:
+    for module, kind, _, _, shape in case.info["tables"]["visit_order"]["rows"]:
         site, _, block = module.removesuffix(".0.attn1").rpartition(".")
         path = f"{table[site]}.{'transformer_blocks' if kind == 'spatial' else 'time_stack'}.0"
         visited += [f"q|{path}", f"k|{path}"] if kind == "spatial" else [f"p|{path}"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,6 +70,8 @@ class AttentionRecord:
             except OSError as error:
                 raise RecordError(f"the folder '{folder}' for recorded attention cannot be made: {error}. Choose 'RAM', or "
                                   "replay without a record.") from error
+            # The files live as long as the record does.
+            weakref.finalize(self, shutil.rmtree, folder, True)
 
     def put(self, step: int, features: Features) -> bool:
         """Keep a step if the budget allows; whether it did.

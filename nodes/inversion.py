@@ -1,0 +1,312 @@
+"""Smooth Area Perturbation, Source Conditioning, Invert EDM, Save and Load Trajectory, Normality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..core.inversion import condition, sarp, trajectory
+from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
+from ..core.inversion.plot import describe, normality_picture
+from ..core.inversion.schedule import karras_sigmas
+from ..core.inversion.trajectory import TrajectoryError
+from ..host import inversion as host
+from .schema import TrajectoryType, advanced, check_choice, schema
+
+SARP, SOURCE = "Smooth Area Perturbation", "Source Conditioning"
+LIMITS = {"mirror inward": "inward", "clamp (released)": "clamp"}
+BORDERS = {"repeat": "repeat", "zero (released)": "zero"}
+FOLDER = "trajectories"  # under output and input; unfinished inversions too
+MULTIPLE = 8
+
+
+class SmoothAreaPerturbation(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSARP",
+            display_name="Smooth Area Perturbation",
+            description="Adds invisible noise to areas without detail before a clip is inverted (I2VEdit's SARP). Without it, "
+                        "areas of one colour invert to latents that are far from noise.",
+            search_aliases=["SARP", "dither", "I2VEdit"],
+            inputs=[
+                io.Image.Input("images", tooltip="The clip's frames, at the size at which they are edited."),
+                io.Float.Input("threshold", default=sarp.THRESHOLD, min=0.0, max=10.0, step=0.001, round=0.00001,
+                               tooltip="Largest gradient that counts as smooth: mean over the channels of the Sobel filters' "
+                                       "absolute values, pixels on -1 to 1. More makes more areas count."),
+                io.Float.Input("noise_scale", default=sarp.SCALE, min=0.0, max=1.0, step=0.0005, round=0.00001,
+                               tooltip="Standard deviation of the noise, pixels on -1 to 1. 0.0005 to 0.005 are useful; 0.1 "
+                                       "breaks the motion; 0 changes nothing."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                             tooltip="Seed of the noise."),
+                io.Combo.Input("limits", options=list(LIMITS), default="mirror inward", optional=True,
+                               tooltip="Pure white and black have room for noise on one side only. mirror inward: noise that "
+                                       "would leave the range is turned round. clamp (released): it is cut off, and half of "
+                                       "the noise is lost there."),
+                advanced(io.Combo.Input("border", options=list(BORDERS), default="repeat", optional=True,
+                                        tooltip="What lies beyond the picture when edges are looked for. zero (released): "
+                                                "grey, so the outermost pixels of most areas count as an edge and get no noise.")),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The perturbed clip."),
+                io.Image.Output(display_name="first_frame", tooltip="The first frame with a noise of its own, for Source "
+                                                                    "Conditioning."),
+                io.Image.Output(display_name="key_frame", tooltip="The first frame with a third noise, for Source "
+                                                                  "Conditioning."),
+                io.Mask.Output(display_name="smooth_area", tooltip="White where noise was added, one mask a frame."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, threshold: float, noise_scale: float, seed: int, limits: str = "mirror inward",
+                border: str = "repeat") -> io.NodeOutput:
+        check_choice(SARP, "limits", limits, LIMITS)
+        check_choice(SARP, "border", border, BORDERS)
+        clip = images[..., :3].movedim(-1, 1).float().cpu() * 2.0 - 1.0
+        noise = torch.randn((len(clip) + sarp.COPIES, *clip.shape[1:]), generator=torch.Generator("cpu").manual_seed(seed))
+        found = sarp.perturb_clip(clip, noise, threshold, noise_scale, LIMITS[limits], BORDERS[border])
+        pictures = [((p + 1.0) / 2.0).movedim(1, -1) for p in (found.clip, found.first_frame, found.key_frame)]
+        if noise_scale == 0.0:
+            pictures = [images[..., :3], images[:1, ..., :3], images[:1, ..., :3]]
+        return io.NodeOutput(*pictures, found.smooth[sarp.COPIES:].float())
+
+
+class SourceConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSourceConditioning",
+            display_name="Source Conditioning",
+            description="Prepares a source clip for Invert EDM: its latents, and the conditioning that I2VEdit inverts with.",
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's VAE."),
+                io.Image.Input("images", tooltip="The clip's frames, perturbed; sides multiples of 8."),
+                io.Image.Input("first_frame", optional=True,
+                               tooltip="From Smooth Area Perturbation: what CLIP and the later frames' condition see. Without "
+                                       "it, the clip's first frame."),
+                io.Image.Input("key_frame", optional=True,
+                               tooltip="From Smooth Area Perturbation: what the first frame's condition sees. Without it, the "
+                                       "clip's first frame."),
+                io.Int.Input("fps_id", default=condition.FPS_INVERSION, min=0, max=1023, optional=True,
+                             tooltip="Frame rate number as the network sees it; released value 8."),
+                io.Int.Input("motion_bucket_id", default=condition.MOTION_BUCKET, min=0, max=1023, optional=True,
+                             tooltip="Amount of motion as the network sees it; released value 127."),
+                io.Float.Input("augmentation", default=condition.AUGMENTATION, min=0.0, max=10.0, step=0.005, round=0.001,
+                               optional=True,
+                               tooltip="Standard deviation of the noise added to the condition's pixels, on -1 to 1, before "
+                                       "the VAE; also told to the network. Released value 0.02."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, optional=True,
+                             tooltip="Seed of that noise."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For Invert EDM."),
+                io.Latent.Output(display_name="latent", tooltip="The clip's latents, for Invert EDM."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision, vae, images, first_frame=None, key_frame=None, fps_id: int = condition.FPS_INVERSION,
+                motion_bucket_id: int = condition.MOTION_BUCKET, augmentation: float = condition.AUGMENTATION,
+                seed: int = 0) -> io.NodeOutput:
+        height, width = check_size(SOURCE, "images", images)
+        copies = []
+        for name, picture in (("first_frame", first_frame), ("key_frame", key_frame)):
+            picture = images[:1] if picture is None else picture[:1]
+            if tuple(picture.shape[1:3]) != (height, width):
+                raise ValueError(f"{SOURCE}: '{name}' is {picture.shape[2]} x {picture.shape[1]} pixels, 'images' are {width} "
+                                 f"x {height}. Take both from the same Smooth Area Perturbation.")
+            copies.append(picture[..., :3])
+        noise = torch.randn((1, 3, height, width), generator=torch.Generator("cpu").manual_seed(seed))
+        positive, latents = host.source_conditioning(clip_vision, vae, images[..., :3], *copies, fps_id, motion_bucket_id,
+                                                     augmentation, noise)
+        return io.NodeOutput(positive, {"samples": latents})
+
+
+def check_size(node: str, name: str, images) -> tuple[int, int]:
+    """(height, width) of pictures that the VAE takes without cropping.
+
+    Raises:
+        ValueError: a side is no multiple of 8.
+    """
+    height, width = images.shape[1:3]
+    if height % MULTIPLE or width % MULTIPLE:
+        raise ValueError(f"{node}: '{name}' are {width} x {height} pixels; both sides must be multiples of {MULTIPLE}. Resize "
+                         f"them before, for instance to {max(1, round(width / MULTIPLE)) * MULTIPLE} x "
+                         f"{max(1, round(height / MULTIPLE)) * MULTIPLE}.")
+    return height, width
+
+
+class InvertEDM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterInvertEDM",
+            display_name="Invert EDM",
+            description="Runs a clip backwards through the model to the noise that it could have been made from (I2VEdit). "
+                        "Sample the latent with added noise turned off and the same sigmas.",
+            search_aliases=["inversion", "unsample", "DDIM inversion", "I2VEdit"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Stable Video Diffusion model, without the edit's motion LoRA."),
+                io.Conditioning.Input("positive", tooltip="Of the source clip, from Source Conditioning."),
+                io.Latent.Input("latent", tooltip="The source clip's latents, from Source Conditioning."),
+                io.Int.Input("steps", default=25, min=1, max=10000,
+                             tooltip="Steps, on the released schedule (Karras, 700 to 0.002). More invert more exactly. Not "
+                                     "used if sigmas is connected."),
+                io.Sigmas.Input("sigmas", optional=True,
+                                tooltip="Another schedule, as the sampler is to run it: falling noise levels."),
+                io.Boolean.Input("resumable", default=False, optional=True,
+                                 tooltip="Keep what is done in output/trajectories while running, and go on from there after "
+                                         "an interruption. The file is deleted at the end."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent",
+                                 tooltip="Where sampling starts, at full noise: for SamplerCustom with add_noise off, or "
+                                         "KSampler (Advanced) with add_noise disabled."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="All states, for Match Attention, Save Trajectory."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, steps: int, sigmas=None, resumable: bool = False) -> io.NodeOutput:
+        sigmas = torch.tensor(karras_sigmas(steps)) if sigmas is None else sigmas
+        folder = Path(folder_paths.get_output_directory(), FOLDER) if resumable else None
+        found = host.invert(model, positive, latent, sigmas, folder, cls.hidden.unique_id)
+        return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
+
+
+class SaveTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSaveTrajectory",
+            display_name="Save Trajectory",
+            description="Writes an inversion into one safetensors file, to edit the clip again without inverting it again.",
+            is_output_node=True,
+            inputs=[
+                TrajectoryType.Input("trajectory", tooltip="From Invert EDM."),
+                io.String.Input("filename_prefix", default=f"{FOLDER}/clip",
+                                tooltip="Place and start of the name under the output folder; a number is added. Load "
+                                        "Trajectory lists the folder trajectories."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, trajectory, filename_prefix: str) -> io.NodeOutput:
+        try:
+            folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
+                                                                           folder_paths.get_output_directory())
+            path = write(Path(folder, f"{name}_{counter:05}_.safetensors"), trajectory)
+        except OSError as error:
+            raise TrajectoryError(f"Save Trajectory: the folder of '{filename_prefix}' cannot be made: {error}. Choose one "
+                                  "that may be written to.") from error
+        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
+
+
+def write(path: Path, found: trajectory.Trajectory) -> Path:
+    """Save with the node's name in front of what goes wrong."""
+    try:
+        return trajectory.save(path, found)
+    except TrajectoryError as error:
+        raise TrajectoryError(f"Save Trajectory: {error}") from error
+
+
+class LoadTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterLoadTrajectory",
+            display_name="Load Trajectory",
+            description="Reads an inversion that Save Trajectory wrote.",
+            inputs=[io.Combo.Input("file", options=saved_names(),
+                                   tooltip="From the folder trajectories under output or input.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as Invert EDM gives it."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="For Match Attention."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str):
+        try:
+            found = saved_path(file).stat()
+        except (FileNotFoundError, ValueError):
+            return file
+        return file, found.st_mtime_ns, found.st_size
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        try:
+            found = trajectory.load(saved_path(file))
+        except TrajectoryError as error:
+            raise TrajectoryError(f"Load Trajectory: {error}") from error
+        return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
+
+
+def saved_folders() -> list[Path]:
+    return [Path(root, FOLDER) for root in (folder_paths.get_output_directory(), folder_paths.get_input_directory())]
+
+
+def saved_names() -> list[str]:
+    """Trajectories that can be loaded, those of the output folder first."""
+    found = [str(p.relative_to(folder).as_posix()) for folder in saved_folders() if folder.is_dir()
+             for p in sorted(folder.rglob("*.safetensors")) if trajectory.PARTIAL not in p.name]
+    return list(dict.fromkeys(found))
+
+
+def saved_path(name: str) -> Path:
+    """The file of that name.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the name leads out of the folders.
+    """
+    for folder in saved_folders():
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ValueError(f"Load Trajectory: '{name}' lies outside of the folder {folder}. Choose a file from the list.")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"Load Trajectory: '{name}' is in none of the folders {', '.join(map(str, saved_folders()))}. Put "
+                            "the file into one of them, press R to refresh the list, and choose it again.")
+
+
+class NormalityReadOut(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterNormality",
+            display_name="Normality",
+            description="How much like noise an inverted latent is: the Anderson-Darling statistic (I2VEdit, Table 2) and a "
+                        "histogram. Smaller is better; compare clips of the same size.",
+            search_aliases=["Anderson-Darling", "Gaussian", "I2VEdit"],
+            is_output_node=True,
+            inputs=[io.Latent.Input("latent", tooltip="The inverted latent from Invert EDM; any other latent works, too.")],
+            outputs=[
+                io.Float.Output(display_name="statistic", tooltip="Of the whole clip. Pure noise stays under 0.8; clips "
+                                                                  "without perturbation reach thousands."),
+                io.Image.Output(display_name="histogram", tooltip="Standardised values of the clip, and of each channel, with "
+                                                                  "the normal curve."),
+                io.String.Output(display_name="table", tooltip="Statistic, mean, deviation of the clip and of each channel."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        samples = host.check_latent(latent, "Normality")
+        found = anderson_darling(samples)
+        rows = [("clip", samples), *((f"channel {c}", samples[:, c]) for c in range(samples.shape[1]))]
+        table = "\n".join(f"{name}: {describe(anderson_darling(values))}" for name, values in rows)
+        table += f"\n(normal at the 5 % level: below {CRITICAL_5_PERCENT})"
+        pictures = torch.cat([normality_picture(values, name) for name, values in rows])
+        return io.NodeOutput(found.statistic, pictures, table, ui=ui.PreviewText(table))
+
+
+NODES = [SmoothAreaPerturbation, SourceConditioning, InvertEDM, SaveTrajectory, LoadTrajectory, NormalityReadOut]
