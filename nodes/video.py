@@ -39,8 +39,8 @@ class PlanClips(io.ComfyNode):
                                tooltip="Frames a second to keep; SVD was trained at about 7. -1 keeps all."),
                 io.Int.Input("length", default=14, min=2, max=1000, tooltip="Frames of a clip: 14 for SVD, 25 for SVD-XT."),
                 io.Int.Input("overlap", default=1, min=0, max=100,
-                             tooltip="Frames that a clip shares with the one before it. 1 lets a clip begin with the frame that the "
-                                     "one before it ended with."),
+                             tooltip="Frames that a clip shares with the one before it. 1 lets a clip begin with the frame that "
+                                     "the one before it ended with."),
                 io.Combo.Input("remainder", options=list(clips.REMAINDERS), default="equal",
                                tooltip="What becomes of a last clip that is not full. equal: all clips get nearly the same length. "
                                        "short: it stays short, as released. join: if under half, it is added to the one before."),
@@ -106,8 +106,8 @@ class PropagateEdit(io.ComfyNode):
                                tooltip="Against drift: pulls a later clip's colours to those of its source with the first edit's "
                                        "change of colour. 0 is as released."),
                 io.Float.Input("anchor", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
-                               tooltip="Against drift: share of the first edited frame in what later clips are told through CLIP. 0 "
-                                       "is as released."),
+                               tooltip="Against drift: share of the first edited frame in what later clips are told through CLIP. "
+                                       "0 is as released."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Of all noise in the job."),
                 advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Of the motion LoRA.")),

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from framepainter_tests import tiny
@@ -85,7 +91,7 @@ def test_a_video_of_its_own_size_comes_back(job, frames, plan, output, loaded):
 
 
 def test_clips_meet(job, nodes, frames, plan, output):
-    """A later clip's edit depends on the one before: another first frame changes every clip, another seed of clip 1's frames too."""
+    """A later clip's edit depends on the one before: another first frame changes every clip."""
     edited = job()[0]
     other = job(edited=frames[:1] * 0.5)[0]
     assert (edited - other).abs().flatten(1).amax(1).min() > 1e-3
@@ -153,3 +159,14 @@ def test_a_folder_that_cannot_be_written(job, output, pack, monkeypatch):
         patched.setattr(store, "save_file", full)
         job()
     assert torch.isfinite(job()[0]).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_twenty_times(tmp_path):
+    """The process is killed at random moments of the job, again and again; every video is the uninterrupted one's."""
+    script = Path(__file__).resolve().parents[1] / "support" / "killed_job.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "20"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["moments"]) == 20 and found["equal"] and all(found["equal"])
+    assert len({tuple(m) for m in found["moments"]}) >= 4, "always killed in the same stage"

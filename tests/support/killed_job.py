@@ -1,0 +1,100 @@
+"""A long-video job in processes that are killed at random moments; prints what came of it as JSON.
+
+    <ComfyUI's python> tests/support/killed_job.py FOLDER KILLS
+
+ComfyUI is imported once and forked for every attempt, so that most of the time is the job's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def module(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def main() -> None:
+    folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+    tools_pack = module("framepainter_pack_opener", ROOT / "tools" / "pack.py")
+    load = tools_pack.open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
+    tiny = module("framepainter_tests_tiny", ROOT / "tests" / "support" / "tiny.py")
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    propagate, clips, presets = load("host.propagate"), load("core.video.clips"), load("core.training.motion_presets")
+    sys.path.insert(0, str(ROOT / "tools"))
+    path = tiny.write(folder / "tiny.safetensors", load, lambda name: __import__(name))
+    frames = torch.full((8, 33, 47, 3), 0.2)
+    for i in range(8):
+        frames[i, 8:24, 2 + 4 * i:12 + 4 * i] = torch.tensor([0.9, 0.5, 0.1])
+    settings = propagate.Settings(32, 48, steps=3, lora="one a clip",
+                                  motion=presets.MotionSettings(steps=4, rank=4, precision="fp32", save_every=1))
+    plan = clips.plan(8, 8.0, 4)
+
+    def child(place: Path, result: Path) -> None:
+        with torch.inference_mode():
+            loaded = load("host.loading").load(path, None, None, torch.float32)
+            models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
+            made = propagate.Job(models, frames, 1 - frames[:1], plan, settings, place).run()
+        save_file({"frames": made.frames.clone()}, str(result))
+
+    def start(place: Path, result: Path) -> int:
+        number = os.fork()
+        if not number:
+            try:
+                child(place, result)
+                os._exit(0)
+            except BaseException:  # the parent's code must not run twice
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+        return number
+
+    def ended(number: int) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+    begun = time.monotonic()
+    assert ended(start(folder / "whole", folder / "whole.safetensors")) == 0
+    whole_time = time.monotonic() - begun
+    whole = load_file(str(folder / "whole.safetensors"))["frames"]
+    dice, moments, equal, place, result = random.Random(0), [], [], folder / "killed", folder / "killed.safetensors"
+
+    def compare() -> None:
+        equal.append(torch.equal(load_file(str(result))["frames"], whole) and not list(place.rglob("*.partial*")))
+        result.unlink()
+        shutil.rmtree(place)
+
+    while len(moments) < kills:
+        number = start(place, result)
+        time.sleep(dice.uniform(0.03, 0.3) * whole_time)
+        os.kill(number, signal.SIGKILL)
+        status = ended(number)
+        if status == -signal.SIGKILL:
+            moments.append(sorted(p.name.split("-")[0] for p in place.glob("*.safetensors")))
+        else:  # the job was finished: compare, and begin another one
+            assert status == 0, status
+            compare()
+    assert ended(start(place, result)) == 0
+    compare()
+    print(json.dumps({"equal": equal, "seconds": whole_time, "moments": moments}))
+
+
+if __name__ == "__main__":
+    main()
