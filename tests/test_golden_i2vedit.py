@@ -277,7 +277,7 @@ def attention_matched_sampling(case: Case, pack, build) -> None:
         edit = with_lora(pack, model, case, p["lora_scale"])
     settings = [(name[-1], p[name]) for name in p if name.startswith("setting_")] or [("a", p)]
     for letter, s in settings:
-        for branches in ("one after another", "together"):
+        for branches in ("one after another", "together") if letter == settings[0][0] else ("one after another",):
             chosen = matching.Settings(tuple(s["mask_thr"]), tuple(s["temporal_step_thr"]), branches=branches)
             matched = matching.match_attention(edit, trajectory, chosen)
             seen, masks = [], {}
