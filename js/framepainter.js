@@ -1,0 +1,12 @@
+import { app } from "../../scripts/app.js";
+import { editorWidget } from "./widget.js";
+
+// The only file here that does anything when it is loaded; the page loads all of them.
+app.registerExtension({
+  name: "ComfyUI-FramePainter.Editors",
+  getCustomWidgets: () => ({
+    FRAMEPAINTER_SKETCH: editorWidget("sketch"),
+    FRAMEPAINTER_DRAG: editorWidget("drag"),
+    FRAMEPAINTER_COARSE: editorWidget("coarse"),
+  }),
+});

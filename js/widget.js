@@ -1,0 +1,250 @@
+import { app } from "../../scripts/app.js";
+import { button, element } from "./editor/dom.js";
+import { Editor } from "./editor/shell.js";
+import { connectFile, fetchPicture, sourceOf } from "./picture.js";
+import { paintPreview, statusOf } from "./preview.js";
+import { KINDS } from "./state.js";
+import { ensureStyle } from "./style.js";
+
+const INPUT = "picture";
+const MIN_WIDTH = 260, MIN_HEIGHT = 230;
+/** How often a node looks whether its picture has become another one: neither runs nor other nodes' widgets tell. */
+const LOOK_MS = 700;
+const HEAL_FRAMES = 60;
+const ROOT = "framepainter-widget";
+const OPEN = { sketch: ["brush", "Draw"], drag: ["arrow", "Drag points"], coarse: ["lasso", "Move parts"] };
+
+/** An editor's widget on its node: a thumbnail and buttons; its value is the editor's text. */
+class EditorWidget {
+  /**
+   * @param {object} node
+   * @param {string} name of the input
+   * @param {import("./state.js").Kind} kind
+   * @param {string} text
+   */
+  constructor(node, name, kind, text) {
+    ensureStyle();
+    Object.assign(this, { node, kind, text, bitmap: null, key: null, own: null, editor: null, problem: "" });
+    this.#build();
+    this.widget = node.addDOMWidget(name, `framepainter_${kind}`, this.root, {
+      getValue: () => this.text,
+      setValue: (value) => this.receive(value),
+      getMinHeight: () => MIN_HEIGHT,
+      hideOnZoom: false,
+      socketless: true,
+    });
+    this.widget.serialize = true;
+    this.observer = new ResizeObserver(() => this.paint());
+    this.observer.observe(this.thumb);
+    this.timer = setInterval(() => this.look(), LOOK_MS);
+    this.#follow();
+    this.#heal();
+    this.look();
+  }
+
+  #build() {
+    const [name, label] = OPEN[this.kind];
+    this.canvas = element("canvas");
+    this.hint = element("div", { class: "fp-empty" });
+    this.thumb = element("div", { class: "fp-thumb", title: "Double click to open the editor", on: { dblclick: (event) => {
+      event.stopPropagation();
+      this.open();
+    } } }, this.canvas, this.hint);
+    this.status = element("div", { class: "fp-status", role: "status" });
+    const row = element("div", { class: "fp-row" },
+      button({ icon: name, text: label, class: "fp-main", id: "open", run: () => this.open() }),
+      button({ icon: "picture", text: "Picture", label: "Choose picture", id: "choose", run: () => this.choose() }),
+      button({ icon: "trash", label: "Clear", id: "clear", run: () => this.clear() }));
+    // A press on a button is not the start of moving the node.
+    for (const type of ["pointerdown", "mousedown", "dblclick"]) row.addEventListener(type, (event) => event.stopPropagation());
+    this.root = element("div", { class: ROOT, "data-kind": this.kind }, this.thumb, this.status, row);
+  }
+
+  // The node ------------------------------------------------------------------------------------------
+
+  /** Do something when the node does; its own function comes first. */
+  #chain(name, extra) {
+    const { node } = this, before = node[name];
+    node[name] = function (...all) {
+      const result = before?.apply(this, all);
+      extra(...all);
+      return result;
+    };
+  }
+
+  #follow() {
+    this.#chain("onExecuted", (output) => {
+      this.own = output ?? null;
+      this.look();
+    });
+    this.#chain("onConnectionsChange", () => queueMicrotask(() => this.look()));
+    this.#chain("onAdded", () => {
+      this.revive();
+      this.#heal();
+    });
+    this.#chain("onConfigure", () => this.#heal());
+    this.#chain("onRemoved", () => this.#end());
+  }
+
+  /** Pages that make a node anew, as undo does, may leave the old element in place of ours. */
+  #heal(frames = HEAL_FRAMES) {
+    cancelAnimationFrame(this.healing);
+    this.healing = requestAnimationFrame(() => {
+      if (this.ended) return;
+      if (!this.root.isConnected && this.node.id !== undefined && this.node.id !== -1) {
+        const body = document.querySelector(`[data-node-id="${this.node.id}"]`);
+        const stale = body?.querySelector(`.${ROOT}[data-kind=${this.kind}]`);
+        if (stale) stale.replaceWith(this.root);
+      }
+      if (frames > 1) this.#heal(frames - 1);
+    });
+  }
+
+  #end() {
+    this.ended = true;
+    clearInterval(this.timer);
+    cancelAnimationFrame(this.healing);
+    this.observer.disconnect();
+    this.loading?.abort();
+    this.editor?.close();
+    this.bitmap?.close();
+    this.bitmap = null;
+  }
+
+  /** A removed node may be added again, as some pages do when they move it into a subgraph. */
+  revive() {
+    if (!this.ended) return;
+    this.ended = false;
+    this.key = null;
+    this.timer = setInterval(() => this.look(), LOOK_MS);
+    this.observer.observe(this.thumb);
+  }
+
+  // The picture ---------------------------------------------------------------------------------------
+
+  /** Load the connected picture, if it is another one than before. */
+  async look() {
+    if (this.ended || document.hidden || !this.node.graph) return;
+    const source = sourceOf(this.node, INPUT, this.own), key = source?.key ?? "";
+    if (key === this.key) return;
+    this.key = key;
+    this.loading?.abort();
+    this.loading = new AbortController();
+    const { signal } = this.loading;
+    let bitmap = null;
+    this.problem = "";
+    try {
+      if (source) bitmap = await fetchPicture(source, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      this.problem = error.message;
+    }
+    if (signal.aborted || this.ended) return bitmap?.close();
+    const old = this.bitmap;
+    this.bitmap = bitmap;
+    this.editor?.setPicture(bitmap);
+    old?.close();
+    this.paint();
+  }
+
+  async connect(input, file) {
+    await connectFile(this.node, input, file);
+    remember();
+    await this.look();
+  }
+
+  choose() {
+    const field = element("input", { type: "file", accept: "image/*" });
+    field.addEventListener("change", async () => {
+      try {
+        await this.connect(INPUT, field.files[0]);
+      } catch (error) {
+        this.problem = error.message;
+        this.paint();
+      }
+    });
+    field.click();
+  }
+
+  // The text ------------------------------------------------------------------------------------------
+
+  /** A text from the page: a loaded workflow, undo, a paste. */
+  receive(value) {
+    const text = typeof value === "string" ? value : value == null ? KINDS[this.kind].empty : JSON.stringify(value);
+    if (text === this.text) return;
+    this.text = text;
+    this.editor?.receive(text);
+    this.paint();
+  }
+
+  /** A text from the editor. */
+  write(text) {
+    this.text = text;
+    this.widget.value = text;
+    this.widget.callback?.(text);
+    this.paint();
+    remember();
+  }
+
+  clear() {
+    if (this.text !== KINDS[this.kind].empty) this.write(KINDS[this.kind].empty);
+  }
+
+  // What is seen --------------------------------------------------------------------------------------
+
+  paint() {
+    if (this.ended) return;
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      if (!this.ended) this.#paint();
+    });
+  }
+
+  #paint() {
+    const density = Math.min(2, window.devicePixelRatio || 1), { clientWidth, clientHeight } = this.thumb;
+    const { text, warn, broken } = statusOf(this.kind, this.text, this.bitmap);
+    this.status.replaceChildren(element("span", { text: this.problem || text }));
+    this.status.dataset.level = warn || this.problem ? "warn" : "";
+    if (broken) {
+      this.status.append(button({ icon: "copy", label: "Copy the text", id: "copy-text", run: () => navigator.clipboard?.writeText(this.text) }));
+    }
+    if (!clientWidth || !clientHeight) return;
+    this.canvas.width = Math.round(clientWidth * density);
+    this.canvas.height = Math.round(clientHeight * density);
+    const drawn = paintPreview(this.canvas, this.kind, this.text, this.bitmap, density);
+    this.hint.textContent = drawn ? "" : "Connect a picture, choose one, or draw on a blank ground. Pictures made by other nodes show after a run.";
+  }
+
+  open() {
+    if (this.editor || this.ended) return;
+    this.editor = new Editor({
+      kind: this.kind, text: this.text,
+      write: (text) => this.write(text),
+      connect: (input, file) => this.connect(input, file),
+      closed: () => {
+        this.editor = null;
+        this.paint();
+      },
+    });
+    this.editor.setPicture(this.bitmap, !this.bitmap && Boolean(this.key) && !this.problem);
+    this.look();
+  }
+}
+
+/** Tell the page that the workflow has changed: without this neither undo nor saving would know. */
+function remember() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  if (tracker?.captureCanvasState) tracker.captureCanvasState();
+  else tracker?.checkState?.();
+}
+
+/**
+ * A widget constructor for getCustomWidgets.
+ * @param {import("./state.js").Kind} kind
+ */
+export function editorWidget(kind) {
+  return (node, name, spec) => {
+    const { widget } = new EditorWidget(node, name, kind, spec?.[1]?.default ?? KINDS[kind].empty);
+    return { widget, minWidth: MIN_WIDTH, minHeight: MIN_HEIGHT };
+  };
+}
