@@ -339,12 +339,17 @@ class ControlPatch(_WeightsPatch):
         first = 1 if self.targets_only else 0
         features = self._features(h, frames, sigma, options)[first:]
         rows = h.reshape(len(groups), frames, *h.shape[1:])
+        # Several signals in a chain are all measured against the same features, so that their order does not matter.
+        so_far, reference = options.get(keys.CONTROLLED, (None, None))
+        reference = reference if so_far is h else rows
         # A new tensor: the UNet keeps `h` itself as its skip connection.
         out = rows.clone()
         for group, unconditional in enumerate(groups):
             if not unconditional:
-                out[group, first:] = inject(rows[group, first:], features, self.strength)
-        return out.reshape(h.shape)
+                out[group, first:] = inject(rows[group, first:], features, self.strength, reference[group, first:])
+        out = out.reshape(h.shape)
+        options[keys.CONTROLLED] = out, reference
+        return out
 
     def _features(self, h: Tensor, frames: int, sigma: Tensor, options: dict) -> Tensor:
         height, width = (DOWNSCALE * side for side in options["original_shape"][-2:])

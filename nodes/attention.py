@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..core.attention import correspondence
+from ..core.signals.area import moved_area
 from ..host.patches import attach_matching
 from ..host.probe import look
 from .schema import FramePainterType, advanced, check_choice, schema
@@ -76,6 +77,8 @@ class CorrespondenceMap(io.ComfyNode):
                 io.Image.Output(display_name="flow", tooltip="Where every edited token comes from: hue is the direction, "
                                                              "saturation the distance, white means the same place."),
                 io.Mask.Output(display_name="attention", tooltip="The heat map by itself, 0 to 1."),
+                io.Mask.Output(display_name="moved", tooltip="Tokens that come from another place, where they are and where "
+                                                             "they were, for Edit Mask."),
             ],
         )
 
@@ -105,7 +108,7 @@ class CorrespondenceMap(io.ComfyNode):
         flow = flow.repeat_interleave(max(1, picture.shape[1] // size[0]), 0)
         flow = flow.repeat_interleave(max(1, picture.shape[2] // size[1]), 1)
         attention = (matches.heat / matches.heat.max().clamp_min(1e-12)).reshape(1, *size)
-        return io.NodeOutput(heat, flow[None], attention)
+        return io.NodeOutput(heat, flow[None], attention, moved_area(matches.best, *size)[None])
 
 
 NODES = [MatchingAttention, CorrespondenceMap]

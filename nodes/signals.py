@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ..core.signals.area import changed_area
 from ..core.signals.edit_signal import EditSignal
-from ..core.signals.pieces import place_pieces, read_pieces
+from ..core.signals.pieces import place_clip, place_pieces, read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
@@ -156,6 +156,9 @@ class CoarseEditSignal(io.ComfyNode):
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
                                tooltip="For an edited picture whose aspect ratio is not the source's: stop and say so, or "
                                        "stretch it."),
+                advanced(io.Int.Input("frames", default=2, min=2, max=64, optional=True,
+                                      tooltip="Pictures in clip. 2 for FramePainter; for Stable Video Diffusion itself as many "
+                                              "as the video has.")),
                 drawn_by(io.String.Input("pieces", default="", optional=True, socketless=True,
                                          tooltip="What is moved in the editor, as JSON; the same for all pictures of a "
                                                  "batch."), "FRAMEPAINTER_COARSE"),
@@ -167,13 +170,19 @@ class CoarseEditSignal(io.ComfyNode):
                 io.Mask.Output(display_name="uncovered", is_output_list=True,
                                tooltip="What the edit left behind and nothing hides."),
                 io.Mask.Output(display_name="changed", is_output_list=True,
-                               tooltip="All that the edit touched: left, removed or laid over. For Dual Clock and Edit Mask."),
+                               tooltip="All that the edit touched: left, removed or laid over."),
+                io.Image.Output(display_name="clip", is_output_list=True,
+                                tooltip="The edit as a movement, for FramePainter Dual Clock: the source picture first, the "
+                                        "edit last."),
+                io.Mask.Output(display_name="clip_mask", is_output_list=True,
+                               tooltip="Where each picture of clip is to be followed: all of the first, in the others what "
+                                       "was moved."),
             ],
         )
 
     @classmethod
     def execute(cls, edited: Tensor | None = None, picture: Tensor | None = None, uncovered: Tensor | None = None,
-                size_mismatch: str = "error", pieces: str = "") -> io.NodeOutput:
+                size_mismatch: str = "error", frames: int = 2, pieces: str = "") -> io.NodeOutput:
         node = "Coarse Edit Signal"
         check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
         moved = read_pieces(pieces)
@@ -208,7 +217,16 @@ class CoarseEditSignal(io.ComfyNode):
         controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in (control, hole, changed))
         known = edited is None or picture is not None
         signals = [EditSignal("coarse", c, area=a if known else None) for c, a in zip(controls, areas, strict=True)]
-        return io.NodeOutput(signals, controls, holes, areas)
+        clips = []
+        for i in range(count):
+            source = one_of(control if picture is None else picture[..., :3], i)
+            if edited is None:
+                clips.append(place_clip(moved, source, frames, size_mismatch == "stretch"))
+            else:
+                later = (frames - 1, -1, -1)
+                followed = torch.cat([torch.ones(1, height, width), (areas[i] * (1 - one_of(hole, i))).expand(later)])
+                clips.append((torch.cat([source.float(), controls[i].expand(*later, -1)]), followed))
+        return io.NodeOutput(signals, controls, holes, areas, [c[0] for c in clips], [c[1] for c in clips])
 
 
 class DragSignal(io.ComfyNode):
@@ -251,7 +269,8 @@ class ApplyEditSignal(io.ComfyNode):
             description="Makes a model follow an editing signal. Several can be chained.",
             inputs=[
                 io.Model.Input("model", tooltip="A FramePainter model, or another SVD model of the same width."),
-                FramePainterType.Input("framepainter", tooltip="Holds the control encoder."),
+                FramePainterType.Input("framepainter", optional=True,
+                                       tooltip="Holds the control encoder. Drags need none."),
                 EditSignalType.Input("signal", tooltip="What to follow: a sketch, a coarse edit or drags."),
                 io.Float.Input("strength", default=0.8, min=0.0, max=2.0, step=0.05, round=0.001,
                                tooltip="How strongly the edit follows the signal. The authors' demo uses 0.8, range 0 to 1; "
@@ -270,11 +289,15 @@ class ApplyEditSignal(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, framepainter, signal: EditSignal, strength: float, start_percent: float,
-                end_percent: float, semantics: str = "release") -> io.NodeOutput:
+    def execute(cls, model, signal: EditSignal, strength: float, start_percent: float, end_percent: float,
+                semantics: str = "release", framepainter=None) -> io.NodeOutput:
         check_choice("Apply Edit Signal", "semantics", semantics, SEMANTICS)
         if signal.kind == "drag":
             return io.NodeOutput(apply_drag(model, signal.points, strength, start_percent, end_percent))
+        if framepainter is None:
+            raise ValueError(f"Apply Edit Signal: 'framepainter' is not connected, and a {signal.kind} signal needs its control "
+                             "encoder. Connect FRAMEPAINTER from Load FramePainter. Without trained weights, drags work, and "
+                             "FramePainter Dual Clock for coarse edits.")
         return io.NodeOutput(apply_control(model, framepainter.encoder, signal.control, strength, start_percent,
                                            end_percent, semantics))
 

@@ -28,13 +28,15 @@ def match_statistics(control: Tensor, features: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(centred * scale + features.mean(over, keepdim=True), features.shape[-2:])
 
 
-def inject(features: Tensor, control: Tensor, strength: Tensor | float) -> Tensor:
-    """features + 0.2 * strength * match_statistics(control, features), never in place.
+def inject(features: Tensor, control: Tensor, strength: Tensor | float, reference: Tensor | None = None) -> Tensor:
+    """features + 0.2 * strength * match_statistics(control, reference), never in place.
 
     Not in place because the UNet has stored the very same tensor as its skip connection.
 
     Args:
         features: (N, C, h, w).  control: (N, C, H, W).  strength: one number, or (N, 1, 1, 1) one a row.
+        reference: (N, C, h, w) the features before any control, if others were injected already; their order then does
+            not matter. None: the features themselves.
     """
-    matched = match_statistics(control, features)
+    matched = match_statistics(control, features if reference is None else reference)
     return (features.float() + matched * strength * INJECTION_GAIN).to(features.dtype)

@@ -22,6 +22,7 @@ EXAMPLE = ("Edit in the node's editor, leave it empty, or write it as in docs/ed
 BACKGROUNDS = ("black", "fill")
 MAX_PIECES, MAX_CORNERS = 1_000, 100_000
 MIN_SCALE = 0.01
+BLOCK = 2**20  # pixels of a piece that are worked on at a time
 
 
 class Piece(NamedTuple):
@@ -152,6 +153,30 @@ def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False) -> Plac
     return Placed(out, *(torch.from_numpy(m).float() for m in (uncovered, placed, np.maximum(touched, placed))))
 
 
+def part_way(pieces: Pieces, share: float) -> Pieces:
+    """The edit with its moves, turns and scales only partly done; pieces are flipped and removed from the start."""
+    def partly(piece: Piece) -> Piece:
+        scale = np.sign(piece.scale) * np.abs(piece.scale) ** share
+        return piece._replace(move=piece.move * share, rotate=piece.rotate * share, scale=scale)
+
+    return pieces._replace(pieces=tuple(partly(p) for p in pieces.pieces))
+
+
+def place_clip(pieces: Pieces, picture: Tensor, frames: int, stretch: bool = False) -> tuple[Tensor, Tensor]:
+    """The edit as a movement: the picture itself, then the pieces on their way, at last in place.
+
+    Args:
+        picture: (1, H, W, C).  frames: T, at least 2.
+
+    Returns:
+        (T, H, W, C), and (T, H, W) where each frame is to be followed: frame 0 everywhere, the others where pieces lie.
+    """
+    steps = [place_pieces(part_way(pieces, k / (frames - 1)), picture, stretch) for k in range(1, frames)]
+    everywhere = torch.ones(1, *picture.shape[1:3])
+    return (torch.cat([picture.float(), *(s.picture for s in steps)]),
+            torch.cat([everywhere, *(s.placed[None] for s in steps)]))
+
+
 def transform(piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A piece's matrix R S, its inverse, and the point that stays in place when it turns: (2, 2), (2, 2), (2,)."""
     turns, rest = divmod(piece.rotate, 90.0)
@@ -172,7 +197,7 @@ def _taken(source: Tensor, window: Window, inverse: np.ndarray, middle: np.ndarr
     height, width = source.shape[1:3]
     rows, columns = window
     x = np.arange(columns.start, columns.stop) + 0.5 - middle[0] - move[0]
-    out, block = [], max(1, 2**20 // max(len(x), 1))
+    out, block = [], max(1, BLOCK // max(len(x), 1))
     for top in range(rows.start, rows.stop, block):
         y = (np.arange(top, min(top + block, rows.stop)) + 0.5 - middle[1] - move[1])[:, None]
         at_x = np.clip(inverse[0, 0] * x + inverse[0, 1] * y + middle[0] - 0.5, 0, width - 1)

@@ -46,7 +46,7 @@ def identity(pack, edit):
 def test_equal_frames_match_in_place(node, edit, identity):
     """If the edit is the source again and like finds like, every point comes from where it is: white flow."""
     frame = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(4)) * 5
-    heat, flow, attention = call(node, edit, frame.expand(2, -1, -1, -1), identity, x=0.3, y=0.6, sigma=0.01)
+    heat, flow, attention, moved = call(node, edit, frame.expand(2, -1, -1, -1), identity, x=0.3, y=0.6, sigma=0.01)
     assert heat.shape == (1, 64, 96, 3) and flow.shape == (1, 64, 96, 3) and attention.shape == (1, 8, 12)
     assert (flow > 0.99).all(-1).float().mean() > 0.9
     assert int(attention.flatten().argmax()) == int(0.6 * 8) * 12 + int(0.3 * 12)
@@ -59,7 +59,7 @@ def test_levels_are_the_networks_maps(node, edit):
 
 
 def test_the_crosses_are_drawn(node, edit):
-    heat, _, _ = call(node, edit, torch.randn(2, 4, 8, 12), x=0.25, y=0.5)
+    heat, *_ = call(node, edit, torch.randn(2, 4, 8, 12), x=0.25, y=0.5)
     assert torch.allclose(heat[0, 32, 24], torch.tensor([1.0, 0.25, 0.2]), atol=1e-6)
     green = (heat[0] - torch.tensor([0.2, 1.0, 0.3])).abs().amax(-1) < 1e-6
     assert green.any()
@@ -67,7 +67,7 @@ def test_the_crosses_are_drawn(node, edit):
 
 def test_cross_frame_can_be_looked_at(node, edit, pack):
     model = pack("host.patches").attach_matching(edit[0].model, None, "cross-frame", 1.0)
-    _, _, attention = call(node, edit, torch.randn(2, 4, 8, 12), model)
+    _, _, attention, _ = call(node, edit, torch.randn(2, 4, 8, 12), model)
     assert attention.max() == 1 and attention.min() >= 0
 
 

@@ -1,0 +1,239 @@
+"""FramePainter Dual Clock, Edit Mask, Keep Untouched, Keep Untouched in Latents."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..core.distance import feathered, grown
+from ..core.dual_clock import STRONG, WEAK
+from ..core.keep import blend_weights, keep_untouched
+from ..core.signals.area import difference_area, signal_area
+from ..core.signals.edit_signal import EditSignal
+from ..host.dual_clock import attach_dual_clock, dual_clock_start, keep_latent
+from ..host.progress import Steps
+from .schema import EditSignalType, batch_size, check_choice, one_of, schema
+
+# Sizes of "keep aspect" differ by so much from a picture's own; both show all of it.
+ASPECT_TOLERANCE = 0.1
+MISMATCHES = ["error", "stretch"]
+SIDES = ["inside", "outside"]
+MATCHES = ["off", "mean", "mean and deviation"]
+
+
+class DualClock(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterDualClock",
+            display_name="FramePainter Dual Clock",
+            description="Starts an edit from a roughly edited picture, the moved part with less noise than the rest, so that "
+                        "it stays where it was put and its surroundings adapt (Time-to-Move). Needs no trained weights.",
+            search_aliases=["time to move", "ttm", "cut and drag", "sdedit"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Stable Video Diffusion model, FramePainter or not."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Latent.Input("latent", tooltip="The empty latent of FramePainter Conditioning or of "
+                                                  "SVD_img2vid_Conditioning: its size and number of frames count."),
+                io.Image.Input("clip", tooltip="The rough edit, one picture a frame, from Coarse Edit Signal. Or one picture: "
+                                               "then 'picture' is frame 0 and it is all others."),
+                io.Mask.Input("mask", tooltip="Where it is to be followed, one mask a frame or one for all later ones: what "
+                                              "was moved, not what it uncovered."),
+                io.Float.Input("weak", default=WEAK, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="Share of the steps that is left out; the rest starts from the noised rough edit. Lower: "
+                                       "more changes outside the mask. The authors use 0.32 with this kind of model."),
+                io.Float.Input("strong", default=STRONG, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="Share of the steps until which the rough edit is held inside the mask. Higher: it stays "
+                                       "more as it was put, also its flaws. The authors use 0.42."),
+                io.Image.Input("picture", optional=True, tooltip="Frame 0, if clip is one picture: the source."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A copy that samples with two clocks."),
+                io.Latent.Output(display_name="latent", tooltip="What it starts from. Leave denoise at 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, latent, clip: Tensor, mask: Tensor, weak: float, strong: float,
+                picture: Tensor | None = None) -> io.NodeOutput:
+        node = "FramePainter Dual Clock"
+        if weak > strong:
+            raise ValueError(f"{node}: weak {weak} is above strong {strong}; the moved part would start with more noise than the "
+                             "rest. Lower weak or raise strong.")
+        count = len(latent["samples"])
+        mask = mask[None] if mask.ndim == 2 else mask
+        if count < 2:
+            raise ValueError(f"{node}: 'latent' has {count} frame. Connect the latent of FramePainter Conditioning, which has two.")
+        if len(clip) == 1:
+            if picture is None:
+                raise ValueError(f"{node}: 'clip' is a single picture, and no source is connected. Connect the source to "
+                                 "'picture', or clip of Coarse Edit Signal to 'clip'.")
+            first = picture[:1, ..., :3]
+            if first.shape[1:3] != clip.shape[1:3]:
+                first = interpolate(first.movedim(-1, 1), size=clip.shape[1:3], mode="bilinear",
+                                    antialias=True).movedim(1, -1)
+            clip = torch.cat([first, clip[..., :3].expand(count - 1, -1, -1, -1)])
+        if len(clip) != count:
+            raise ValueError(f"{node}: 'clip' has {len(clip)} pictures, 'latent' {count} frames. Set frames of Coarse Edit Signal "
+                             f"to {count}.")
+        if len(mask) == 1:
+            mask = torch.cat([torch.ones_like(mask), mask.expand(count - 1, -1, -1)])
+        if len(mask) != count:
+            raise ValueError(f"{node}: 'mask' has {len(mask)} masks, 'latent' {count} frames. Connect clip_mask of Coarse Edit "
+                             "Signal, or a single mask.")
+        start, region = dual_clock_start(vae, latent, clip, mask)
+        return io.NodeOutput(attach_dual_clock(model, region, weak, strong), start)
+
+
+class EditMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterEditMask",
+            display_name="Edit Mask",
+            description="Where an edit is: from its signals, from the difference it made, from the correspondence, or a mask "
+                        "of yours; whatever is connected is put together.",
+            inputs=[
+                io.Image.Input("picture", tooltip="The source picture; the mask gets its size."),
+                EditSignalType.Input("signal", optional=True,
+                                     tooltip="The area of a sketch, of drags or of a coarse edit. A sketch does not tell where "
+                                             "things were before."),
+                io.Image.Input("edited", optional=True,
+                               tooltip="The edited picture, at the model's size: where it differs from 'compare', or else from "
+                                       "the picture, is edited."),
+                io.Image.Input("compare", optional=True,
+                               tooltip="reconstruction of Pick Edited Frame: what the model makes of the source, so that its own "
+                                       "small errors do not count."),
+                io.Mask.Input("mask", optional=True, tooltip="Further area, such as moved of Correspondence Map, or your own."),
+                io.Float.Input("threshold", default=0.12, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="Smallest difference of a colour channel, 0 to 1, that counts as edited. Lower: more area."),
+                io.Float.Input("drag_radius", default=0.1, min=0.0, max=1.0, step=0.01, round=0.001,
+                               tooltip="Width to each side of a drag that belongs to it, share of the picture's shorter side."),
+                io.Int.Input("grow", default=8, min=-1024, max=1024,
+                             tooltip="Pixels of the picture by which the area is enlarged; negative: made smaller."),
+                io.Int.Input("feather", default=0, min=0, max=1024,
+                             tooltip="Pixels of the picture over which the mask fades outside its edge. Keep Untouched has its "
+                                     "own."),
+            ],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 where the edit is.")],
+        )
+
+    @classmethod
+    def execute(cls, picture: Tensor, threshold: float, drag_radius: float, grow: int, feather: int,
+                signal: EditSignal | None = None, edited: Tensor | None = None, compare: Tensor | None = None,
+                mask: Tensor | None = None) -> io.NodeOutput:
+        node = "Edit Mask"
+        if signal is None and edited is None and mask is None:
+            raise ValueError(f"{node}: nothing tells where the edit is. Connect 'signal', 'edited' or 'mask'.")
+        mask = mask[None] if mask is not None and mask.ndim == 2 else mask
+        height, width = picture.shape[1:3]
+        count = batch_size(node, picture=picture, edited=edited, compare=compare, mask=mask)
+        out, steps = [], Steps(count)
+        for i in range(count):
+            area = torch.zeros(1, height, width)
+            if signal is not None:
+                area = torch.maximum(area, signal_area(signal, height, width, drag_radius * min(height, width)))
+            if edited is not None:
+                before = one_of(picture if compare is None else compare, i)[..., :3]
+                after = one_of(edited, i)[..., :3]
+                if before.shape != after.shape:
+                    before = interpolate(before.movedim(-1, 1).float(), size=after.shape[1:3], mode="bilinear",
+                                         antialias=True).movedim(1, -1)
+                area = torch.maximum(area, _to_size(difference_area(after, before, threshold), height, width))
+            if mask is not None:
+                area = torch.maximum(area, _to_size(one_of(mask, i).float(), height, width))
+            # A mask that nobody enlarges or feathers stays as soft as it is.
+            out.append(area if not grow and not feather else
+                       feathered(grown(area[0] > 0.5, grow), feather, outside=True)[None])
+            steps.step()
+        return io.NodeOutput(torch.cat(out))
+
+
+def _to_size(mask: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(mask[:, None], size=(height, width), mode="bilinear")[:, 0]
+
+
+class KeepUntouched(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterKeepUntouched",
+            display_name="Keep Untouched",
+            description="Puts the edit back into the original picture at the original's size. What the mask leaves out keeps "
+                        "its bits.",
+            search_aliases=["composite", "paste back", "uncrop"],
+            inputs=[
+                io.Image.Input("original", tooltip="The picture before the edit, at its full size."),
+                io.Image.Input("edited", tooltip="The edited picture at any size of the same aspect ratio, such as the model's."),
+                io.Mask.Input("mask", tooltip="Where the edit is, at any size."),
+                io.Int.Input("feather", default=16, min=0, max=1024,
+                             tooltip="Width of the soft edge in pixels of the original. 0: the mask is used as it is."),
+                io.Combo.Input("feather_side", options=SIDES, default=SIDES[1],
+                               tooltip="outside: all of the mask shows the edit, which fades into the original beyond it. inside: "
+                                       "nothing outside the mask changes, the edit fades before its edge."),
+                io.Combo.Input("colour_match", options=MATCHES, default=MATCHES[1],
+                               tooltip="Correct the edit's colours by what is untouched in both pictures: shift them, or also "
+                                       "scale them. off: take them as they are."),
+                io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
+                               tooltip="For an edit or a mask whose aspect ratio is not the original's: stop and say so, or "
+                                       "stretch it, as is right if the whole picture was squeezed for the model."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The original with the edit in it, at the original's size."),
+                io.Mask.Output(display_name="weight", tooltip="The edit's share at each pixel; where it is 0 the bits are the "
+                                                              "original's."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, original: Tensor, edited: Tensor, mask: Tensor, feather: int, feather_side: str,
+                colour_match: str, size_mismatch: str) -> io.NodeOutput:
+        node = "Keep Untouched"
+        check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
+        check_choice(node, "feather_side", feather_side, SIDES)
+        check_choice(node, "colour_match", colour_match, MATCHES)
+        mask = mask[None] if mask.ndim == 2 else mask
+        count = batch_size(node, original=original, edited=edited, mask=mask)
+        height, width = original.shape[1:3]
+        for name, (h, w), counts in (("edited", edited.shape[1:3], True), ("mask", mask.shape[1:3], float(mask.max()) > 0)):
+            if size_mismatch == "error" and counts and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
+                raise ValueError(f"{node}: '{name}' is {w} x {h}, 'original' is {width} x {height}; the aspect ratios differ. "
+                                 "Connect pictures of the same edit. If the whole picture was squeezed for the model, set "
+                                 "size_mismatch to 'stretch'.")
+        images, weights, steps = [], [], Steps(count * 3)
+        for i in range(count):
+            weight = blend_weights(one_of(mask, i)[0], height, width, feather, feather_side == "outside")
+            images.append(keep_untouched(one_of(original, i)[0], one_of(edited, i)[0], weight, colour_match, steps.step))
+            weights.append(weight)
+        return io.NodeOutput(torch.stack(images), torch.stack(weights))
+
+
+class KeepLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterKeepLatent",
+            display_name="Keep Untouched in Latents",
+            description="Holds the source picture outside a mask while the edit is sampled, by the sampler's own noise mask.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="The empty latent of FramePainter Conditioning."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("picture", tooltip="The source picture."),
+                io.Mask.Input("mask", tooltip="Where the edit may be; a latent cell of 8 x 8 pixels that it touches is free."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="The source in both frames, with a noise mask. Put it "
+                                                                     "before FramePainter Dual Clock if both are used.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, vae, picture: Tensor, mask: Tensor) -> io.NodeOutput:
+        mask = mask[None] if mask.ndim == 2 else mask
+        if float(mask.max()) == 0:
+            raise ValueError("Keep Untouched in Latents: 'mask' is empty, so nothing could be edited. Connect the mask of Edit "
+                             "Mask, or draw one.")
+        return io.NodeOutput(keep_latent(vae, latent, picture, mask))
+
+
+NODES = [DualClock, EditMask, KeepUntouched, KeepLatent]

@@ -1,0 +1,104 @@
+"""Edit Mask, Keep Untouched, Keep Untouched in Latents and FramePainter Dual Clock at the edges of their inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return {node.define_schema().node_id: node for node in pack("nodes").NODES}
+
+
+def keep(nodes, original, edited, mask, feather=8, feather_side="outside", colour_match="off", size_mismatch="error"):
+    return nodes["FramePainterKeepUntouched"].execute(original, edited, mask, feather, feather_side, colour_match,
+                                                      size_mismatch).args
+
+
+def edit_mask(nodes, picture, threshold=0.12, drag_radius=0.1, grow=0, feather=0, **inputs):
+    return nodes["FramePainterEditMask"].execute(picture, threshold, drag_radius, grow, feather, **inputs).args[0]
+
+
+def test_a_large_photo_keeps_its_bits_and_its_opacity(nodes):
+    original = torch.rand(1, 1500, 2000, 4)
+    mask = torch.zeros(1, 96, 128)
+    mask[:, 40:60, 50:80] = 1
+    image, weight = keep(nodes, original, torch.rand(1, 96, 128, 3), mask, 20, colour_match="mean")
+    assert image.shape == original.shape and weight.shape == (1, 1500, 2000)
+    assert torch.equal(image[weight == 0], original[weight == 0]) and torch.equal(image[..., 3], original[..., 3])
+    assert weight[0, :600].max() == 0 and weight[0, 781, 1000] == 1 and (image != original).any()
+
+
+def test_batches(nodes):
+    originals, edits, mask = torch.rand(3, 40, 60, 3), torch.rand(3, 40, 60, 3), torch.zeros(40, 60)
+    mask[10:20, 10:20] = 1
+    images, weights = keep(nodes, originals, edits, mask, 0)
+    assert torch.equal(images[:, 10:20, 10:20], edits[:, 10:20, 10:20])
+    assert torch.equal(images[:, 20:], originals[:, 20:]) and len(weights) == 3
+    with pytest.raises(ValueError, match="original has 3, edited has 2, mask has 1"):
+        keep(nodes, originals, edits[:2], mask)
+
+
+def test_another_shape(nodes):
+    original, edited, mask = torch.rand(1, 40, 60, 3), torch.rand(1, 40, 40, 3), torch.ones(1, 40, 60)
+    with pytest.raises(ValueError, match="Keep Untouched: 'edited' is 40 x 40, 'original' is 60 x 40.*size_mismatch"):
+        keep(nodes, original, edited, mask)
+    assert keep(nodes, original, edited, mask, size_mismatch="stretch")[0].shape == (1, 40, 60, 3)
+    # Load Image's small black mask is no mask.
+    assert torch.equal(keep(nodes, original, edited[:, :27], torch.zeros(1, 64, 64))[0], original)
+
+
+@pytest.mark.parametrize("name", ["feather_side", "colour_match", "size_mismatch"])
+def test_choices_are_checked(nodes, name):
+    with pytest.raises(ValueError, match=f"Keep Untouched: {name} is 'sideways'; choose one of"):
+        keep(nodes, torch.rand(1, 8, 8, 3), torch.rand(1, 8, 8, 3), torch.ones(1, 8, 8), **{name: "sideways"})
+
+
+def test_edit_mask_unites_what_is_connected(nodes, pack):
+    picture = torch.rand(1, 80, 120, 3)
+    edited = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=(40, 60), mode="bilinear",
+                                             antialias=True).movedim(1, -1)
+    edited[:, 20:30, 40:50] = 1 - edited[:, 20:30, 40:50].round()
+    own = torch.zeros(1, 20, 30)
+    own[:, :3, :3] = 1
+    signal = pack("core.signals.edit_signal").EditSignal("drag", points=torch.tensor([[[0.1, 0.9, 0.3, 0.9]]]))
+    both = edit_mask(nodes, picture, signal=signal, edited=edited, mask=own)
+    assert both.shape == (1, 80, 120)
+    assert both[0, 50, 90] > 0.9 and both[0, 3, 3] == 1 and both[0, 72, 24] == 1 and both[0, 40, 20] == 0
+    assert edit_mask(nodes, picture, edited=edited)[0, 3, 3] == 0
+    larger = edit_mask(nodes, picture, grow=10, edited=edited)
+    assert larger[0, 32, 90] == 1 and edit_mask(nodes, picture, edited=edited)[0, 32, 90] == 0
+
+
+def test_edit_mask_compares_with_the_reconstruction(nodes):
+    """What the model changes everywhere is no edit if it is in both frames."""
+    picture = torch.rand(1, 40, 60, 3)
+    frame = torch.rand(1, 40, 60, 3)
+    assert edit_mask(nodes, picture, edited=frame).mean() > 0.5
+    assert edit_mask(nodes, picture, edited=frame, compare=frame).max() == 0
+
+
+def test_edit_mask_needs_something(nodes):
+    with pytest.raises(ValueError, match="Edit Mask: nothing tells where the edit is. Connect 'signal', 'edited' or 'mask'"):
+        edit_mask(nodes, torch.rand(1, 8, 8, 3))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"weak": 0.6}, "weak 0.6 is above strong 0.42"),
+    ({"latent": {"samples": torch.zeros(1, 4, 8, 8)}}, "'latent' has 1 frame. Connect the latent of FramePainter Conditioning"),
+    ({"clip": torch.rand(1, 64, 64, 3)}, "'clip' is a single picture, and no source is connected"),
+    ({"clip": torch.rand(5, 64, 64, 3)}, "'clip' has 5 pictures, 'latent' 2 frames. Set frames of Coarse Edit Signal to 2"),
+    ({"mask": torch.rand(5, 64, 64)}, "'mask' has 5 masks, 'latent' 2 frames"),
+])
+def test_clocks_that_cannot_run(nodes, changes, message):
+    inputs = {"model": None, "vae": None, "latent": {"samples": torch.zeros(2, 4, 8, 8)}, "clip": torch.rand(2, 64, 64, 3),
+              "mask": torch.ones(2, 64, 64), "weak": 0.32, "strong": 0.42, **changes}
+    with pytest.raises(ValueError, match=f"FramePainter Dual Clock: {message}"):
+        nodes["FramePainterDualClock"].execute(**inputs)
+
+
+def test_an_empty_mask_for_the_latents(nodes):
+    with pytest.raises(ValueError, match="Keep Untouched in Latents: 'mask' is empty"):
+        nodes["FramePainterKeepLatent"].execute({"samples": torch.zeros(2, 4, 8, 8)}, None, torch.rand(1, 64, 64, 3),
+                                                torch.zeros(64, 64))
