@@ -203,8 +203,8 @@ class _WatchedAttention:
     def __call__(self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None, mask: Tensor | None = None,
                  transformer_options: dict | None = None) -> Tensor:
         options = {} if transformer_options is None else transformer_options
-        at_work = options.get(keys.PASS)
-        if at_work is None or mask is not None:
+        at_work, memory = options.get(keys.PASS), options.get(keys.MEMORY)
+        if (at_work is None and memory is None) or mask is not None:
             return self.forward(x, context=context, value=value, mask=mask, transformer_options=options)
         module = self.module
         context = x if context is None else context
@@ -213,6 +213,10 @@ class _WatchedAttention:
         def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
             return optimized_attention(q, k, v, heads, attn_precision=module.attn_precision, transformer_options=options)
 
+        if memory is not None and self.kind == TEMPORAL:
+            k, v = memory.extend(self.block, k, v, options)
+        if at_work is None:
+            return module.to_out(attention(q, k, v, module.heads))
         return module.to_out(at_work.attend(self.block, self.site, self.kind, q, k, v, module.heads, attention, options))
 
 
@@ -308,7 +312,7 @@ def _with_pass(model_options: dict, at_work: Any) -> dict:
     return out
 
 
-def _evaluate(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
+def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
     """CALC_COND_BATCH wrapper: the source first, then the edit with what it found."""
     options = model_options.get("transformer_options", {})
     run: MatchRun | None = options.get(keys.RUN)
@@ -630,7 +634,7 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
     plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, change, stay, gate, read_out,
                 sum(len(p) for p in clone.patches.values()))
     clone.set_attachments(keys.READ_OUT, _Attached(gate, read_out, plan))
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate),
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, evaluate_matched),
                           (WrappersMP.APPLY_MODEL, _apply)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)

@@ -6,6 +6,7 @@ BLOCK = f"{PREFIX}_block"  # transformer_options: that block itself
 RECORD = f"{PREFIX}_record"  # transformer_options: callable(site, q, k, heads, options), asked to look at matching attention
 NORMED = f"{PREFIX}_normed"  # one block's extra_options: its normalised input, from attn1_patch to attn1_output_patch
 BLOCK_OUTPUT = f"{PREFIX}_block_output"  # kind of patch: callable(tokens, options), on a spatial transformer block's output
+MEMORY = f"{PREFIX}_memory"  # transformer_options: object whose extend() may add keys and values to temporal self-attention
 RUN = f"{PREFIX}_matched_run"  # transformer_options: what one sampling run of Match Attention keeps
 PASS = f"{PREFIX}_attention_pass"  # transformer_options: object whose attend() stands in for self-attention in one pass
 READ_OUT = f"{PREFIX}_difference"  # attachment: attention differences of the last run

@@ -1,0 +1,95 @@
+"""Skip-interval attention against recorded values of the published code: inversion and matched editing of a second clip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from framepainter_tests.golden import Case, cases
+
+CASES = [c for c in cases("i2vedit") if c.kind == "skip_interval"]
+SCALE = 0.18215
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, case: Case, what: str) -> None:
+    tolerance = case.info["tolerance"]
+    found, expected = found.double(), expected.double()
+    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} against {tuple(expected.shape)}"
+    rms = float((found - expected).norm() / expected.norm())
+    assert rms <= tolerance["rms_relative"], f"{what}: {rms:.2e}"
+    assert float((found - expected).abs().max() / expected.pow(2).mean().sqrt()) <= tolerance["max_over_rms"], what
+
+
+@pytest.fixture
+def model(pack):
+    def build(case: Case):
+        tensors = case.network("unet")
+        names = pack("core.weights.diffusers_svd").to_comfy(tensors)
+        return pack("host.building").build_unet({names[n]: t for n, t in tensors.items()}, torch.float32, 64, False)
+
+    return build
+
+
+def schedule(model, steps: int) -> torch.Tensor:
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", steps)
+
+
+def source(pack, case: Case, clip: int):
+    """CONDITIONING and LATENT of a source clip."""
+    t, frames = case.tensors, case.info["parameters"][f"frames_clip{clip}"]
+    image = pack("core.inversion.condition").source_condition(t[f"clip{clip}_source_key_latents"],
+                                                              t[f"clip{clip}_source_first_latents"], frames)
+    positive, _ = pack("host.conditioning").svd_conditioning(t[f"clip{clip}_source_image_embeds"].reshape(1, 1, -1), image, 8, 127, 0.02)
+    return positive, {"samples": t[f"clip{clip}_source_latents"][0] / SCALE}
+
+
+def edit(pack, model, case: Case, trajectory, embedding, image, noise):
+    """Core's sampler from the inverted latent; conditioning, states before each step, predictions, final state."""
+    import comfy.sample
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
+
+    p = case.info["parameters"]
+    (model,) = VideoLinearCFGGuidance().patch(model, 1.0)
+    image = pack("core.inversion.condition").edit_condition(image, noise, 0.02)
+    positive, negative = pack("host.conditioning").svd_conditioning(embedding.reshape(1, 1, -1), image, p["fps_id"], 127, 0.02)
+    start, states, predicted = pack("host.inversion").start_latent(trajectory)["samples"], [], []
+
+    def callback(i, x0, x, total):
+        states.append(x.clone())
+        predicted.append(x0.clone())
+
+    with torch.inference_mode():
+        out = comfy.sample.sample(model, torch.zeros_like(start), p["steps"], p["guidance_max"], "euler", "karras", positive, negative,
+                                  start, disable_noise=True, callback=callback, disable_pbar=True)
+    return positive, negative, torch.stack(states), predicted, out * SCALE
+
+
+@pytest.mark.parametrize("branches", ["one after another", "together"])
+def test_a_second_clip(pack, model, branches: str):
+    if not CASES:
+        pytest.skip("no case skip_interval in the folder of golden cases")
+    (case,) = CASES
+    inversion, matching, skip = pack("host.inversion"), pack("host.attention_matching"), pack("host.skip_interval")
+    t, p, base = case.tensors, case.info["parameters"], model(case)
+    sigmas = schedule(base, p["steps"])
+    settings = matching.Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), branches=branches)
+
+    first = inversion.invert(base, *source(pack, case, 0), sigmas)
+    check(first.inverted, t["clip0_inverted_latents"][0], case, "clip 0 inverted")
+    edited = edit(pack, matching.match_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
+                  t["clip0_edited_image_latents"], t["clip0_augmentation_noise"])
+    check(edited[-1], t["clip0_final_latents"][0], case, "clip 0 edited")
+
+    second = inversion.invert(skip.remember_inversion(base, first), *source(pack, case, 1), sigmas)
+    for i, expected in enumerate(t["clip1_trajectory"]):
+        check(second.states[i], expected, case, f"clip 1 state {i}")
+    check(second.inverted, t["clip1_inverted_latents"][0], case, "clip 1 inverted")
+
+    past = skip.PastEdit(edited[2], edited[0], edited[1], first)
+    patched = skip.remember_edit(matching.match_attention(base, second, settings), past)
+    *_, predicted, final = edit(pack, patched, case, second, t["clip1_edited_image_embeds"], edited[-1][-1:] / SCALE,
+                                t["clip1_augmentation_noise"])
+    for i, expected in enumerate(t["clip1_pred_original"]):
+        check(predicted[i], expected, case, f"clip 1 prediction {i}")
+    check(final, t["clip1_final_latents"][0], case, "clip 1 edited")
