@@ -1,0 +1,80 @@
+"""From a video to an edited video on a real server, measured against the true recoloured clip."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from framepainter_tests import examples
+from framepainter_tests.examples import pixels
+
+CLIP = "framepainter_clip.mp4"
+
+
+@pytest.fixture(scope="module")
+def prompt(server) -> examples.Prompt:
+    for name in ("clip.mp4", "clip_edited.png"):
+        shutil.copy(examples.WORKFLOWS / "inputs" / name, server.base / "input" / f"framepainter_{name}")
+    return json.loads((examples.WORKFLOWS / "api" / "i2vedit_small.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """The clip, and the truth: (4, 96, 96, 3) of 255."""
+    import av
+
+    with av.open(str(examples.WORKFLOWS / "inputs" / "clip.mp4")) as file:
+        clip = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]).float()
+    truth = pixels(examples.WORKFLOWS / "inputs" / "clip_truth.png").float()
+    return clip, torch.stack(truth.split(96, 1))
+
+
+def test_the_edited_colour_is_carried_through_the_clip(lab, prompt, frames):
+    clip, truth = frames
+    results = lab.run(prompt)
+    edited = torch.stack(results["Edited frames"]).float()
+    assert edited.shape == clip.shape == (4, 96, 96, 3)
+    changed = (truth - clip).abs().amax(-1) > 25
+    changed[0] = False  # the first frame was given
+    same = ~changed & ((truth - clip).abs().amax(-1) < 3)
+
+    def error(found, area):
+        return float((found - truth).pow(2).mean(-1)[area].mean()) / 255**2
+
+    still = truth[:1].expand_as(truth)  # the edited picture, not moving
+    assert error(edited, changed) < 0.12 * error(clip, changed)
+    assert error(edited, changed) < 0.5 * error(still, changed)
+    assert error(edited, same) < 0.008
+    difference = torch.stack(results["What changed"]).float()
+    assert difference.shape == clip.shape and difference.std() > 10
+    (video,) = (lab.server.base / "output" / "i2vedit_small").glob("edited_*.mp4")
+    import av
+
+    with av.open(str(video)) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 4 and file.streams.video[0].average_rate == 7
+    assert not list((lab.server.base / "output").glob("trajectories*"))
+
+
+def test_without_matching_it_is_worse(lab, prompt, frames):
+    _, truth = frames
+    drop = ("Difference Mask", "What changed", "Edited video", "Create Video", "Normality")
+    short = {k: n for k, n in copy.deepcopy(prompt).items() if n["_meta"]["title"] not in drop}
+    errors = []
+    for matched in (True, False):
+        examples.inputs(short, "FramePainterMatchAttention").update(spatial=matched, temporal=matched)
+        examples.inputs(short, "SamplerCustom")["noise_seed"] = 1 + matched  # not used; only so that it runs again
+        edited = torch.stack(lab.run(short)["Edited frames"]).float()
+        errors.append(float((edited - truth).pow(2).mean()))
+    assert errors[0] < 0.9 * errors[1], errors
+
+
+def test_a_sampler_with_other_steps_is_told_so(lab, prompt):
+    wrong = copy.deepcopy(prompt)
+    wrong["steps"] = {"class_type": "KarrasScheduler", "_meta": {"title": "Other steps"},
+                      "inputs": {"steps": 9, "sigma_max": 700.0, "sigma_min": 0.002, "rho": 7.0}}
+    examples.inputs(wrong, "SamplerCustom")["sigmas"] = ["steps", 0]
+    with pytest.raises(lab.tools.RunFailed, match="made with 25 steps from sigma 700 to 0, the sampler runs 9 steps"):
+        lab.run(wrong)
