@@ -579,6 +579,14 @@ def watch_attention(model: ModelPatcher) -> None:
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_copied_network)
 
 
+def watch_plain(unet: torch.nn.Module) -> None:
+    """Let a memory add keys and values to the temporal self-attentions of a network that the host does not manage."""
+    for name, module in unet.named_modules():
+        block, _, leaf = name.rpartition(".")
+        if leaf == "attn1" and f".{TEMPORAL}." in f"{block}.":
+            module.forward = _WatchedAttention(module.forward, block, block.rpartition(f".{TEMPORAL}")[0], TEMPORAL, module)
+
+
 def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
     """A clone with a network of its own (newer hosts: compiling, training, several GPUs) must run its own layers."""
     if clone.model is model.model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +13,22 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..core.inversion.schedule import sampling_step, source_step
+from ..core.inversion.trajectory import Trajectory
+from ..core.models.control_encoder import sinusoidal_embedding
 from ..core.training import loop, motion
 from ..core.training.cache import digest
 from ..core.training.examples import Examples
-from ..core.training.lora import add_lora, is_lora, lora_file, temporal_layers
+from ..core.training.lora import add_lora, is_lora, lora_file, temporal_layers, without_lora
 from ..core.training.motion_presets import MotionSettings
 from ..core.video import geometry
+from . import keys
+from .attention_matching import watch_plain
 from .conditioning import clip_embedding
 from .inversion import model_digest
 from .patches import svd_layout, unet_shapes
 from .plain import plain_unet
+from .skip_interval import Memory
 from .trainer import Watch, differentiable, multiple
 from .training import TrainingNetwork
 
@@ -82,14 +89,20 @@ def key(inputs: MotionInputs, settings: MotionSettings) -> str:
                   settings.steps, settings.learning_rate, settings.seed)
 
 
-def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.device | str = "cpu") -> TrainingNetwork:
+def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.device | str = "cpu",
+                 watched: bool = False) -> TrainingNetwork:
     """A frozen network in the run's precision with a new LoRA on its temporal layers, which trains in fp32.
+
+    Args:
+        watched: let a memory add keys and values to its temporal self-attention.
 
     Raises:
         WrongModel: not an SVD model.
     """
     svd_layout(model, NODE)
     network = TrainingNetwork(plain_unet(model, DTYPES[settings.precision]), checkpointing=settings.checkpointing)
+    if watched:
+        watch_plain(network.unet)
     network.requires_grad_(False)
     add_lora(network.unet, settings.rank, settings.seed, layers=temporal_layers(network.unet), normal=True,
              drop=settings.dropout)
@@ -98,8 +111,38 @@ def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.de
     return network.to(device)
 
 
-def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Watch = Watch()) -> Finished:  # noqa: B008
+def source_pass(network: TrainingNetwork, past: Trajectory, step: int, device: torch.device | str) -> None:
+    """One evaluation of a source at an inversion step, without LoRA and gradients, for what the memory notes of it."""
+    state, level, source = past.states[step].to(device), past.levels[step], past.conditioning
+    root = (level**2 + 1) ** 0.5
+    frames = len(state)
+    image = source.image_latents.to(state).expand(frames, -1, -1, -1)
+    numbers = [source.numbers["fps"] - 1, source.numbers["motion_bucket_id"], source.numbers["augmentation_level"]]
+    y = torch.cat([sinusoidal_embedding(torch.tensor([n], device=device), 256) for n in numbers], 1)
+    with torch.no_grad(), without_lora(network.unet):
+        network.unet(torch.cat([state / root, image], 1), timesteps=torch.full((frames,), 0.25 * math.log(level), device=device),
+                     context=source.embedding.to(state).expand(frames, -1, -1), y=y.expand(frames, -1),
+                     transformer_options={"patches": {}, "cond_or_uncond": [0], keys.MEMORY: network.memory},
+                     num_video_frames=frames, image_only_indicator=torch.zeros(1, frames, device=device))
+
+
+def with_memory(network: TrainingNetwork, past: Trajectory, device: torch.device | str) -> Callable[[float], None]:
+    """What to call with a step's noise level before the network is asked: clip 0's keys and values of the paired step are then
+    in its temporal attention (I2VEdit, section 4.3; released pairing)."""
+    def remember(sigma: float) -> None:
+        network.memory = Memory()
+        source_pass(network, past, source_step(sampling_step(sigma, past.sigmas), past.steps), device)
+        network.memory.recording = False
+
+    return remember
+
+
+def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Watch = Watch(),  # noqa: B008
+        past: Trajectory | None = None) -> Finished:
     """Train to the end, from the newest state in the folder if there is one.
+
+    Args:
+        past: clip 0's inversion at the size of training, to learn a later clip beside it.
 
     Raises:
         StateError, NotANumber, WrongModel, ValueError: see there.
@@ -110,17 +153,20 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Wat
             mm.unload_all_models()
             mm.soft_empty_cache()
         device = torch.device(mm.get_torch_device())
-        network = make_network(inputs.model, settings, device)
+        network = make_network(inputs.model, settings, device, past is not None)
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
                     "model": model_digest(inputs.model, True)}
+        if past is not None:
+            identity["past"] = digest({"states": past.states})
         clip = motion.MotionClip(*(t.to(device) for t in (clip.latents, clip.image, clip.embedding)))
         trainer = loop.Trainer(trained, loop.TrainSettings(
             steps=settings.steps, learning_rate=settings.learning_rate, clip=0.0, seed=settings.seed,
             save_every=settings.save_every, tolerate=TOLERATED,
             loss_scale=LOSS_SCALE if settings.precision == "fp16" else 0.0))
         evaluated = _evaluated(network, device, settings.precision)
-        loss = motion.batch_loss(evaluated, clip, settings.numbers, device=device)
+        before = None if past is None else with_memory(network, past, device)
+        loss = motion.batch_loss(evaluated, clip, settings.numbers, device=device, before=before)
         show = _previewer(inputs, settings, clip, evaluated, device, watch)
 
         def stepped(step: loop.Step) -> None:

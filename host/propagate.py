@@ -9,6 +9,7 @@ Legend: N frames of the video, T of a clip, H W pixels of the video, h w latent 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..core.training.motion_presets import MotionSettings
 from ..core.video import drift, geometry
 from ..core.video.clips import ClipPlan, joined
 from ..core.video.store import Store
-from . import attention_matching, inversion, motion_trainer
+from . import attention_matching, inversion, motion_trainer, skip_interval
 from .conditioning import clip_embedding, svd_conditioning
 from .patches import svd_layout
 from .trainer import Watch, multiple
@@ -57,6 +58,7 @@ class Settings:
     sarp_scale: float = sarp.SCALE
     carry: str = CARRIES[0]             # What starts the next clip: the last latent, or the last frame through the VAE.
     colour_match: float = 0.0           # Pulls a later clip's colours to what the first edit did to the source's. Ours.
+    skip_interval: bool = True          # Later clips' temporal attention sees clip 0's keys and values, too.
     anchor: float = 0.0                 # Share of the first edit's image embedding in later clips' conditioning. Ours.
     fps: float = 7.0
     augmentation: float = condition.AUGMENTATION
@@ -97,6 +99,8 @@ class Job:
         self.models, self.plan, self.settings = models, plan, settings
         self.store = Store(folder, tell)
         self.stages: list[str] = []
+        self._inversions: dict[str, trajectory.Trajectory] = {}
+        self._first_states: Tensor | None = None
         self.tell = tell
         step = multiple(models.model)
         if settings.height % step or settings.width % step:
@@ -130,8 +134,9 @@ class Job:
         settings = self.settings
         which = number if settings.lora == LORAS[1] else 0
         motion = replace(settings.motion, height=settings.height, width=settings.width)
+        past = self.inversion(0) if which and settings.skip_interval else None
         key = digest(self.model_key, {"frames": self.clip(which)}, {**motion.identity()}, motion.steps, motion.learning_rate,
-                     motion.seed)
+                     motion.seed, {} if past is None else {"past": past.states[-1]})
         found = self._found("lora", key, f"clip {which + 1}: motion LoRA")
         if found is not None:
             return found
@@ -139,7 +144,7 @@ class Job:
         bar = comfy.utils.ProgressBar(motion.steps)
         watch = Watch(None, lambda step: bar.update_absolute(step.step, motion.steps), None,
                       mm.throw_exception_if_processing_interrupted)
-        finished = motion_trainer.run(inputs, motion, self.store.folder / f"training-{key}", watch)
+        finished = motion_trainer.run(inputs, motion, self.store.folder / f"training-{key}", watch, past)
         self.store.put("lora", key, finished.lora)
         self._told(f"clip {which + 1}: motion LoRA trained, {finished.steps} steps")
         return finished.lora
@@ -147,14 +152,18 @@ class Job:
     def inversion(self, number: int) -> trajectory.Trajectory:
         """The trajectory of a clip's source."""
         settings, clip = self.settings, self.clip(number)
+        past = self.inversion(0) if number and settings.skip_interval else None
         key = digest(self.model_key, {"frames": clip}, settings.steps, settings.sarp_threshold, settings.sarp_scale,
-                     settings.augmentation, settings.motion_bucket, settings.seed, number)
+                     settings.augmentation, settings.motion_bucket, settings.seed, number,
+                     {} if past is None else {"past": past.states[-1]})
+        if key in self._inversions:
+            return self._inversions[key]
         path = self.store.path("inversion", key)
         if path.is_file():
             try:
-                found = trajectory.load(path)
+                self._inversions[key] = trajectory.load(path)
                 self._told(f"clip {number + 1}: inversion taken from the disk")
-                return found
+                return self._inversions[key]
             except trajectory.TrajectoryError as error:
                 self._told(f"clip {number + 1}: {error} It is inverted again.")
         generator = torch.Generator().manual_seed(settings.seed + number)
@@ -166,10 +175,14 @@ class Job:
         positive, latents = inversion.source_conditioning(
             self.models.clip_vision, self.models.vae, *pictures, condition.FPS_INVERSION, settings.motion_bucket,
             settings.augmentation, noise)
-        found = inversion.invert(self.models.model, positive, {"samples": latents}, self.sigmas(), self.store.folder)
+        model = self.models.model if past is None else skip_interval.remember_inversion(self.models.model, past)
+        # What an interrupted inversion leaves does not say what it remembered, so it has a folder of its own.
+        found = inversion.invert(model, positive, {"samples": latents}, self.sigmas(), self.store.folder / f"inverting-{key}")
+        shutil.rmtree(self.store.folder / f"inverting-{key}", ignore_errors=True)
         self.store.folder.mkdir(parents=True, exist_ok=True)
         trajectory.save(path, found)
         self._told(f"clip {number + 1}: inverted, {settings.steps} steps")
+        self._inversions[key] = found
         return found
 
     def sigmas(self) -> Tensor:
@@ -177,7 +190,8 @@ class Job:
         return torch.tensor(karras_sigmas(self.settings.steps))
 
     def edit(self, number: int, start: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A clip's edit: `latents` (T, 4, h, w) and `frames` (T, h*8, w*8, 3) uint8.
+        """A clip's edit: `latents` (T, 4, h, w), `frames` (T, h*8, w*8, 3) uint8, and of the first clip `states`
+        (steps, T, 4, h, w), what the network saw.
 
         Args:
             start: the picture it begins with, `picture` (1, h*8, w*8, 3), and `latent` (1, 4, h, w) if that is carried on.
@@ -189,6 +203,7 @@ class Job:
                      {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number)
         found = self._found("edit", key, f"clip {number + 1}: edit")
         if found is not None:
+            self._first_states = found.get("states", self._first_states)
             return found
         positive, negative = self._conditioning(number, start)
         model = self.models.model
@@ -196,17 +211,29 @@ class Job:
             model = motion_trainer.with_lora(model, lora, settings.lora_strength)
         if settings.matching:
             model = attention_matching.match_attention(model, source, settings.match)
+        if number and settings.skip_interval:
+            before = self._conditioning(0, {"picture": self.edited})
+            model = skip_interval.remember_edit(model, skip_interval.PastEdit(self._first_states, *before, self.inversion(0)))
         model = linear_guidance(model, 1.0)
         samples = inversion.start_latent(source)["samples"]
         sampler = comfy.samplers.sampler_object("euler")
         bar = comfy.utils.ProgressBar(settings.steps)
+        states: list[Tensor] = []
+
+        def stepped(step: int, _: Tensor, x: Tensor, total: int) -> None:
+            if number == 0 and settings.skip_interval:
+                states.append(x.detach().float().cpu())
+            bar.update_absolute(step + 1, total)
+
         latents = comfy.sample.sample_custom(
             model, torch.zeros_like(samples), settings.guidance, sampler, self.sigmas(), positive, negative, samples,
-            callback=lambda step, *_: bar.update_absolute(step + 1, settings.steps), disable_pbar=True, seed=settings.seed)
+            callback=stepped, disable_pbar=True, seed=settings.seed)
         frames = self._decode(latents)
         if settings.colour_match and number:
             frames = drift.match_colour(frames, self.expected_colours(number), settings.colour_match)
         done = {"latents": latents.float().cpu(), "frames": (frames.clamp(0, 1) * 255).round().byte().cpu()}
+        if states:
+            done["states"] = self._first_states = torch.stack(states)
         self.store.put("edit", key, done, {"clip": str(number + 1)})
         self._told(f"clip {number + 1}: edited, {settings.steps} steps")
         return done

@@ -65,6 +65,7 @@ class TrainingNetwork(nn.Module):
             for module in unet.modules():
                 if isinstance(module, SpatialVideoTransformer | VideoResBlock):
                     module.forward = _Checkpointed(module.forward)
+        self.memory: Any = None  # see host/skip_interval.py; adds keys and values to temporal self-attention
         self.register_buffer("numbers", torch.tensor([numbers]), persistent=False)  # (1, 3)
 
     def forward(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None = None,
@@ -76,6 +77,8 @@ class TrainingNetwork(nn.Module):
         options: dict[str, Any] = {"patches": {}, "cond_or_uncond": [0] * videos}  # so that T is told from B*T rows
         if host_attention.optimized_attention.__name__ not in WITH_GRADIENTS:
             options["optimized_attention_override"] = _with_gradients
+        if self.memory is not None:
+            options[keys.MEMORY] = self.memory
         patches = options["patches"]
         if self.matching is not None:
             patches["attn1_patch"] = [NormedInput()]

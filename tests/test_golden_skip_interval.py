@@ -93,3 +93,35 @@ def test_a_second_clip(pack, model, branches: str):
     for i, expected in enumerate(t["clip1_pred_original"]):
         check(predicted[i], expected, case, f"clip 1 prediction {i}")
     check(final, t["clip1_final_latents"][0], case, "clip 1 edited")
+
+
+def test_training_of_a_second_clip(pack, model):
+    if not CASES:
+        pytest.skip("no case skip_interval in the folder of golden cases")
+    (case,) = CASES
+    t, p, base = case.tensors, case.info["parameters"], model(case)
+    trainer, motion, presets = pack("host.motion_trainer"), pack("core.training.motion"), pack("core.training.motion_presets")
+    past = pack("host.inversion").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
+    network = trainer.make_network(base, presets.MotionSettings(rank=2, precision="fp32", dropout=0.0, checkpointing=True),
+                                   watched=True)
+    remember = trainer.with_memory(network, past, "cpu")
+    clip = motion.MotionClip(t["clip1_source_latents"][0], t["clip1_source_first_latents"][0],
+                             t["clip1_source_image_embeds"].reshape(1, -1))
+    for i, row in enumerate(p["training"]):
+        seen = []
+
+        def recorded(*inputs, seen=seen):
+            out = network(*inputs)
+            seen.append(out[0].detach())
+            return out
+
+        assert pack("core.inversion.schedule").sampling_step(row["sigma"], past.sigmas) == row["denoising_index"]
+        with torch.enable_grad():
+            remember(row["sigma"])
+            loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"], t["train_condition_noise"][:, 0],
+                                      torch.tensor([motion.NUMBERS["release"]]))
+            loss.backward()
+        check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
+        assert abs(float(loss) / row["loss"] - 1) < 1e-5
+        ups = [q for n, q in network.named_parameters() if n.endswith("attn1.to_v.lora_up.weight") and "time_stack" in n]
+        assert all(q.grad is not None and float(q.grad.norm()) > 0 for q in ups)

@@ -46,6 +46,12 @@ def inversion_levels(sigmas: Sequence[float]) -> list[float]:
     return [last, *reversed(sigmas[:-1])]
 
 
+def sampling_step(sigma: float, sigmas: Sequence[float]) -> int:
+    """The sampling step t with sigma_{t+1} < sigma <= sigma_t; the first above all levels, the last below."""
+    steps = len(sigmas) - 1
+    return next((t for t in range(steps) if sigma > sigmas[t + 1]), steps - 1)
+
+
 def source_step(sampling_step: int, steps: int) -> int:
     """The inversion step whose features serve a sampling step t: N - 1 - t, evaluated at sigma_{t+1} (released code)."""
     return steps - 1 - sampling_step

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,8 +29,11 @@ class _Added:
 
     def __init__(self, layer: nn.Module, scale: float, drop: float):
         self.layer, self.scale, self.drop, self.plain = layer, scale, drop, layer.forward
+        self.on = True
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.on:
+            return self.plain(x, *args, **kwargs)
         added = self.layer.lora_up(self.layer.lora_down(x))
         if self.drop and torch.is_grad_enabled():
             added = dropout(added, self.drop)
@@ -87,6 +91,19 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None,
             layer.lora_up.weight.zero_()
         layer.forward = _Added(layer, (used if alpha is None else alpha) / used, drop)
     return {name: p for name, p in model.named_parameters() if is_lora(name)}
+
+
+@contextmanager
+def without_lora(model: nn.Module):
+    """The network as it was before `add_lora`, for a while."""
+    added = [m.forward for m in model.modules() if isinstance(getattr(m, "forward", None), _Added)]
+    for forward in added:
+        forward.on = False
+    try:
+        yield
+    finally:
+        for forward in added:
+            forward.on = True
 
 
 def is_lora(name: str) -> bool:

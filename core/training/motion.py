@@ -69,11 +69,12 @@ def motion_loss(network: Network, clip: MotionClip, sigma: Tensor, noise: Tensor
 
 
 def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch: int = 1,
-               device: torch.device | str = "cpu") -> Callable[[int, int, torch.Generator], Mapping[str, Tensor]]:
+               device: torch.device | str = "cpu", before: Callable[[float], None] | None = None) -> Callable[[int, int, torch.Generator], Mapping[str, Tensor]]:
     """How the training loop asks for a loss.
 
     Args:
         clip: on the device.  order: of the three numbers, see NUMBERS.
+        before: called with the noise level before the network is; then batch must be 1.
     """
     numbers = torch.tensor([NUMBERS[order]] * batch, device=device)
     devices = [device] if torch.device(device).type == "cuda" else []
@@ -82,6 +83,8 @@ def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch
         sigma = noise_level(torch.rand(batch, generator=generator))
         noise = torch.randn((batch, *clip.latents.shape), generator=generator)
         image_noise = torch.randn((batch, *clip.image.shape), generator=generator)
+        if before is not None:
+            before(float(sigma))
         seed = int(torch.randint(2**62, (), generator=generator))
         # Dropout draws from the global generators; checkpointing restores theirs when it computes a block again.
         with torch.random.fork_rng(devices):

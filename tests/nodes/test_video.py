@@ -14,7 +14,7 @@ from framepainter_tests import tiny
 
 SETTINGS = {"width": 48, "height": 32, "lora": "one for all clips", "lora_steps": 3, "matching": "local edit", "steps": 3,
             "guidance": 1.5, "carry": "latent", "colour_match": 0.0, "anchor": 0.0, "seed": 0, "rank": 4, "learning_rate": 1e-3,
-            "precision": "fp32"}
+            "precision": "fp32", "skip_interval": True}
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +131,15 @@ def test_a_damaged_stage_is_made_again(job, output):
 
 
 @pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "none"}, {"matching": "off"}, {"carry": "pixels"},
-                                     {"colour_match": 1.0}, {"anchor": 1.0}], ids=lambda c: next(iter(c)))
+                                     {"colour_match": 1.0}, {"anchor": 1.0}, {"skip_interval": False}], ids=lambda c: next(iter(c)))
 def test_every_choice_changes_the_result(job, changes, output):
     plain, changed = job()[0], job(**changes)[0]
     assert (plain - changed).abs().max() > 1e-4
     if changes == {"lora": "one a clip"}:
         assert files(output)["lora"] == 3
         assert torch.equal(plain[:3], changed[:3])  # the first clip is the same in both
+    if changes == {"skip_interval": False}:
+        assert torch.equal(plain[:3], changed[:3])
 
 
 def test_bad_input_is_named(job, frames, plan, nodes):
