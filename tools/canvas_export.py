@@ -76,6 +76,34 @@ Loader* with an SVD checkpoint, disconnect `framepainter`, and choose a preset t
 
 Everything lies under `output/framepainter_datasets` and `output/framepainter_training`.
 """
+DRAG_NOTE = """\
+### Drag
+
+Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+
+In **Drag Signal**: press on something, pull it to where it shall go, release. Several points move it more surely than one.
+
+**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+"""
+COARSE_NOTE = """\
+### Coarse edit
+
+Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+
+In **Coarse Edit Signal**: lasso something, then move, turn, scale, flip, copy or delete it. Leave the background black:
+so the model was trained.
+
+**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+"""
+COMBINED_NOTE = """\
+### All three ways at once
+
+Runs as it is, on the small sketch model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into
+**Picture**.
+
+The sketch says where the outline shall be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
+first half), and the coarse edit is what the run starts from (**FramePainter Dual Clock**), which needs no training.
+"""
 EDIT_GROUPS = {
     "1 Picture and sketch": (0, 0, 360, 930),
     "2 Model": (380, 0, 560, 930),
@@ -102,6 +130,40 @@ LAYOUTS = {
         {"note": (-520, 80, 480, 420), 1: (20, 80, 520, 190), 2: (20, 390, 520, 420), 3: (600, 80, 540, 130),
          4: (1180, 80, 540, 260), 5: (1780, 80, 400, 700), 6: (2240, 80, 540, 420), 7: (2820, 80, 540, 420),
          8: (3400, 80, 540, 190)}),
+}
+KEEP_GROUPS = {
+    "1 Picture and signal": (0, 0, 800, 930),
+    "2 Model": (820, 0, 560, 930),
+    "3 Edit": (1400, 0, 1280, 930),
+    "4 Keep the rest": (2700, 0, 680, 930),
+    "5 Result": (3400, 0, 1840, 930),
+}
+KEEP_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 360), 5: (360, 80, 420, 700),
+    3: (840, 80, 520, 190), "note": (840, 390, 520, 500),
+    4: (1420, 80, 280, 250), 6: (1740, 80, 280, 180), 7: (2060, 80, 280, 70), 8: (2380, 80, 280, 270),
+    9: (2060, 480, 280, 60), 10: (2380, 480, 280, 60),
+    16: (2720, 80, 300, 240), 17: (3060, 80, 300, 240),
+    12: (3420, 80, 280, 160), 13: (3740, 80, 280, 160), 15: (3740, 390, 280, 80),
+    11: (4060, 80, 560, 460), 14: (4660, 80, 560, 460),
+}
+COMBINED_GROUPS = {
+    "1 Picture": (0, 0, 360, 930), "2 Signals": (380, 0, 1360, 930), "3 Model": (1760, 0, 560, 930),
+    "4 Edit": (2340, 0, 1280, 930), "5 Keep the rest": (3640, 0, 680, 930), "6 Result": (4340, 0, 1840, 930),
+}
+COMBINED_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 360), 5: (400, 80, 420, 700), 18: (840, 80, 420, 700), 21: (1280, 80, 420, 700),
+    3: (1780, 80, 520, 190), "note": (1780, 390, 520, 500),
+    4: (2360, 80, 280, 250), 6: (2680, 80, 280, 180), 20: (2680, 480, 280, 180), 22: (3000, 80, 280, 180),
+    7: (3000, 480, 280, 70), 8: (3320, 80, 280, 270), 9: (3320, 570, 280, 60), 10: (3320, 750, 280, 60),
+    16: (3660, 80, 300, 240), 17: (4000, 80, 300, 240),
+    12: (4360, 80, 280, 160), 13: (4680, 80, 280, 160), 15: (4680, 390, 280, 80),
+    11: (5000, 80, 560, 460), 14: (5600, 80, 560, 460),
+}
+LAYOUTS |= {
+    "framepainter_drag": Layout(DRAG_NOTE, KEEP_GROUPS, KEEP_NODES),
+    "framepainter_coarse": Layout(COARSE_NOTE, KEEP_GROUPS, {**KEEP_NODES, 18: (3420, 390, 280, 160)}),
+    "framepainter_combined": Layout(COMBINED_NOTE, COMBINED_GROUPS, COMBINED_NODES),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
