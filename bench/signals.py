@@ -61,8 +61,8 @@ METHODS = [
 class Editor:
     """Runs the pack's nodes without a server."""
 
-    def __init__(self, load: Callable[[str], Any]):
-        self.load = load
+    def __init__(self, load: Callable[[str], Any], folder: Path = small_model.MODELS):
+        self.load, self.folder = load, folder
         self.nodes = {node.define_schema().node_id.removeprefix("FramePainter"): node for node in load("nodes").NODES}
         self.models: dict[str, Any] = {}
 
@@ -71,7 +71,7 @@ class Editor:
 
     def model(self, name: str) -> Any:
         if name not in self.models:
-            path = small_model.MODELS / f"framepainter_small_{name}.safetensors"
+            path = self.folder / f"framepainter_small_{name}.safetensors"
             self.models[name] = self.load("host.loading").load(path, None, None, None)
         return self.models[name]
 
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="*", help="only edits with these small models, such as sketch drag")
+    parser.add_argument("--folder", type=Path, default=small_model.MODELS, help="where the small models are")
     parser.add_argument("--pictures", type=Path, help="write a sheet of the first scenes there")
     parser.add_argument("--write", action="store_true", help=f"rewrite the table in {PAGE.name}")
     options = parser.parse_args()
@@ -175,7 +176,7 @@ def main() -> None:
     import torch
 
     with torch.inference_mode():
-        editor = Editor(load)
+        editor = Editor(load, options.folder)
         edits = made_up_edits.edits(load, small_model.SCENES, options.scenes, SEED)
         sheet = [[e.source, e.target] for e in edits[:4]]
         lines = ["| edit | small model | " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * (2 + len(COLUMNS))]
