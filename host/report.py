@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -17,3 +19,20 @@ def warn(text: str, node_id: str | None = None) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, node_id)
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Tell the page that queued the run; nothing happens without one, as in runs through the API."""
+    server = _server()
+    if server is not None and page_waits():
+        server.send_sync(event, data, server.client_id)
+
+
+def page_waits() -> bool:
+    """Whether a page gets the messages of this run."""
+    return getattr(_server(), "client_id", None) is not None
+
+
+def _server() -> Any:
+    server = sys.modules.get("server")  # absent when nodes run outside a server, as in unit tests
+    return getattr(getattr(server, "PromptServer", None), "instance", None)

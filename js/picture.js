@@ -64,6 +64,13 @@ function outputsOf(node) {
   return (inner ? all[`${node.graph.id}:${node.id}`] : undefined) ?? all[String(node.id)] ?? null;
 }
 
+/** What a Preview Image or Save Image at the same output shows. */
+function besides(origin, slot) {
+  const targets = (origin.outputs?.[slot]?.links ?? []).map((id) => nodeOf(origin.graph, linkOf(origin.graph, id)?.target_id));
+  const found = targets.find((node) => /^(Preview|Save)Image$/.test(node?.type ?? "") && outputsOf(node)?.images?.[0]);
+  return found && outputsOf(found).images[0];
+}
+
 const view = (file) => {
   const query = new URLSearchParams({ filename: file.filename, subfolder: file.subfolder ?? "", type: file.type ?? "output" });
   return pixelsOnly(api.apiURL(`/view?${query}`));
@@ -94,13 +101,14 @@ function annotated(value) {
  * @returns {Source | null}
  */
 export function sourceOf(node, name, own = null) {
-  const origin = originOf(node, name)?.node;
+  const { node: origin, slot } = originOf(node, name) ?? {};
   let url = null;
   if (origin) {
     const file = origin.widgets?.find((w) => w.name === "image")?.value;
     const shown = outputsOf(origin)?.images?.[0];
     if (/^LoadImage/.test(origin.comfyClass ?? origin.type ?? "") && typeof file === "string" && file) url = view(annotated(file));
     else if (shown?.filename) url = view(shown);
+    else if (besides(origin, slot)) url = view(besides(origin, slot));
     else if (origin.imgs?.[0]?.src) url = pixelsOnly(origin.imgs[0].src);
   }
   if (!url) {

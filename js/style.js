@@ -12,8 +12,8 @@ const CSS = `
   font: 13px/1.4 Inter, system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--fp-text);
 }
 .framepainter-widget *, .framepainter-dialog * { box-sizing: border-box; }
-.framepainter-widget { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 200px; overflow: hidden; }
-.framepainter-widget .fp-thumb { position: relative; flex: 1 1 0; min-height: 110px; border-radius: 6px; overflow: hidden;
+.framepainter-widget { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 230px; overflow: hidden; }
+.framepainter-widget .fp-thumb { position: relative; flex: 1 1 0; min-height: 150px; border-radius: 6px; overflow: hidden;
   background: var(--fp-ground); border: 1px solid var(--fp-line); cursor: pointer; }
 .framepainter-widget .fp-thumb canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .framepainter-widget .fp-empty { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 12px;
@@ -87,7 +87,7 @@ body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { col
 .fp-piece .fp-button { width: 26px; height: 26px; background: none; border-color: transparent; }
 .fp-numbers { border-top: 1px solid var(--fp-line); padding: 10px 12px; display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px 14px; flex: none; }
 .fp-numbers[hidden] { display: none; }
-.fp-numbers label { display: flex; align-items: center; justify-content: space-between; gap: 6px; color: var(--fp-quiet); }
+.fp-numbers label { display: flex; align-items: center; justify-content: space-between; gap: 6px; color: var(--fp-quiet); white-space: nowrap; }
 .framepainter-dialog .fp-numbers input[type=number] { width: 72px; flex: none; }
 @media (max-width: 760px) {
   .fp-slider input[type=range] { width: 72px; } .fp-head .fp-about, .fp-foot .fp-tip { display: none; } .fp-side { width: 168px; }

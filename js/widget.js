@@ -1,3 +1,4 @@
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { button, element } from "./editor/dom.js";
 import { Editor } from "./editor/shell.js";
@@ -74,10 +75,15 @@ class EditorWidget {
 
   #follow() {
     this.#chain("onExecuted", (output) => {
-      this.own = output ?? null;
+      if (!output?.framepainter_picture) return;
+      this.own = output;
       this.look();
     });
-    this.#chain("onConnectionsChange", () => queueMicrotask(() => this.look()));
+    api.addEventListener("framepainter.picture", this.reported);
+    this.#chain("onConnectionsChange", () => {
+      if (!app.configuringGraph) this.own = {};  // what was reported was another picture
+      queueMicrotask(() => this.look());
+    });
     this.#chain("onAdded", () => {
       this.revive();
       this.#heal();
@@ -85,6 +91,13 @@ class EditorWidget {
     this.#chain("onConfigure", () => this.#heal());
     this.#chain("onRemoved", () => this.#end());
   }
+
+  /** Before a run can fail our nodes say which picture they got; ids of nodes in subgraphs come after those of the subgraph. */
+  reported = ({ detail }) => {
+    if (String(detail?.node).split(":").at(-1) !== String(this.node.id)) return;
+    this.own = detail;
+    this.look();
+  };
 
   /** Pages that make a node anew, as undo does, may leave the old element in place of ours. */
   #heal(frames = HEAL_FRAMES) {
@@ -105,6 +118,7 @@ class EditorWidget {
     clearInterval(this.timer);
     cancelAnimationFrame(this.healing);
     this.observer.disconnect();
+    api.removeEventListener("framepainter.picture", this.reported);
     this.loading?.abort();
     this.editor?.close();
     this.bitmap?.close();
@@ -118,6 +132,7 @@ class EditorWidget {
     this.key = null;
     this.timer = setInterval(() => this.look(), LOOK_MS);
     this.observer.observe(this.thumb);
+    api.addEventListener("framepainter.picture", this.reported);
   }
 
   // The picture ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,7 +16,7 @@ from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
 from ..host.patches import apply_control, apply_drag
-from ..host.report import warn
+from ..host.report import page_waits, send, warn
 from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, one_of, schema
 
 ASPECT_TOLERANCE = 0.02
@@ -67,7 +67,7 @@ class SketchSignal(io.ComfyNode):
     @classmethod
     def execute(cls, sketch: Tensor | None = None, mask: Tensor | None = None, picture: Tensor | None = None,
                 background: str = "auto", size_mismatch: str = "error", strokes: str = "") -> io.NodeOutput:
-        node = "Sketch Signal"
+        node, seen = "Sketch Signal", _show(picture, cls)
         check_choice(node, "background", background, BACKGROUNDS)
         check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
         drawn = read_strokes(strokes)
@@ -99,7 +99,8 @@ class SketchSignal(io.ComfyNode):
             notes.append(f"{which} is empty, so the edit has nothing to follow. Draw strokes that stand out from the ground, "
                          "or set 'background'")
         _warn(node, notes, cls)
-        return io.NodeOutput([EditSignal("sketch", s.control) for s in sketches], [s.control for s in sketches])
+        return io.NodeOutput([EditSignal("sketch", s.control) for s in sketches], [s.control for s in sketches],
+                             ui=seen)
 
 
 def _sketch_size(picture: Tensor | None, sketch: Tensor | None, mask: Tensor | None,
@@ -112,6 +113,20 @@ def _sketch_size(picture: Tensor | None, sketch: Tensor | None, mask: Tensor | N
         raise ValueError("Sketch Signal: strokes does not say the width and height of the picture drawn on, and no picture is "
                          "connected. Connect the source picture to 'picture', or add both to strokes.")
     return drawn
+
+
+def _show(picture: Tensor | None, cls: type[io.ComfyNode]) -> dict | None:
+    """Let the node's editor open over a picture that other nodes have made.
+
+    Sent before anything can fail: the first run often stops because nothing is drawn yet. What is returned reaches the page
+    again when the result comes from the cache.
+    """
+    node_id = getattr(getattr(cls, "hidden", None), "unique_id", None)
+    if picture is None or node_id is None or not page_waits():
+        return None
+    shown = {"framepainter_picture": ui.PreviewImage(picture[:1, ..., :3]).as_dict()["images"]}
+    send("framepainter.picture", {"node": node_id, **shown})
+    return shown
 
 
 def _warn(node: str, notes: Sequence[str], cls: type[io.ComfyNode]) -> None:
@@ -183,7 +198,7 @@ class CoarseEditSignal(io.ComfyNode):
     @classmethod
     def execute(cls, edited: Tensor | None = None, picture: Tensor | None = None, uncovered: Tensor | None = None,
                 size_mismatch: str = "error", frames: int = 2, pieces: str = "") -> io.NodeOutput:
-        node = "Coarse Edit Signal"
+        node, seen = "Coarse Edit Signal", _show(picture, cls)
         check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
         moved = read_pieces(pieces)
         if edited is not None and moved.pieces:
@@ -226,7 +241,7 @@ class CoarseEditSignal(io.ComfyNode):
                 later = (frames - 1, -1, -1)
                 followed = torch.cat([torch.ones(1, height, width), (areas[i] * (1 - one_of(hole, i))).expand(later)])
                 clips.append((torch.cat([source.float(), controls[i].expand(*later, -1)]), followed))
-        return io.NodeOutput(signals, controls, holes, areas, [c[0] for c in clips], [c[1] for c in clips])
+        return io.NodeOutput(signals, controls, holes, areas, [c[0] for c in clips], [c[1] for c in clips], ui=seen)
 
 
 class DragSignal(io.ComfyNode):
@@ -254,10 +269,11 @@ class DragSignal(io.ComfyNode):
 
     @classmethod
     def execute(cls, picture: Tensor, points: str, size_mismatch: str = "error") -> io.NodeOutput:
+        seen = _show(picture, cls)
         check_choice("Drag Signal", "size_mismatch", size_mismatch, MISMATCHES)
         drags = read_drags(points, *picture.shape[1:3], size_mismatch == "stretch")
         _warn("Drag Signal", drags.notes, cls)
-        return io.NodeOutput([EditSignal("drag", points=drags.points)] * len(picture))
+        return io.NodeOutput([EditSignal("drag", points=drags.points)] * len(picture), ui=seen)
 
 
 class ApplyEditSignal(io.ComfyNode):

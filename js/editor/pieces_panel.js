@@ -34,6 +34,7 @@ export function piecesPanel(on) {
 
   function row(piece, index, selected, count, cutout) {
     const what = [piece.delete ? "erased" : piece.copy ? "copied" : "", (piece.scale ?? [1, 1]).some((v) => v < 0) ? "flipped" : ""];
+    const still = !(piece.move ?? [0, 0]).some(Boolean) && !piece.rotate && (piece.scale ?? [1, 1]).every((v) => v === 1);
     const act = (id, icon, label, run, disabled) => {
       const made = button({ id, icon, label, run });
       made.disabled = Boolean(disabled);
@@ -44,7 +45,7 @@ export function piecesPanel(on) {
       class: "fp-piece", role: "option", tabindex: "0", "aria-selected": String(index === selected),
       on: { click: () => on.select(index) },
     }, thumb(cutout(piece)),
-      element("span", { class: "fp-name" }, `Piece ${index + 1}`, element("small", { text: what.filter(Boolean).join(", ") || "moved" })),
+      element("span", { class: "fp-name" }, `Piece ${index + 1}`, element("small", { text: what.filter(Boolean).join(", ") || (still ? "in its place" : "moved") })),
       act("up", "up", `Bring piece ${index + 1} forward`, () => on.lift(index, 1), index === count - 1),
       act("down", "down", `Send piece ${index + 1} back`, () => on.lift(index, -1), index === 0),
       act("discard", "close", `Discard piece ${index + 1}`, () => on.discard(index)));
