@@ -58,7 +58,7 @@ def main() -> None:
     procedural, contact, sheets = (load(f"core.{m}") for m in ("data.procedural", "data.contact_sheet", "evaluation.sheet"))
     rows = []
     for number, (signal, name) in enumerate(SIGNALS.items()):
-        scenes = procedural.draw_scenes(SCENES, 2, procedural.SceneSettings(**small_model.SCENES),
+        scenes = procedural.draw_scenes(SCENES, 2, procedural.SceneSettings(**{**small_model.SCENES, "sprites": (1, 1)}),
                                         torch.Generator().manual_seed(SEED + number))
         clips = procedural.render(scenes)
         truth = procedural.correspondence(scenes, 0, 1)
