@@ -113,6 +113,11 @@ class PropagateEdit(io.ComfyNode):
                 io.Boolean.Input("skip_interval", default=True, optional=True,
                                  tooltip="Later clips see the first clip's keys and values in their temporal attention, against "
                                          "drift. Clip 0 runs again beside each of them, which takes as long once more."),
+                advanced(io.Float.Input("threshold", default=0.35, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
+                                        tooltip="Of the attention difference: above it a place follows the edit alone. As released; "
+                                                "higher holds more of the source.")),
+                advanced(io.Int.Input("motion_bucket_id", default=127, min=0, max=1023, optional=True,
+                                      tooltip="Amount of motion as the network sees it; 127 as released.")),
                 advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Of the motion LoRA.")),
                 advanced(io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9, optional=True,
                                         tooltip="Of its training.")),
@@ -131,17 +136,18 @@ class PropagateEdit(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip_vision, vae, frames, edited, plan, width: int, height: int, lora: str, lora_steps: int,
                 matching: str, steps: int, guidance: float, carry: str, colour_match: float, anchor: float, seed: int,
-                skip_interval: bool = True, rank: int = 32, learning_rate: float = 5e-4, lora_strength: float = 1.0,
+                skip_interval: bool = True, threshold: float = 0.35,
+                motion_bucket_id: int = 127, rank: int = 32, learning_rate: float = 5e-4, lora_strength: float = 1.0,
                 precision: str = "bf16") -> io.NodeOutput:
         for name, value, options in (("lora", lora, propagate.LORAS), ("matching", matching, MATCHING),
                                      ("carry", carry, propagate.CARRIES), ("precision", precision, ("bf16", "fp16", "fp32"))):
             check_choice(PROPAGATE, name, value, options)
-        match = attention_matching.Settings()
+        match = attention_matching.Settings(thresholds=(threshold, threshold))
         if matching != "off":
             match = replace(match, betas=PRESETS[matching])
         settings = propagate.Settings(
             height, width, steps=steps, guidance=guidance, lora=lora, lora_strength=lora_strength, match=match,
-            matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, skip_interval=skip_interval, fps=plan.fps, seed=seed,
+            matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, skip_interval=skip_interval, motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
             motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
         folder = Path(folder_paths.get_output_directory()).resolve() / JOBS
         try:
