@@ -118,7 +118,47 @@ EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
     9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 560, 460),
     12: (2280, 530, 280, 160), 13: (2600, 530, 280, 160), 14: (3520, 80, 560, 460),
 }
+CLIP_NOTE = """\
+### Edit the first frame, the clip follows
+
+Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` and `clip_edited.png` of this pack into **Clip** and
+**Edited first frame**.
+
+**Smooth Area Perturbation** adds invisible noise to areas without detail, **Invert EDM** finds the noise that the clip could have been
+made from, **Match Attention** makes the edit follow the source. **Difference Mask** shows where it did not.
+
+**Your own clip:** an SVD checkpoint in *Load FramePainter* (or *Image Only Checkpoint Loader*), 14 frames at 1024 x 576, motion
+bucket 127, preset *local edit*, guidance 2, and a motion LoRA from *Train Motion LoRA* between model and *Match Attention*.
+"""
+LONG_NOTE = """\
+### A video of any length
+
+Runs with the small base model of the pack: put `workflows/inputs/long_clip.mp4` and `long_clip_edited.png` of this pack into **Video**
+and **Edited first frame**.
+
+**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling, clip after
+clip. Cancel at any time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
+
+**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps at
+0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
+"""
 LAYOUTS = {
+    "i2vedit_small": Layout(
+        CLIP_NOTE,
+        {"1 Clip and edited frame": (0, 0, 360, 930), "2 Model": (380, 0, 560, 930), "3 Invert the source": (960, 0, 1320, 930),
+         "4 Edit": (2300, 0, 980, 930), "5 Result": (3300, 0, 2240, 930)},
+        {1: (20, 80, 320, 300), 3: (20, 500, 320, 360), 4: (400, 80, 520, 190), "note": (400, 390, 520, 500),
+         2: (980, 80, 280, 100), 5: (980, 300, 280, 300), 6: (1300, 80, 280, 340), 7: (1620, 80, 300, 240), 8: (1960, 80, 300, 420),
+         9: (2320, 80, 280, 300), 12: (2320, 560, 280, 90), 10: (2640, 80, 300, 560), 11: (2980, 80, 280, 90),
+         13: (2980, 300, 280, 460), 14: (3320, 80, 280, 70), 15: (3320, 290, 280, 130), 17: (3320, 560, 280, 240),
+         16: (3640, 80, 420, 500), 18: (4100, 80, 420, 500), 19: (4560, 80, 960, 500)}),
+    "i2vedit_long": Layout(
+        LONG_NOTE,
+        {"1 Video and edited frame": (0, 0, 360, 930), "2 Model": (380, 0, 560, 930), "3 Propagate": (960, 0, 720, 930),
+         "4 Result": (1700, 0, 2020, 930)},
+        {1: (20, 80, 320, 300), 3: (20, 500, 320, 360), 4: (400, 80, 520, 190), "note": (400, 390, 520, 500),
+         2: (980, 80, 300, 100), 5: (980, 300, 300, 380), 6: (1320, 80, 340, 800), 7: (1720, 80, 280, 130),
+         8: (2040, 80, 460, 560), 9: (2540, 80, 560, 560), 10: (3140, 80, 560, 460)}),
     "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
     "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 790, 280, 80)}),
     "framepainter_evaluate": Layout(EVALUATE_NOTE, EDIT_GROUPS, {
