@@ -47,14 +47,14 @@ METHODS = [
     Method("sketch + drag", "drag", ("sketch", "drag")),
     Method("coarse edit + drag", "coarse", ("coarse", "drag")),
     Method("sketch + drag + coarse edit", "coarse", ("sketch", "drag", "coarse")),
+    Method("sketch + dual clock", "sketch", ("sketch", "clip"), clock=(0.5, 0.8)),
+    Method("dual clock + coarse edit", "coarse", ("coarse", "clip"), clock=(0.5, 0.8)),
     Method("drag, training-free", "sketch", ("drag",)),
     Method("drag, training-free, no matching attention", "sketch", ("drag",), matching=False),
     Method("drag, training-free", "base", ("drag",), matching=False),
     Method("dual clock, training-free", "base", ("clip",), matching=False, clock=(0.32, 0.42)),
     Method("dual clock, training-free", "base", ("clip",), matching=False, clock=(0.6, 0.8)),
     Method("dual clock, training-free", "sketch", ("clip",), clock=(0.6, 0.8)),
-    Method("sketch + dual clock", "sketch", ("sketch", "clip"), clock=(0.5, 0.8)),
-    Method("dual clock + coarse edit", "coarse", ("coarse", "clip"), clock=(0.5, 0.8)),
 ]
 
 
