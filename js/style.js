@@ -67,11 +67,11 @@ body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { col
 .fp-foot output { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 92px; text-align: right; }
 .fp-toast { position: absolute; left: 50%; bottom: 18px; transform: translateX(-50%); max-width: min(560px, 90%); padding: 8px 14px; border-radius: 8px;
   background: var(--fp-text); color: var(--fp-panel); box-shadow: 0 6px 24px #0006; pointer-events: none; }
-.fp-help { position: absolute; right: 14px; top: 14px; width: min(400px, calc(100% - 28px)); max-height: calc(100% - 28px); overflow: auto; padding: 14px 16px;
+.fp-help { position: absolute; right: 14px; top: 14px; width: min(430px, calc(100% - 28px)); max-height: calc(100% - 28px); overflow: auto; padding: 14px 16px;
   background: var(--fp-panel); border: 1px solid var(--fp-line); border-radius: 10px; box-shadow: 0 10px 40px #0007; z-index: 2; }
 .fp-help h3 { margin: 0 0 8px; font-size: 14px; }
-.fp-help dl { display: grid; grid-template-columns: auto 1fr; gap: 6px 14px; margin: 0; }
-.fp-help dt { white-space: nowrap; }
+.fp-help dl { display: grid; grid-template-columns: minmax(0, 9fr) minmax(0, 11fr); gap: 7px 14px; margin: 0; }
+.fp-help dt { display: flex; flex-wrap: wrap; gap: 3px 4px; align-items: start; align-content: start; }
 .fp-help dd { margin: 0; color: var(--fp-quiet); }
 .fp-help kbd { font: 600 11.5px/1.5 ui-monospace, Consolas, monospace; padding: 1px 6px; border: 1px solid var(--fp-line); border-radius: 4px; background: var(--fp-field); }
 .fp-side { width: 252px; flex: none; border-left: 1px solid var(--fp-line); display: flex; flex-direction: column; min-height: 0; }

@@ -36,11 +36,9 @@ class EditorWidget {
     });
     this.widget.serialize = true;
     this.observer = new ResizeObserver(() => this.paint());
-    this.observer.observe(this.thumb);
-    this.timer = setInterval(() => this.look(), LOOK_MS);
+    this.ended = true;
     this.#follow();
-    this.#heal();
-    this.look();
+    if (node.graph) this.#begin();
   }
 
   #build() {
@@ -79,15 +77,11 @@ class EditorWidget {
       this.own = output;
       this.look();
     });
-    api.addEventListener("framepainter.picture", this.reported);
     this.#chain("onConnectionsChange", () => {
       if (!app.configuringGraph) this.own = {};  // what was reported was another picture
       queueMicrotask(() => this.look());
     });
-    this.#chain("onAdded", () => {
-      this.revive();
-      this.#heal();
-    });
+    this.#chain("onAdded", () => this.#begin());
     this.#chain("onConfigure", () => this.#heal());
     this.#chain("onRemoved", () => this.#end());
   }
@@ -102,15 +96,28 @@ class EditorWidget {
   /** Pages that make a node anew, as undo does, may leave the old element in place of ours. */
   #heal(frames = HEAL_FRAMES) {
     cancelAnimationFrame(this.healing);
+    if (this.ended) return;
     this.healing = requestAnimationFrame(() => {
-      if (this.ended) return;
-      if (!this.root.isConnected && this.node.id !== undefined && this.node.id !== -1) {
-        const body = document.querySelector(`[data-node-id="${this.node.id}"]`);
-        const stale = body?.querySelector(`.${ROOT}[data-kind=${this.kind}]`);
+      const { node } = this, present = node.graph?.getNodeById?.(node.id) === node;
+      if (!this.root.isConnected && present) {
+        const stale = document.querySelector(`[data-node-id="${node.id}"] .${ROOT}[data-kind=${this.kind}]`);
         if (stale) stale.replaceWith(this.root);
       }
       if (frames > 1) this.#heal(frames - 1);
     });
+  }
+
+  /** Only a node in a graph does anything: copying makes others that are dropped without a word. */
+  #begin() {
+    if (this.ended) {
+      this.ended = false;
+      this.key = null;
+      this.timer = setInterval(() => this.look(), LOOK_MS);
+      this.observer.observe(this.thumb);
+      api.addEventListener("framepainter.picture", this.reported);
+      queueMicrotask(() => this.look());
+    }
+    this.#heal();
   }
 
   #end() {
@@ -123,16 +130,6 @@ class EditorWidget {
     this.editor?.close();
     this.bitmap?.close();
     this.bitmap = null;
-  }
-
-  /** A removed node may be added again, as some pages do when they move it into a subgraph. */
-  revive() {
-    if (!this.ended) return;
-    this.ended = false;
-    this.key = null;
-    this.timer = setInterval(() => this.look(), LOOK_MS);
-    this.observer.observe(this.thumb);
-    api.addEventListener("framepainter.picture", this.reported);
   }
 
   // The picture ---------------------------------------------------------------------------------------

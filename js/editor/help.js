@@ -12,7 +12,7 @@ const COMMON = [
  */
 export function helpList(keys) {
   const rows = [...keys, ...COMMON].flatMap(([names, what]) => [
-    element("dt", {}, ...names.split(", ").flatMap((name, i) => [i ? " " : "", element("kbd", { text: name })])), element("dd", { text: what }),
+    element("dt", {}, ...names.split(", ").map((name) => element("kbd", { text: name }))), element("dd", { text: what }),
   ]);
   return [element("h3", { text: "Shortcuts" }), element("dl", {}, ...rows)];
 }

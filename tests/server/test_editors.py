@@ -573,6 +573,11 @@ def test_nothing_is_left_when_an_editor_or_a_node_goes(rig, picture):
         assert listeners() > 0
         rig.close()
         assert listeners() == 0
+    # Copying makes a node that never gets into the graph.
+    rig.page.evaluate("type => app.canvas.selectNode(app.graph.nodes.find(n => n.type === type))", KINDS["sketch"][0])
+    rig.press("Control+c")
+    rig.page.wait_for_timeout(200)
+    assert rig.page.evaluate(timers) == ticking + 3
     rig.open("coarse")
     rig.page.evaluate("type => app.graph.remove(app.graph.nodes.find(n => n.type === type))", KINDS["coarse"][0])
     rig.dialog.wait_for(state="detached")
