@@ -31,10 +31,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ..core.attention import row_kernel
 from ..core.attention.matched import (
+    Matched,
     apply_probabilities,
     frame_thresholds,
     matched_attention,
+    matched_attention_fused,
     stage_bounds,
     temporal_probabilities,
 )
@@ -179,8 +182,8 @@ class MatchPass:
                 out.append(attention(*own, heads))
             elif kind == SPATIAL:
                 size = tuple(options["activations_shape"][-2:])
-                matched = matched_attention(*own, *source(), heads, run.thresholds, run.mask(run.plan.change, size, q.device),
-                                            run.mask(run.plan.stay, size, q.device))
+                matched = _matched(own, source(), heads, run.thresholds, run.mask(run.plan.change, size, q.device),
+                                   run.mask(run.plan.stay, size, q.device), attention)
                 run.plan.read_out.add(run.by_path[site], matched.difference, matched.weight, size)
                 out.append(matched.out)
             else:
@@ -188,6 +191,19 @@ class MatchPass:
                 probabilities = found[0] if self.features is not None else temporal_probabilities(*found, heads)
                 out.append(apply_probabilities(probabilities, own[2]))
         return torch.cat(out)
+
+
+def _matched(own: tuple[Tensor, ...], source: tuple[Tensor, ...], heads: int, thresholds: list[float], change: Tensor | None,
+             stay: Tensor | None, attention: Callable) -> Matched:
+    """Spatial matching by the kernel where there is a card for it, else rows at a time in torch."""
+    if row_kernel.usable(own[0]):
+        try:
+            return matched_attention_fused(*own, *source, heads, thresholds, attention, row_kernel.total_variation, change, stay)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler's errors have no common type
+            row_kernel.give_up(error)
+    return matched_attention(*own, *source, heads, thresholds, change, stay)
 
 
 class _WatchedAttention:
