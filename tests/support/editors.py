@@ -19,7 +19,10 @@ KINDS = {"sketch": ("FramePainterSketchSignal", "strokes"), "drag": ("FramePaint
 # fits one, and frontend 1.32.9 then tears the nodes apart.
 BUILD = """async ([types, picture, first]) => {
   const root = app.rootGraph ?? app.graph
-  if (app.canvas.graph !== root) app.canvas.setGraph(root)
+  if (app.canvas.graph !== root) {
+    app.canvas.setGraph(root)
+    await new Promise(done => setTimeout(done, 700))  // newer pages note in the address which graph is shown, a little later
+  }
   root.clear()
   root.last_node_id = first
   const boxes = new Map()
