@@ -271,13 +271,15 @@ class MatchRun:
             self._wanted[step] = out
         return self._wanted[step]
 
-    def mask(self, mask: Tensor | None, size: tuple[int, int], device: torch.device) -> Tensor | None:
-        """A user's mask at a token grid: (1 or T, L), each token the mean of its area."""
+    def mask(self, mask: Tensor | None, size: tuple[int, int], device: torch.device, least: bool = False) -> Tensor | None:
+        """A user's mask at a token grid: (1 or T, L), each token the mean, or the least, of its area."""
         if mask is None:
             return None
-        key = (id(mask), size, device)
+        key = (id(mask), size, device, least)
         if key not in self._masks:
-            self._masks[key] = F.adaptive_avg_pool2d(mask[:, None].float(), size).flatten(1).to(device)
+            pixels = mask[:, None].float()
+            pooled = 1.0 - F.adaptive_max_pool2d(1.0 - pixels, size) if least else F.adaptive_avg_pool2d(pixels, size)
+            self._masks[key] = pooled.flatten(1).to(device)
         return self._masks[key]
 
     def source_conds(self, model: Any, device: torch.device) -> list:
@@ -468,7 +470,8 @@ def _hold(args: dict) -> Tensor:
         return denoised
     target = found.states[source_step(step, found.steps)].to(x)
     landing = x + (target - x) * (here / (here - following))
-    stay = run.mask(run.plan.stay, found.size, x.device).unflatten(1, found.size)[:, None].to(x)
+    # A latent that the edit shares with a held area is the edit's: half of each would be neither.
+    stay = run.mask(run.plan.stay, found.size, x.device, least=True).unflatten(1, found.size)[:, None].to(x)
     return torch.lerp(denoised, landing, stay)
 
 
