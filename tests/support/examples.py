@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
 NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json"))
 PICTURE, SKETCH = "framepainter_picture.jpg", "framepainter_sketch.png"
-INPUTS = {f"framepainter_{path.name}": path for path in sorted((WORKFLOWS / "inputs").glob("*.*g"))}
+INPUTS = {f"framepainter_{path.name}": path for path in sorted((WORKFLOWS / "inputs").iterdir()) if path.suffix != ".md"}
 MODEL, INSIDE = "small.safetensors", "(in the model file)"
 # Node type -> inputs that make a run short; all else stays as the example has it.
 SMALL = {
     "FramePainterConditioning": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
+    "FramePainterInvertEDM": {"steps": 2},
+    "FramePainterPropagateEdit": {"steps": 2, "lora_steps": 2},
     "FramePainterProceduralDataset": {"count": 8},
     "FramePainterTrain": {"steps": 3, "batch": 2, "preview_every": 3},
 }
