@@ -17,7 +17,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:
+except Exception:  # missing, or there without what it needs: both mean that there is none
     triton = None
 
 log = logging.getLogger(__name__)
