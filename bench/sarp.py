@@ -31,6 +31,7 @@ HEAD_WIDTH = 16
 SIDE, FRAMES = 16, 4
 SENSOR = 0.005  # standard deviation of the training clips' noise, pixels on -1 to 1
 CONTENT = 0.3  # about the deviation of the training clips' grey values; model space is grey / CONTENT
+EPSILON = 0.5  # of the norms, see soften
 AUGMENTATION = 0.02
 STEPS = 15  # of an inversion
 GREYS = (-1.0, -0.3, 0.0, 0.25, 1.0)  # of the constant areas; pure black and white included
@@ -72,6 +73,17 @@ def network():
                                  operations=comfy.ops.disable_weight_init))
     torch.nn.init.zeros_(model.out[2].weight)
     torch.nn.init.zeros_(model.out[2].bias)
+    return soften(model)
+
+
+def soften(model):
+    """Norms that leave faint signals faint. Of 32 channels in 32 groups each is a group of its own, and would be brought to
+    full strength alone; in the published network ten share a group, and the stronger ones set its scale."""
+    import torch
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.GroupNorm):
+            layer.eps = EPSILON
     return model
 
 
@@ -118,7 +130,7 @@ def train(load, steps: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        decay = min(0.998, (step + 1) / (step + 10))
+        decay = min(0.9985, (step + 1) / (step + 10))
         for name, p in model.named_parameters():
             average[name].lerp_(p.detach(), 1 - decay)
         if step % 50 == 0 or step == steps - 1:
@@ -135,7 +147,9 @@ def load_network(load):
     from safetensors.torch import load_file
 
     tensors = {n: t.float() for n, t in load_file(str(NETWORK)).items()}
-    return load("host.building").build_unet(tensors, torch.float32, HEAD_WIDTH, diffusers_epsilon=False)
+    model = load("host.building").build_unet(tensors, torch.float32, HEAD_WIDTH, diffusers_epsilon=False)
+    soften(model.model.diffusion_model)
+    return model
 
 
 def inverted(load, model, grey, noise, setting: dict | None):

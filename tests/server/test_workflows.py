@@ -148,9 +148,8 @@ def test_strokes_from_the_mask_editor_need_no_sketch(lab, tmp_path):
 
 def test_two_pictures_at_once_are_the_same_as_one_after_the_other(lab, good, tmp_path):
     request, reference = good
-    mirrored = {name: lab.upload(tmp_path, f"mirrored_{name}.png", pixels(path).flip(1))
-                for name, path in examples.INPUTS.items()}
-    picture, sketch = mirrored[examples.PICTURE], mirrored[examples.SKETCH]
+    picture, sketch = (lab.upload(tmp_path, f"mirrored_{name}.png", pixels(examples.INPUTS[name]).flip(1))
+                       for name in (examples.PICTURE, examples.SKETCH))
     alone = lab.edited(small(request, Picture={"image": picture}, Sketch={"image": sketch}))
     assert not torch.equal(alone, reference)
     both = two_at_once(request, picture, sketch)
