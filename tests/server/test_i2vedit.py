@@ -50,7 +50,7 @@ def test_the_edited_colour_is_carried_through_the_clip(lab, prompt, frames):
     assert error(edited, same) < 0.008
     difference = torch.stack(results["What changed"]).float()
     assert difference.shape == clip.shape and difference.std() > 10
-    (video,) = (lab.server.base / "output" / "i2vedit_small").glob("edited_*.mp4")
+    video = max((lab.server.base / "output" / "i2vedit_small").glob("edited_*.mp4"))  # the last: other tests run the example too
     import av
 
     with av.open(str(video)) as file:
