@@ -88,7 +88,8 @@ def measure(load, size: str, steps: int, folder: Path) -> list[dict]:
         record, seconds_recording = None, 0.0
         if name in ("recorded on disk", "as published: stored, whole maps"):
             began = time.perf_counter()
-            record = matching.record_attention(model, found, folder / name.split(":")[0], torch.float32, 1 << 60)
+            record = load("host.attention_record").record_attention(model, found, folder / name.split(":")[0], torch.float32,
+                                                                    1 << 60)
             seconds_recording = time.perf_counter() - began
         matching.matched_attention = partial(chunked, chunk_bytes=WHOLE) if "whole" in name else chunked
         try:

@@ -3,7 +3,8 @@
     <ComfyUI's python> bench/long_video.py --host COMFYUI [--only NAME ...] [--write]
 
 The example video (16 frames in five clips of four, a disc whose colours were exchanged in the first frame) goes through Propagate
-Edit on the small base model; every clip is compared with the true recoloured video: squared error, as a share of that of doing nothing. --write puts the table into docs/long_videos.md.
+Edit on the small base model; every clip is compared with the true recoloured video: squared error, as a share of that of
+doing nothing. --write puts the table into docs/long_videos.md.
 """
 
 from __future__ import annotations

@@ -10,14 +10,10 @@ Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups *
 from __future__ import annotations
 
 import logging
-import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import comfy.lora
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sample
@@ -26,9 +22,8 @@ import comfy.samplers
 import comfy.utils
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.attention import row_kernel
@@ -41,14 +36,17 @@ from ..core.attention.matched import (
     stage_bounds,
     temporal_probabilities,
 )
-from ..core.attention.record import AttentionRecord, RecordError
+from ..core.attention.record import AttentionRecord
 from ..core.attention.sites import Site, attention_sites, coarse_sites
 from ..core.edm import step_position
 from ..core.inversion.schedule import source_step
 from ..core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from . import keys
-from .inversion import UNET, Unguided, conditioning_of, model_digest, run_source
-from .patches import svd_layout, unet_shapes
+from .attention_record import Recorder, record_source
+from .bypass import Gate, bypass_patches
+from .inversion import Unguided, conditioning_of, model_digest
+from .patches import svd_layout
+from .watched_attention import SPATIAL, TEMPORAL, watch_attention, with_pass
 
 log = logging.getLogger(__name__)
 NODE = "Match Attention"
@@ -56,8 +54,6 @@ KEY = f"{keys.PREFIX}_match_attention"
 SOURCE = 2  # in cond_or_uncond, beside the host's 0 (conditional) and 1 (unconditional): rows of the source
 BRANCHES = ("auto", "together", "one after another")
 SCHEDULE_TOLERANCE = 1e-4  # relative; two schedulers' float arithmetic differs by 1e-6
-_BLOCK = re.compile(r"(.+)\.(transformer_blocks|time_stack)\.(\d+)\.attn1\.to_q\.weight$")
-SPATIAL, TEMPORAL = "transformer_blocks", "time_stack"
 
 
 @dataclass(frozen=True)
@@ -93,13 +89,6 @@ class ReadOut:
             found[2] += 1
 
 
-class Gate:
-    """Says for which share of the rows weight patches act: (first, last) of the pass, as shares."""
-
-    def __init__(self) -> None:
-        self.share = (0.0, 1.0)
-
-
 @dataclass
 class _Attached:
     """What Match Attention leaves on a model: the gate of its bypassed LoRAs, the read-out of its last run."""
@@ -128,24 +117,6 @@ class Plan:
 
 
 # ---- one pass --------------------------------------------------------------------------------------------------------
-
-
-class Recorder:
-    """attend() of a source pass: plain attention, noting what `wanted` asks for."""
-
-    def __init__(self, wanted: set[str] | None, spare_memory: bool = False):
-        self.wanted, self.spare_memory = wanted, spare_memory
-        self.features: dict[str, Tensor] = {}
-
-    def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
-               attention: Callable, options: dict) -> Tensor:
-        names = [f"q|{block}", f"k|{block}"] if kind == SPATIAL else [f"p|{block}"]
-        if self.wanted is None or names[0] in self.wanted:
-            found = [q, k] if kind == SPATIAL else [temporal_probabilities(q, k, heads)]
-            if self.spare_memory and mm.get_free_memory(q.device) < 4 * sum(x.nbytes for x in found):
-                found = [x.cpu() for x in found]
-            self.features.update(zip(names, found, strict=True))
-        return attention(q, k, v, heads)
 
 
 class MatchPass:
@@ -204,36 +175,6 @@ def _matched(own: tuple[Tensor, ...], source: tuple[Tensor, ...], heads: int, th
         except Exception as error:  # a compiler's errors have no common type
             row_kernel.give_up(error)
     return matched_attention(*own, *source, heads, thresholds, change, stay)
-
-
-class _WatchedAttention:
-    """The forward of one self-attention: its own, unless the pass brings something that attends for it.
-
-    Set by path, as spatial and temporal blocks run under the same patch key. The module's own projections are called, so
-    LoRAs on them count.
-    """
-
-    def __init__(self, forward: Callable, block: str, site: str, kind: str, module: torch.nn.Module):
-        self.forward, self.block, self.site, self.kind, self.module = forward, block, site, kind, module
-
-    def __call__(self, x: Tensor, context: Tensor | None = None, value: Tensor | None = None, mask: Tensor | None = None,
-                 transformer_options: dict | None = None) -> Tensor:
-        options = {} if transformer_options is None else transformer_options
-        at_work, memory = options.get(keys.PASS), options.get(keys.MEMORY)
-        if (at_work is None and memory is None) or mask is not None:
-            return self.forward(x, context=context, value=value, mask=mask, transformer_options=options)
-        module = self.module
-        context = x if context is None else context
-        q, k, v = module.to_q(x), module.to_k(context), module.to_v(context if value is None else value)
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-            return optimized_attention(q, k, v, heads, attn_precision=module.attn_precision, transformer_options=options)
-
-        if memory is not None and self.kind == TEMPORAL:
-            k, v = memory.extend(self.block, k, v, options)
-        if at_work is None:
-            return module.to_out(attention(q, k, v, module.heads))
-        return module.to_out(at_work.attend(self.block, self.site, self.kind, q, k, v, module.heads, attention, options))
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -323,13 +264,6 @@ class MatchRun:
             found[0], found[1] = found[0].cpu(), found[1].cpu()
 
 
-def _with_pass(model_options: dict, at_work: Any) -> dict:
-    """A copy of the options that one evaluation sees."""
-    out = comfy.model_patcher.create_model_options_clone(model_options)
-    out.setdefault("transformer_options", {})[keys.PASS] = at_work
-    return out
-
-
 def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
     """CALC_COND_BATCH wrapper: the source first, then the edit with what it found."""
     options = model_options.get("transformer_options", {})
@@ -342,19 +276,19 @@ def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, tim
         return executor(model, conds, x, timestep, model_options)
     recorded = run.plan.record is not None and run.plan.record.get(source_step(step, run.plan.trajectory.steps)) is not None
     if not recorded and run.together(model, conds, x):
-        return executor(model, conds, x, timestep, _with_pass(model_options, MatchPass(run, step, None)))
+        return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, None)))
 
     def replay(recorder: Recorder) -> None:
         state, level = run.paired(step, x)
         gate = run.plan.gate
         gate.share = (0.0, 0.0)
         try:
-            executor(model, [run.source_conds(model, x.device)], state, level, _with_pass(model_options, recorder))
+            executor(model, [run.source_conds(model, x.device)], state, level, with_pass(model_options, recorder))
         finally:
             gate.share = (0.0, 1.0)
 
     features = run.features(step, replay, x.device)
-    return executor(model, conds, x, timestep, _with_pass(model_options, MatchPass(run, step, features)))
+    return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, features)))
 
 
 def _apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
@@ -478,145 +412,7 @@ def _hold(args: dict) -> Tensor:
 # ---- LoRAs beside the weights ----------------------------------------------------------------------------------------
 
 
-class _Bypassed:
-    """The forward of a layer whose weight patches are added to its output instead of its weights, so that the source's rows
-    can do without."""
-
-    def __init__(self, forward: Callable, delta: Callable[[Tensor], Tensor], gate: Gate):
-        self.forward, self.delta, self.gate = forward, delta, gate
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out = self.forward(x, *args, **kwargs)
-        first, last = (round(share * len(x)) for share in self.gate.share)
-        if first >= last:
-            return out
-        if (first, last) == (0, len(x)):
-            return out + self.delta(x).to(out)
-        out = out.clone()
-        out[first:last] += self.delta(x[first:last]).to(out)
-        return out
-
-
-class _LowRank:
-    """x -> sum of scale * up(down(x)) of a Linear."""
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
-        self.pairs = pairs
-
-    def __call__(self, x: Tensor) -> Tensor:
-        out = 0
-        for up, down, scale in self.pairs:
-            out = out + scale * F.linear(F.linear(x, down.to(x)), up.to(x))
-        return out
-
-
-class _Dense:
-    """x -> layer of the weights' difference, for patches of any kind on a Linear or convolution."""
-
-    def __init__(self, layer: torch.nn.Module, weight: Tensor | None, bias: Tensor | None):
-        self.layer, self.weight, self.bias = layer, weight, bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x)
-        if self.weight is None:
-            shape = (-1,) if isinstance(self.layer, torch.nn.Linear) else (-1, *[1] * (x.ndim - 2))
-            return bias.reshape(shape).expand(1, *[-1] * len(shape)) if len(shape) > 1 else bias
-        if isinstance(self.layer, torch.nn.Linear):
-            return F.linear(x, self.weight.to(x), bias)
-        convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[self.weight.ndim]
-        layer = self.layer
-        return convolution(x, self.weight.to(x), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def _low_rank(patches: list) -> _LowRank | None:
-    """Plain LoRAs on a Linear as factors; None if any patch is something else."""
-    pairs = []
-    for strength, value, strength_model, offset, function in (p[:5] for p in patches):
-        weights = getattr(value, "weights", None)
-        if getattr(value, "name", "") != "lora" or strength_model != 1.0 or offset is not None or function is not None:
-            return None
-        up, down, alpha, *rest = weights
-        if up.ndim != 2 or down.ndim != 2 or any(part is not None for part in rest):
-            return None
-        pairs.append((up, down, strength * (1.0 if alpha is None else alpha / down.shape[0])))
-    return _LowRank(pairs)
-
-
-def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
-    """Take the weight patches of a clone's UNet off and add their effect to the layers' outputs instead.
-
-    Raises:
-        TrajectoryError: a patch on something that is neither a linear layer nor a convolution.
-    """
-    by_layer: dict[str, dict[str, list]] = {}
-    for key, patches in model.patches.items():
-        if key.startswith(UNET) and patches:
-            layer, _, leaf = key.rpartition(".")
-            by_layer.setdefault(layer, {})[leaf] = patches
-    if not by_layer:
-        return
-    originals = model.get_key_patches(UNET)
-    for name, leaves in by_layer.items():
-        layer = model.model.get_submodule(name)
-        linear = isinstance(layer, torch.nn.Linear)
-        if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
-                "weight", "bias"}:
-            raise TrajectoryError(f"{NODE}: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which cannot be "
-                                  "kept from the source. Use a LoRA of linear layers and convolutions, or invert with it on.")
-        delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None
-        if delta is None:
-            change = {}
-            for leaf, patches in leaves.items():
-                weight, convert = originals[f"{name}.{leaf}"][0]
-                weight = convert(weight.detach().float().cpu().clone(), inplace=True)
-                change[leaf] = comfy.lora.calculate_weight(patches, weight.clone(), f"{name}.{leaf}") - weight
-            delta = _Dense(layer, change.get("weight"), change.get("bias"))
-        path = f"{name}.forward"
-        model.add_object_patch(path, _Bypassed(model.get_model_object(path), delta, gate))
-    model.patches = {k: p for k, p in model.patches.items() if not k.startswith(UNET)}
-    model.patches_uuid = uuid.uuid4()  # tells the host that loaded weights are stale
-
-
 # ---- attaching -------------------------------------------------------------------------------------------------------
-
-
-def blocks_of(model: ModelPatcher) -> list[tuple[str, str, str]]:
-    """Every self-attention's (block path, site path, kind)."""
-    found = (m for name in unet_shapes(model) if (m := _BLOCK.match(name)))
-    return [(f"{m[1]}.{m[2]}.{m[3]}", m[1], m[2]) for m in found]
-
-
-def watch_attention(model: ModelPatcher) -> None:
-    """Let passes attend for a clone's self-attentions. Chains, and is idempotent."""
-    for block, site, kind in blocks_of(model):
-        name = f"{UNET}{block}.attn1.forward"
-        forward = model.get_model_object(name)
-        if not isinstance(forward, _WatchedAttention):
-            module = model.get_model_object(f"{UNET}{block}.attn1")
-            model.add_object_patch(name, _WatchedAttention(forward, block, site, kind, module))
-    model.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
-    model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_copied_network)
-
-
-def watch_plain(unet: torch.nn.Module) -> None:
-    """Let a memory add keys and values to the temporal self-attentions of a network that the host does not manage."""
-    for name, module in unet.named_modules():
-        block, _, leaf = name.rpartition(".")
-        if leaf == "attn1" and f".{TEMPORAL}." in f"{block}.":
-            module.forward = _WatchedAttention(module.forward, block, block.rpartition(f".{TEMPORAL}")[0], TEMPORAL, module)
-
-
-def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
-    """A clone with a network of its own (newer hosts: compiling, training, several GPUs) must run its own layers."""
-    if clone.model is model.model:
-        return
-    for name, patch in list(clone.object_patches.items()):
-        if not isinstance(patch, (_WatchedAttention, _Bypassed)):
-            continue
-        module = clone.model.get_submodule(name.removesuffix(".forward"))
-        forward = module.forward if getattr(patch.forward, "__self__", None) is not None else patch.forward
-        clone.object_patches[name] = (_Bypassed(forward, patch.delta, patch.gate) if isinstance(patch, _Bypassed) else
-                                      _WatchedAttention(forward, patch.block, patch.site, patch.kind, module))
 
 
 def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),
@@ -701,75 +497,3 @@ def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable
 
     comfy.sample.sample_custom(model, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(look),
                                torch.tensor(found.sigmas), positive, positive, latent, disable_pbar=True, seed=0)
-
-
-# ---- recording -------------------------------------------------------------------------------------------------------
-
-
-def record_source(trajectory: Trajectory) -> str:
-    """Identity of what a record is made from."""
-    return f"{trajectory.model}{trajectory.conditioning.digest()}{trajectory.schedule()}"
-
-
-def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable[int],
-                    each: Callable[[int, dict[str, Tensor]], bool]) -> None:
-    """Run the source network at inversion steps and hand over each step's features, until told to stop.
-
-    Args:
-        each: called with step and features; False stops.
-    """
-    watched = model.clone()
-    watch_attention(watched)
-    levels = trajectory.levels
-
-    def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,
-             disable: Any = None) -> Tensor:
-        extra = dict(extra_args or {})
-        options = extra.pop("model_options", {})
-        for index in steps:
-            mm.throw_exception_if_processing_interrupted()
-            recorder = Recorder(None, spare_memory=not mm.is_device_cpu(x.device))
-            state = trajectory.states[index].to(x)
-            model_k(state, sigmas[index].expand(len(x)), model_options=_with_pass(options, recorder), **extra)
-            if not each(index, recorder.features):
-                break
-        return x
-
-    run_source(watched, conditioning_of(trajectory.conditioning), torch.zeros_like(trajectory.states[0]), levels, look)
-
-
-def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path | None, kind: torch.dtype,
-                     budget: int) -> AttentionRecord:
-    """Record a source's attention for the edits to come; the last sampling steps' source first, as long as the budget lasts.
-
-    Args:
-        model: the model of the trajectory.  folder: None for memory.  budget: bytes.
-
-    Raises:
-        RecordError: the disk is full or may not be written to.
-        TrajectoryError: the trajectory is another model's.
-    """
-    digest = model_digest(model, True)
-    if trajectory.model != digest:
-        raise TrajectoryError(f"Record Attention: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
-                              f"{digest[:SHOWN]}. Connect the model that the clip was inverted with, without the edit's LoRAs.")
-    record = AttentionRecord(folder, kind, budget, record_source(trajectory))
-    bar = comfy.utils.ProgressBar(trajectory.steps)
-    try:
-        def each(step: int, features: dict[str, Tensor]) -> bool:
-            kept = record.put(step, features)
-            bar.update(1)
-            return kept
-
-        source_features(model, trajectory, range(trajectory.steps), each)
-    except BaseException:
-        record.close()
-        raise
-    if len(record.steps) < trajectory.steps:
-        log.warning("FramePainter: Record Attention: the budget of %.2f GB holds %d of %d steps; the others are replayed.",
-                    budget / 1e9, len(record.steps), trajectory.steps)
-    return record
-
-
-__all__ = ["BRANCHES", "Plan", "RecordError", "Settings", "match_attention", "measure", "read_out_of", "record_attention",
-           "record_source", "source_features"]

@@ -23,7 +23,6 @@ from ..core.training.lora import add_lora, is_lora, lora_file, temporal_layers, 
 from ..core.training.motion_presets import MotionSettings
 from ..core.video import geometry
 from . import keys
-from .attention_matching import watch_plain
 from .conditioning import clip_embedding
 from .inversion import model_digest
 from .patches import svd_layout, unet_shapes
@@ -31,6 +30,7 @@ from .plain import plain_unet
 from .skip_interval import Memory
 from .trainer import Watch, differentiable, multiple
 from .training import TrainingNetwork
+from .watched_attention import watch_plain
 
 NODE = "Train Motion LoRA"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

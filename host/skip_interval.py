@@ -26,7 +26,9 @@ from ..core.inversion.schedule import source_step
 from ..core.inversion.trajectory import Trajectory, TrajectoryError
 from . import attention_matching as matching
 from . import keys
+from .attention_record import Recorder
 from .inversion import conditioning_of
+from .watched_attention import watch_attention
 
 NODE = "Skip-interval attention"
 KEY = f"{keys.PREFIX}_skip_interval"
@@ -58,7 +60,7 @@ class Memory:
 
     def extend(self, block: str, k: Tensor, v: Tensor, options: dict) -> tuple[Tensor, Tensor]:
         groups = list(options.get("cond_or_uncond", (0,)))
-        if isinstance(options.get(keys.PASS), matching.Recorder):  # a pass of the source alone, beside an edit
+        if isinstance(options.get(keys.PASS), Recorder):  # a pass of the source alone, beside an edit
             groups = [matching.SOURCE] * len(groups)
         parts = zip(groups, k.chunk(len(groups)), v.chunk(len(groups)), strict=True)
         if self.recording:
@@ -101,7 +103,7 @@ class _Remember:
         options = model_options.get("transformer_options", {})
         if keys.MEMORY in options:
             return executor(model, conds, x, timestep, model_options)
-        step = self.step_of(float(timestep.flatten()[0]), isinstance(options.get(keys.PASS), matching.Recorder))
+        step = self.step_of(float(timestep.flatten()[0]), isinstance(options.get(keys.PASS), Recorder))
         if step != self.step:
             mm.throw_exception_if_processing_interrupted()
             self.step, self.memory = None, Memory()
@@ -121,7 +123,7 @@ class _Remember:
 
 def _attach(model: ModelPatcher, wrapper: _Remember) -> ModelPatcher:
     clone = model.clone()
-    matching.watch_attention(clone)
+    watch_attention(clone)
     for kind, call in ((WrappersMP.OUTER_SAMPLE, wrapper.forget), (WrappersMP.CALC_COND_BATCH, wrapper)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, call)

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..core.attention import difference
 from ..core.inversion import condition
 from ..host import attention_matching as host
+from ..host.attention_record import record_attention
 from ..host.inversion import check_latent, edited_conditioning
 from .inversion import check_size
 from .schema import AttentionRecordType, TrajectoryType, advanced, check_choice, schema
@@ -179,7 +180,7 @@ class RecordAttention(io.ComfyNode):
         folder = None
         if place == "disk":
             folder = Path(folder_paths.get_temp_directory(), f"framepainter_attention_{uuid.uuid4().hex[:12]}")
-        return io.NodeOutput(host.record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9)))
+        return io.NodeOutput(record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9)))
 
 
 class DifferenceMask(io.ComfyNode):

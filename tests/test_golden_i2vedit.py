@@ -186,7 +186,7 @@ def edm_inversion(case: Case, pack, build) -> None:
 
 
 def attention_record(case: Case, pack, build) -> None:
-    inversion, matching, names = pack("host.inversion"), pack("host.attention_matching"), pack("core.weights.diffusers_svd")
+    inversion, record, names = pack("host.inversion"), pack("host.attention_record"), pack("core.weights.diffusers_svd")
     model, t, p = build(case), case.tensors, case.info["parameters"]
     trajectory = inversion.invert(model, source_positive(pack, case), {"samples": t["source_latents"][0] / SCALE},
                                   schedule(model, p["steps"]))
@@ -196,7 +196,7 @@ def attention_record(case: Case, pack, build) -> None:
         kept[step] = features
         return True
 
-    matching.source_features(model, trajectory, [p["recorded_step"]], each)
+    record.source_features(model, trajectory, [p["recorded_step"]], each)
     features = kept[p["recorded_step"]]
     table = {a: b for a, b, kind in names.module_table(names.layout_from_comfy(model.model.diffusion_model.state_dict()))
              if kind == "attention"}

@@ -40,7 +40,8 @@ def source(pack, case: Case, clip: int):
     t, frames = case.tensors, case.info["parameters"][f"frames_clip{clip}"]
     image = pack("core.inversion.condition").source_condition(t[f"clip{clip}_source_key_latents"],
                                                               t[f"clip{clip}_source_first_latents"], frames)
-    positive, _ = pack("host.conditioning").svd_conditioning(t[f"clip{clip}_source_image_embeds"].reshape(1, 1, -1), image, 8, 127, 0.02)
+    embedding = t[f"clip{clip}_source_image_embeds"].reshape(1, 1, -1)
+    positive, _ = pack("host.conditioning").svd_conditioning(embedding, image, 8, 127, 0.02)
     return positive, {"samples": t[f"clip{clip}_source_latents"][0] / SCALE}
 
 
@@ -60,8 +61,8 @@ def edit(pack, model, case: Case, trajectory, embedding, image, noise):
         predicted.append(x0.clone())
 
     with torch.inference_mode():
-        out = comfy.sample.sample(model, torch.zeros_like(start), p["steps"], p["guidance_max"], "euler", "karras", positive, negative,
-                                  start, disable_noise=True, callback=callback, disable_pbar=True)
+        out = comfy.sample.sample(model, torch.zeros_like(start), p["steps"], p["guidance_max"], "euler", "karras", positive,
+                                  negative, start, disable_noise=True, callback=callback, disable_pbar=True)
     return positive, negative, torch.stack(states), predicted, out * SCALE
 
 
@@ -118,8 +119,8 @@ def test_training_of_a_second_clip(pack, model):
         assert pack("core.inversion.schedule").sampling_step(row["sigma"], past.sigmas) == row["denoising_index"]
         with torch.enable_grad():
             remember(row["sigma"])
-            loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"], t["train_condition_noise"][:, 0],
-                                      torch.tensor([motion.NUMBERS["release"]]))
+            loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"],
+                                      t["train_condition_noise"][:, 0], torch.tensor([motion.NUMBERS["release"]]))
             loss.backward()
         check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
         assert abs(float(loss) / row["loss"] - 1) < 1e-5

@@ -124,8 +124,8 @@ CLIP_NOTE = """\
 Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` and `clip_edited.png` of this pack into **Clip** and
 **Edited first frame**.
 
-**Smooth Area Perturbation** adds invisible noise to areas without detail, **Invert EDM** finds the noise that the clip could have been
-made from, **Match Attention** makes the edit follow the source. **Difference Mask** shows where it did not.
+**Smooth Area Perturbation** adds invisible noise to areas without detail, **Invert EDM** finds the noise that the clip could have
+been made from, **Match Attention** makes the edit follow the source. **Difference Mask** shows where it did not.
 
 **Your own clip:** an SVD checkpoint in *Load FramePainter* (or *Image Only Checkpoint Loader*), 14 frames at 1024 x 576, motion
 bucket 127, preset *local edit*, guidance 2, and a motion LoRA from *Train Motion LoRA* between model and *Match Attention*.
@@ -133,14 +133,14 @@ bucket 127, preset *local edit*, guidance 2, and a motion LoRA from *Train Motio
 LONG_NOTE = """\
 ### A video of any length
 
-Runs with the small base model of the pack: put `workflows/inputs/long_clip.mp4` and `long_clip_edited.png` of this pack into **Video**
-and **Edited first frame**.
+Runs with the small base model of the pack: put `workflows/inputs/long_clip.mp4` and `long_clip_edited.png` of this pack into
+**Video** and **Edited first frame**.
 
 **Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling, clip after
 clip. Cancel at any time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
 
-**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps at
-0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
+**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps
+at 0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
 """
 LAYOUTS = {
     "i2vedit_small": Layout(

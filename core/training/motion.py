@@ -69,7 +69,8 @@ def motion_loss(network: Network, clip: MotionClip, sigma: Tensor, noise: Tensor
 
 
 def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch: int = 1,
-               device: torch.device | str = "cpu", before: Callable[[float], None] | None = None) -> Callable[[int, int, torch.Generator], Mapping[str, Tensor]]:
+               device: torch.device | str = "cpu", before: Callable[[float], None] | None = None,
+               ) -> Callable[[int, int, torch.Generator], Mapping[str, Tensor]]:
     """How the training loop asks for a loss.
 
     Args:

@@ -26,6 +26,11 @@ def matching(pack):
 
 
 @pytest.fixture(scope="module")
+def recording(pack):
+    return pack("host.attention_record")
+
+
+@pytest.fixture(scope="module")
 def edit(pack, tool, tmp_path_factory) -> Edit:
     """The smallest network that has every part, and the conditioning of a picture of 48 x 32 pixels."""
     path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
@@ -205,7 +210,7 @@ def test_the_unpatched_model_keeps_its_bits(inversion, model, matched, found, ed
     assert torch.equal(run(inversion, matched, found, edited), reference)  # and a second run is the first again
     assert torch.equal(run(inversion, model, found, edited), before)
     mm.unload_all_models()
-    kinds = ("_WatchedAttention", "_Bypassed")
+    kinds = ("WatchedAttention", "BypassedLayer")
     assert [n for n, m in model.model.named_modules() if type(m.forward).__name__ in kinds] == []
 
 
@@ -232,10 +237,11 @@ def test_attaching_again_replaces(inversion, matching, matched, found, edited, s
 
 
 @pytest.mark.parametrize("place", ["RAM", "disk"])
-def test_recorded_in_fp32_has_the_bits_of_replay(inversion, matching, model, found, edited, settings, reference, tmp_path, place):
+def test_recorded_in_fp32_has_the_bits_of_replay(inversion, matching, recording, model, found, edited, settings, reference,
+                                                 tmp_path, place):
     folder = tmp_path / "record" if place == "disk" else None
     with torch.inference_mode():
-        record = matching.record_attention(model, found, folder, torch.float32, 1 << 30)
+        record = recording.record_attention(model, found, folder, torch.float32, 1 << 30)
     assert len(record.steps) == STEPS
     evaluations = []
     spied = matching.match_attention(model, found, settings, record)
@@ -247,22 +253,22 @@ def test_recorded_in_fp32_has_the_bits_of_replay(inversion, matching, model, fou
 
 
 @pytest.mark.parametrize("kind, limit", [(torch.float16, 5e-3), (torch.bfloat16, 5e-2)])
-def test_recorded_in_16_bit_is_near(inversion, matching, model, found, edited, settings, reference, kind, limit):
+def test_recorded_in_16_bit_is_near(inversion, matching, recording, model, found, edited, settings, reference, kind, limit):
     with torch.inference_mode():
-        record = matching.record_attention(model, found, None, kind, 1 << 30)
+        record = recording.record_attention(model, found, None, kind, 1 << 30)
     near = run(inversion, matching.match_attention(model, found, settings, record), found, edited)
     assert 0 < relative(near, reference) < limit
 
 
-def test_what_exceeds_the_budget_is_replayed(inversion, matching, model, found, edited, settings, reference, caplog):
+def test_what_exceeds_the_budget_is_replayed(inversion, matching, recording, model, found, edited, settings, reference, caplog):
     with torch.inference_mode():
-        whole = matching.record_attention(model, found, None, torch.float32, 1 << 30)
-        part = matching.record_attention(model, found, None, torch.float32, whole.bytes // 2)
+        whole = recording.record_attention(model, found, None, torch.float32, 1 << 30)
+        part = recording.record_attention(model, found, None, torch.float32, whole.bytes // 2)
     assert len(part.steps) == STEPS // 2 and "holds 2 of 4 steps" in caplog.text
     assert torch.equal(run(inversion, matching.match_attention(model, found, settings, part), found, edited), reference)
 
 
-def test_an_interrupted_recording_leaves_no_files(matching, model, found, tmp_path, monkeypatch):
+def test_an_interrupted_recording_leaves_no_files(matching, recording, model, found, tmp_path, monkeypatch):
     calls = []
 
     def stop():
@@ -272,7 +278,7 @@ def test_an_interrupted_recording_leaves_no_files(matching, model, found, tmp_pa
 
     monkeypatch.setattr(matching.mm, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(mm.InterruptProcessingException), torch.inference_mode():
-        matching.record_attention(model, found, tmp_path / "record", torch.float32, 1 << 30)
+        recording.record_attention(model, found, tmp_path / "record", torch.float32, 1 << 30)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -371,7 +377,7 @@ def lora_for(model, pattern: str, bias: bool = False) -> dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("pattern, bias", [("time_stack.0.attn1", False), ("time_stack.0.ff.net.2", True),
                                            ("0.in_layers.2", True)])
-def test_a_lora_acts_on_the_edit_alone(inversion, matching, model, found, edited, settings, pattern, bias):
+def test_a_lora_acts_on_the_edit_alone(inversion, matching, recording, model, found, edited, settings, pattern, bias):
     lora = lora_for(model, pattern, bias)
     with_lora = comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0]
     merged = run(inversion, with_lora, found, edited)
@@ -381,7 +387,7 @@ def test_a_lora_acts_on_the_edit_alone(inversion, matching, model, found, edited
     assert relative(beside, merged) < 1e-4
     # The source is that of the plain model: recorded without the LoRA or replayed beside it, the same bits.
     with torch.inference_mode():
-        record = matching.record_attention(model, found, None, torch.float32, 1 << 30)
+        record = recording.record_attention(model, found, None, torch.float32, 1 << 30)
     replayed = run(inversion, matching.match_attention(with_lora, found, settings), found, edited)
     recorded = run(inversion, matching.match_attention(with_lora, found, settings, record), found, edited)
     assert torch.equal(replayed, recorded)
@@ -410,7 +416,7 @@ def test_a_lora_put_on_afterwards_is_refused(inversion, matching, matched, found
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused_with_both_values(inversion, matching, model, matched, found, edited, pack):
+def test_what_does_not_fit_is_refused_with_both_values(inversion, matching, recording, model, matched, found, edited, pack):
     start = inversion.start_latent(found)["samples"]
     with pytest.raises(ValueError, match="has 6 frames, the latent to sample has 2"):
         run(inversion, matched, found, edited, latent=start[:2])
@@ -424,7 +430,7 @@ def test_what_does_not_fit_is_refused_with_both_values(inversion, matching, mode
     with pytest.raises(ValueError, match="belongs to the model 0123456789ab, 'model' is"):
         matching.match_attention(model, other)
     with pytest.raises(ValueError, match="belongs to the model 0123456789ab, 'model' is"):
-        matching.record_attention(model, other, None, torch.float32, 1)
+        recording.record_attention(model, other, None, torch.float32, 1)
     with pytest.raises(ValueError, match="has 2 of 4 steps"):
         matching.match_attention(model, dataclasses.replace(found, states=found.states[:3]))
     record = pack("core.attention.record").AttentionRecord(None, torch.float32, 1, "something else")
