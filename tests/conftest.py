@@ -33,6 +33,18 @@ _load = _tool("pack").open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
 _tool("pack").package("framepainter_tests", ROOT / "tests" / "support")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    """Workers begin with pytest where it is here; this process' sys.path reaches them later."""
+    own, here = os.environ.get("PYTHONPATH"), str(Path(pytest.__file__).parents[1])
+    for spec in specs:
+        spec.env["PYTHONPATH"] = f"{own}{os.pathsep}{here}" if own else here
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # begun: what it starts has no business there
+    os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].rpartition(os.pathsep)[0]
+
+
 @pytest.fixture(scope="session")
 def pack():
     """Import a module of the pack by its path: pack("host.loading")."""

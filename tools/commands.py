@@ -19,6 +19,7 @@ from tools.server import Server, ServerProblem
 REPO = Path(__file__).resolve().parent.parent
 PYTEST_NO_TESTS = 5
 EXIT_INTERRUPTED = 130
+WORKERS = ("-n", "2", "--dist", "loadfile")
 # Commands that are scripts of the repository, run in the host's Python; further arguments go to them.
 _SCRIPTS = {
     "bench": "bench/run.py",
@@ -114,7 +115,10 @@ def _test(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
         "FRAMEPAINTER_TOOLS_BIN": str(tools_bin),
         "FRAMEPAINTER_CHROME": str(chrome or ""),
     }
-    command = overlay_command(host, overlay, ["--import-mode=importlib", *rest])
+    # Half of the suite waits for a browser, a disk or a single core: two files at a time. Files given by name run in this
+    # process, where a debugger works.
+    single = any((setup.repo / argument.split("::")[0]).exists() for argument in rest)
+    command = overlay_command(host, overlay, ["--import-mode=importlib", *([] if single else WORKERS), *rest])
     code = _run(command, setup.repo, environ)
     if code == PYTEST_NO_TESTS:
         _say("No test was run: that counts as a failure.")

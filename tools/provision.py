@@ -47,7 +47,7 @@ HOST_CONSTRAINTS = Path(__file__).with_name("host-constraints.txt")
 # Installed without what they depend on, which is either listed here or in the host: some would bring another torch.
 TEST_PACKAGES = (
     "pytest==8.4.2", "iniconfig==2.3.0", "packaging==25.0", "pluggy==1.6.0", "pygments==2.19.2", "exceptiongroup==1.3.0",
-    "tomli==2.3.0", "colorama==0.4.6",
+    "tomli==2.3.0", "colorama==0.4.6", "pytest-xdist==3.8.0", "execnet==2.1.2",
     "playwright==1.55.0", "pyee==13.0.0", "greenlet==3.2.4", "typing_extensions==4.15.0",
     # Published implementations that ours are compared with.
     "scikit-image==0.25.2", "imageio==2.37.0", "tifffile==2025.5.10", "lazy-loader==0.4",
