@@ -6,6 +6,7 @@ The host hands a sampler `latents * 0.18215` and takes the state back divided by
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,8 @@ def _resume(path: Path, states: Tensor, node_id: str | None) -> int:
     """Fill in the states of an interrupted inversion; the number of steps that are done."""
     try:
         found = trajectory.load(path)
+        if found.states.shape[1:] != states.shape[1:] or len(found.states) > len(states):
+            raise TrajectoryError(f"'{path}' holds {list(found.states.shape)} values, this inversion {list(states.shape)}.")
     except FileNotFoundError:
         return 0
     except TrajectoryError as error:
@@ -274,6 +277,11 @@ def _keep(path: Path, done: Trajectory, node_id: str | None) -> bool:
         report.warn(f"{INVERT}: this inversion cannot be resumed if it is interrupted, as {error}", node_id)
         return False
     return True
+
+
+def full_noise(sigma: float) -> float:
+    """Deviation of a LATENT that holds unit noise at full strength of a level, as start_latent gives it."""
+    return math.sqrt(sigma**2 + 1.0) / comfy.supported_models.SVD_img2vid.latent_format().scale_factor
 
 
 def start_latent(found: Trajectory) -> dict[str, Tensor]:

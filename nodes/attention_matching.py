@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.attention import difference
+from ..core.attention.record import RecordError
 from ..core.inversion import condition
 from ..host import attention_matching as host
 from ..host.attention_record import record_attention
@@ -180,7 +181,11 @@ class RecordAttention(io.ComfyNode):
         folder = None
         if place == "disk":
             folder = Path(folder_paths.get_temp_directory(), f"framepainter_attention_{uuid.uuid4().hex[:12]}")
-        return io.NodeOutput(record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9)))
+        try:
+            found = record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9))
+        except RecordError as error:
+            raise RecordError(f"Record Attention: {error}") from error
+        return io.NodeOutput(found)
 
 
 class DifferenceMask(io.ComfyNode):

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..core.inversion import condition, sarp, trajectory
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
 from ..core.inversion.plot import describe, normality_picture
-from ..core.inversion.schedule import karras_sigmas
+from ..core.inversion.schedule import SIGMA_MAX, karras_sigmas
 from ..core.inversion.trajectory import TrajectoryError
 from ..host import inversion as host
 from .schema import TrajectoryType, advanced, check_choice, schema
@@ -247,6 +247,9 @@ class LoadTrajectory(io.ComfyNode):
             found = trajectory.load(saved_path(file))
         except TrajectoryError as error:
             raise TrajectoryError(f"Load Trajectory: {error}") from error
+        if found.reached < found.steps:
+            raise TrajectoryError(f"Load Trajectory: '{file}' has {found.reached} of {found.steps} steps; it is what an "
+                                  "interrupted inversion left. Run Invert EDM again with 'resumable' on, and save the result.")
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
 
@@ -304,7 +307,9 @@ class NormalityReadOut(io.ComfyNode):
         found = anderson_darling(samples)
         rows = [("clip", samples), *((f"channel {c}", samples[:, c]) for c in range(samples.shape[1]))]
         table = "\n".join(f"{name}: {describe(anderson_darling(values))}" for name, values in rows)
-        table += f"\n(normal at the 5 % level: below {CRITICAL_5_PERCENT})"
+        table += (f"\n(normal at the 5 % level: below {CRITICAL_5_PERCENT}, whatever mean and deviation are; Invert EDM's latent "
+                  f"is at full noise, where a deviation of {host.full_noise(SIGMA_MAX):.0f} is 1 if its schedule starts at "
+                  f"{SIGMA_MAX:g})")
         pictures = torch.cat([normality_picture(values, name) for name, values in rows])
         return io.NodeOutput(found.statistic, pictures, table, ui=ui.PreviewText(table))
 

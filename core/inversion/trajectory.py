@@ -194,7 +194,8 @@ def load(path: Path) -> Trajectory:
         raise TrajectoryError(f"'{path}' is damaged and cannot be read ({error}). Copy it again, or invert the clip "
                               "again.") from error
     for part, value in found.items():
-        if value != metadata[part] or not sound:
+        stated = metadata.get(part, "nothing")
+        if value != stated or not sound:
             raise TrajectoryError(f"'{path}' is damaged: its {part} have the digest {value[:SHOWN]}, the header says "
-                                  f"{metadata[part][:SHOWN]}. Copy it again, or invert the clip again.")
+                                  f"{stated[:SHOWN]}. Copy it again, or invert the clip again.")
     return out

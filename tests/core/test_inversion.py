@@ -193,6 +193,20 @@ def test_damaged_files_are_named(core, found, tmp_path):
         trajectory.load(path)
 
 
+def test_a_header_without_its_digests(core, found, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    trajectory = core("trajectory")
+    path = trajectory.save(tmp_path / "clip.safetensors", found)
+    with safe_open(str(path), framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    for missing, message in (("states", "the header says nothing"), ("model", "damaged"), ("sigmas", "damaged")):
+        save_file(tensors, str(path), metadata={k: v for k, v in metadata.items() if k != missing})
+        with pytest.raises(trajectory.TrajectoryError, match=message):
+            trajectory.load(path)
+
+
 def test_other_safetensors_files_are_refused(core, tmp_path):
     from safetensors.torch import save_file
 

@@ -124,14 +124,104 @@ def test_saving_where_one_may_not(nodes, source, folders):
         nodes("SaveTrajectory", trajectory=source[2][1], filename_prefix="trajectories/clip")
 
 
+def test_a_full_disk_leaves_no_trajectory(pack, nodes, source, folders, monkeypatch):
+    def full(tensors, name, metadata=None):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack("core.inversion.trajectory"), "save_file", full)
+    with pytest.raises(ValueError, match="Save Trajectory: .*No space left on device.*make room"):
+        nodes("SaveTrajectory", trajectory=source[2][1], filename_prefix="trajectories/clip")
+    assert [p for p in folders.rglob("*") if p.is_file()] == []
+
+
+def test_an_unfinished_or_foreign_file_is_no_trajectory(pack, nodes, source, folders):
+    import dataclasses
+
+    from safetensors.torch import save_file
+
+    folder, trajectory = folders / "input" / "trajectories", source[2][1]
+    pack("core.inversion.trajectory").save(folder / "half.safetensors",
+                                           dataclasses.replace(trajectory, states=trajectory.states[:2]))
+    with pytest.raises(ValueError, match=f"Load Trajectory: 'half.safetensors' has 1 of {STEPS} steps"):
+        nodes("LoadTrajectory", file="half.safetensors")
+    save_file({"weight": torch.zeros(2)}, str(folder / "lora.safetensors"))
+    with pytest.raises(ValueError, match="Load Trajectory: .*lora.safetensors' is no trajectory"):
+        nodes("LoadTrajectory", file="lora.safetensors")
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_cancelled_inversion(pack, nodes, loaded, source, folders, monkeypatch, resumable):
+    """Leaves no files, or the one that it goes on from; and a model as it was."""
+    import comfy.model_management as mm
+
+    positive, latent, (_, trajectory, _) = source
+    inputs = {"model": loaded.model, "positive": positive, "latent": latent, "steps": STEPS, "resumable": resumable}
+    before = [repr(x) for x in (loaded.model.model_options, loaded.model.object_patches, loaded.model.patches)]
+    host, seen = pack("host.inversion"), []
+    whole = host.invert_euler
+
+    def stopped(model, x, levels, extra=None, callback=None, first=0):
+        def stop(step):
+            callback(step)
+            seen.append(step["i"])
+            if len(seen) == 1:
+                mm.interrupt_current_processing()
+
+        return whole(model, x, levels, extra, stop, first)
+
+    monkeypatch.setattr(host, "invert_euler", stopped)
+    with pytest.raises(mm.InterruptProcessingException):
+        nodes("InvertEDM", **inputs)
+    assert len([p for p in folders.rglob("*") if p.is_file()]) == resumable
+    assert before == [repr(x) for x in (loaded.model.model_options, loaded.model.object_patches, loaded.model.patches)]
+    assert torch.equal(nodes("InvertEDM", **inputs)[1].states, trajectory.states)
+    assert seen[1:] == list(range(1 if resumable else 0, STEPS))
+    assert [p for p in folders.rglob("*") if p.is_file()] == []
+
+
+def schedules():
+    from comfy_extras import nodes_custom_sampler as core
+
+    return {"one step": core.KarrasScheduler.execute(1, 700.0, 0.002, 7.0).args[0],
+            "two steps": core.KarrasScheduler.execute(2, 700.0, 0.002, 7.0).args[0],
+            "exponential": core.ExponentialScheduler.execute(6, 80.0, 0.01).args[0],
+            "not down to 0": torch.tensor([30.0, 7.0, 0.9, 0.2])}
+
+
+@pytest.mark.parametrize("name", ["one step", "two steps", "exponential", "not down to 0"])
+def test_any_schedule(nodes, loaded, source, name):
+    positive, latent, _ = source
+    sigmas = schedules()[name]
+    start, trajectory, schedule = nodes("InvertEDM", model=loaded.model, positive=positive, latent=latent, steps=7,
+                                        sigmas=sigmas)
+    assert torch.equal(schedule, sigmas) and trajectory.reached == len(sigmas) - 1
+    assert sorted(trajectory.levels) == trajectory.levels and trajectory.levels[0] > 0
+    (matched,) = nodes("MatchAttention", model=loaded.model, trajectory=trajectory, preset="local edit", threshold=0.35,
+                       threshold_last=0.35)
+    assert torch.isfinite(sampled(matched, positive, positive, start, schedule, 1.0)["samples"]).all()
+
+
 def test_normality(nodes):
     noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     statistic, pictures, table = nodes("Normality", latent={"samples": noise * 3842.0})
     assert statistic < 0.8 and pictures.shape == (5, 300, 640, 3) and table.count("channel") == 4
+    assert "a deviation of 3843 is 1 if its schedule starts at 700" in table
     noise[:, 2] = noise[:, 2].sign()
     worse, _, table = nodes("Normality", latent={"samples": noise})
     rows = {line.split(":")[0]: float(line.split("Darling ")[1].split(",")[0]) for line in table.splitlines()[:5]}
     assert worse > 10 and rows["channel 2"] > 100 and rows["channel 1"] < 2
+
+
+def test_normality_of_an_inversion_does_not_know_its_scale(pack, nodes, source):
+    """The latent is at full noise, the paper's is divided by sqrt(sigma_0^2 + 1): the same number."""
+    start, trajectory, _ = source[2]
+    expected = pack("core.inversion.normality").anderson_darling(trajectory.inverted)
+    statistic, _, table = nodes("Normality", latent=start)
+    assert statistic == pytest.approx(expected.statistic, rel=1e-3, abs=1e-4)
+    deviation = float(table.split("deviation ")[1].split(",")[0])
+    assert deviation / 3843 == pytest.approx(expected.deviation, rel=2e-3)
 
 
 def test_edited_conditioning(nodes, loaded, clip, source):
@@ -176,6 +266,13 @@ def test_the_whole_chain(nodes, loaded, clip, source, folders, place):
     assert torch.equal(sampled(recorded, positive, negative, start, schedule)["samples"], out["samples"])
     assert len(list((folders / "temp").iterdir())) == (1 if place == "disk" else 0)
     record.close()
+
+
+def test_recording_where_one_may_not(nodes, loaded, source, folders):
+    (folders / "temp").rmdir()
+    (folders / "temp").write_text("a file in the folder's place")
+    with pytest.raises(RuntimeError, match="Record Attention: the folder .*cannot be made"):
+        nodes("RecordAttention", model=loaded.model, trajectory=source[2][1], place="disk", precision="fp16", budget_gb=1.0)
 
 
 def test_presets_and_masks(pack, nodes, loaded, source):
