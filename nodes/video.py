@@ -1,4 +1,4 @@
-"""Plan Clips, Propagate Edit."""
+"""Read Video, Plan Clips, Propagate Edit."""
 
 from __future__ import annotations
 
@@ -6,21 +6,92 @@ from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, io
 
+from ..core.data.videos import VideoError
 from ..core.training.motion_presets import MotionSettings
-from ..core.video import clips
+from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
 from ..core.video.drift import table as drift_table
 from ..core.video.store import StoreError
-from ..host import attention_matching, propagate, report
+from ..host import attention_matching, progress, propagate, report
 from .attention_matching import PRESETS
 from .schema import advanced, check_choice, schema
 
 ClipPlanType = io.Custom("CLIP_PLAN")
-PLAN, PROPAGATE = "Plan Clips", "Propagate Edit"
+READ, PLAN, PROPAGATE = "Read Video", "Plan Clips", "Propagate Edit"
 JOBS = "framepainter_video"
 MATCHING = [name for name, betas in PRESETS.items() if betas is not None] + ["off"]
+
+
+class ReadVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterReadVideo",
+            display_name=READ,
+            description="Frames and sound of a span of a video as an edit needs them: upright, at an even rate, of an even size, "
+                        "and up to where a damaged file can be read.",
+            search_aliases=["video frames", "trim video", "variable frame rate"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Video.Input("video", tooltip="From Load Video."),
+                io.Float.Input("fps", default=-1.0, min=-1.0, max=1000.0, step=0.5, round=0.001,
+                               tooltip="Frames a second to take, by the times at which they are shown; -1 is the video's mean, "
+                                       "which takes every frame of a video of even rate."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, round=0.001,
+                               tooltip="Seconds. Only the span is read into memory."),
+                io.Float.Input("end", default=-1.0, min=-1.0, max=1e6, step=0.1, round=0.001,
+                               tooltip="Seconds; -1 is the video's end."),
+                io.Boolean.Input("even_size", default=True,
+                                 tooltip="Leaves out the last row or column of odd sizes, which Save Video cannot write as h264."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="For Plan Clips and Propagate Edit."),
+                io.Float.Output(display_name="fps", tooltip="Frames a second of these frames, for Plan Clips or Create Video."),
+                io.Audio.Output(display_name="audio", tooltip="The sound of the same span, for Create Video."),
+                io.String.Output(display_name="report", tooltip="What was read, and what was done to the frames."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, video, fps: float, start: float, end: float, even_size: bool) -> io.NodeOutput:
+        # Others have a source as well, which the host would first have to encode.
+        source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+        name = Path(source).name if isinstance(source, str) else "the video"
+        begin, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()  # of the host's Trim Video
+        try:
+            if isinstance(source, str):
+                ends = [begin + end] * (end != -1) + [begin + duration] * (duration > 0)
+                found = reading.read(Path(source), fps, begin + start, min(ends, default=-1.0), even_size,
+                                     lambda total: progress.Steps(total).step)
+            else:  # made by nodes, at an even rate
+                parts = video.get_components()
+                found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size)
+        except VideoError as error:
+            raise ValueError(f"{READ}: '{name}' {error}. If it plays elsewhere, convert it; else copy it anew.") from None
+        except ValueError as error:
+            raise ValueError(f"{READ}: '{name}' {error}.") from None
+        for note in found.notes:
+            report.warn(f"{READ}: {name}: {note}.", _node_id(cls))
+        height, width = found.frames.shape[1:3]
+        lines = [f"{len(found.frames)} frames at {found.fps:g} a second, {len(found.frames) / found.fps:.2f} s, {width} x {height}",
+                 f"sound: {found.sound.wave.shape[1] / found.sound.rate:.2f} s" if found.sound else "no sound", *found.notes]
+        return io.NodeOutput(found.frames, found.fps, _audio(found.sound), "\n".join(lines))
+
+
+def _node_id(node: type[io.ComfyNode]) -> str | None:
+    """Of the node that is run; None outside a server."""
+    return getattr(getattr(node, "hidden", None), "unique_id", None)
+
+
+def _sound(audio: dict | None) -> reading.Sound | None:
+    """The first of the host's batch of sounds."""
+    return None if audio is None else reading.Sound(audio["waveform"][0], int(audio["sample_rate"]))
+
+
+def _audio(sound: reading.Sound | None) -> dict | None:
+    return None if sound is None else {"waveform": sound.wave[None], "sample_rate": sound.rate}
 
 
 class PlanClips(io.ComfyNode):
@@ -31,6 +102,7 @@ class PlanClips(io.ComfyNode):
             display_name=PLAN,
             description="Splits a video into clips that overlap, as long as the model can take.",
             search_aliases=["chunk", "split video", "i2vedit"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("frames", tooltip="All frames of the video, as Get Video Components gives them."),
                 io.Float.Input("fps", default=24.0, min=0.1, max=1000.0, step=0.01, round=0.001,
@@ -47,25 +119,39 @@ class PlanClips(io.ComfyNode):
                 io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, round=0.001, tooltip="Seconds."),
                 io.Float.Input("end", default=-1.0, min=-1.0, max=1e6, step=0.1, round=0.001,
                                tooltip="Seconds; -1 is the video's end."),
+                io.Audio.Input("audio", optional=True, tooltip="The video's sound. It comes out cut to the frames that are used."),
             ],
             outputs=[
                 ClipPlanType.Output(display_name="plan", tooltip="For Propagate Edit."),
                 io.Image.Output(display_name="first_frame", tooltip="The first frame that is used: edit this one."),
                 io.Float.Output(display_name="fps", tooltip="Frames a second of the result, for Create Video."),
                 io.String.Output(display_name="report", tooltip="Frames and clips in words."),
+                io.Audio.Output(display_name="audio", tooltip="The sound of the frames that are used, for Create Video."),
             ],
         )
 
     @classmethod
     def execute(cls, frames, fps: float, sampled_fps: float, length: int, overlap: int, remainder: str, start: float,
-                end: float) -> io.NodeOutput:
+                end: float, audio: dict | None = None) -> io.NodeOutput:
         check_choice(PLAN, "remainder", remainder, clips.REMAINDERS)
         try:
             plan = clips.plan(len(frames), fps, length, overlap, start, end, sampled_fps, remainder)
         except ValueError as error:
             raise ValueError(f"{PLAN}: {error}.") from None
-        first = plan.frames[0]
-        return io.NodeOutput(plan, frames[first:first + 1], plan.fps, plan.describe())
+        if len(plan.frames) < 2:
+            raise ValueError(f"{PLAN}: one frame is used; there is no other to carry an edit to. 'frames' has {len(frames)} at "
+                             f"{fps:g} a second; choose start and end further apart, a higher sampled_fps or another video.")
+        first, text = plan.frames[0], plan.describe()
+        height, width = frames.shape[1:3]
+        if height % 2 or width % 2:
+            odd = (f"{width} x {height} pixels: Save Video cannot write odd sizes as h264. Read Video in place of Get Video "
+                   "Components crops them, as does an Image Crop before Create Video")
+            report.warn(f"{PLAN}: {odd}.", _node_id(cls))
+            text += f"\n{odd}"
+        if audio is not None:
+            begin = first / fps
+            audio = _audio(reading.trimmed(_sound(audio), begin, begin + len(plan.frames) / plan.fps))
+        return io.NodeOutput(plan, frames[first:first + 1], plan.fps, text, audio)
 
 
 class PropagateEdit(io.ComfyNode):
@@ -114,8 +200,8 @@ class PropagateEdit(io.ComfyNode):
                                  tooltip="Later clips see the first clip's keys and values in their temporal attention, against "
                                          "drift. Clip 0 runs again beside each of them, which takes as long once more."),
                 advanced(io.Float.Input("threshold", default=0.35, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
-                                        tooltip="Of the attention difference: above it a place follows the edit alone. As released; "
-                                                "higher holds more of the source.")),
+                                        tooltip="Of the attention difference: above it a place follows the edit alone. As "
+                                                "released; higher holds more of the source.")),
                 advanced(io.Int.Input("motion_bucket_id", default=127, min=0, max=1023, optional=True,
                                       tooltip="Amount of motion as the network sees it; 127 as released.")),
                 advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Of the motion LoRA.")),
@@ -147,7 +233,8 @@ class PropagateEdit(io.ComfyNode):
             match = replace(match, betas=PRESETS[matching])
         settings = propagate.Settings(
             height, width, steps=steps, guidance=guidance, lora=lora, lora_strength=lora_strength, match=match,
-            matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, skip_interval=skip_interval, motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
+            matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, skip_interval=skip_interval,
+            motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
             motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
         folder = Path(folder_paths.get_output_directory()).resolve() / JOBS
         try:
@@ -160,4 +247,4 @@ class PropagateEdit(io.ComfyNode):
         return io.NodeOutput(result.frames, drift_picture(result.drift), text)
 
 
-NODES = [PlanClips, PropagateEdit]
+NODES = [ReadVideo, PlanClips, PropagateEdit]

@@ -40,6 +40,11 @@ class ClipPlan:
                 f"{len(self.clips)} clip{'s' if len(self.clips) > 1 else ''} of {same} frames, overlap {self.overlap}")
 
 
+def whole(frames: float) -> int:
+    """Frames that fit, for a number of frames that may be short of a whole one by rounding: 29 / 23.976 * 23.976 < 29."""
+    return int(frames + 1e-6)
+
+
 def choose_frames(count: int, fps: float, start: float = 0.0, end: float = -1.0, rate: float = -1.0) -> list[int]:
     """Frame numbers for a span of time at another rate.
 
@@ -52,8 +57,8 @@ def choose_frames(count: int, fps: float, start: float = 0.0, end: float = -1.0,
     if rate != -1 and rate > fps:
         raise ValueError(f"the rate is {rate:g} frames a second, the video has {fps:g}; choose {fps:g} or less")
     stop = count / fps if end == -1 else min(end, count / fps)
-    first, last = int(start * fps), int(stop * fps)
-    number = int((stop - start) * (fps if rate == -1 else rate))
+    first, last = whole(start * fps), whole(stop * fps)
+    number = last - first if rate == -1 else whole((stop - start) * rate)
     if number < 1 or last <= first:
         raise ValueError(f"no frame lies between {start:g} s and {stop:g} s of a video of {count} frames at {fps:g} a second")
     return [min(int(first + k * (last - first) / number), count - 1) for k in range(number)]
@@ -95,9 +100,11 @@ def plan(count: int, fps: float, length: int, overlap: int = 1, start: float = 0
          remainder: Remainder = "equal") -> ClipPlan:
     """Choose frames and split them; see `choose_frames` and `split`."""
     frames = choose_frames(count, fps, start, end, rate)
-    spacing = (frames[-1] - frames[0]) / (len(frames) - 1) if len(frames) > 1 else 1.0
+    stop = count / fps if end == -1 else min(end, count / fps)
+    # Not the spacing of the frames themselves, which are whole: this many, over this many of the video's.
+    spacing = (whole(stop * fps) - whole(start * fps)) / len(frames)
     clips = split(len(frames), length, overlap, remainder)
-    return ClipPlan(tuple(frames), tuple(clips), max(overlap, 0), fps / max(spacing, 1e-6))
+    return ClipPlan(tuple(frames), tuple(clips), max(overlap, 0), fps / spacing)
 
 
 def joined(plan: ClipPlan, clips: Sequence) -> list:

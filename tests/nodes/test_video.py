@@ -68,11 +68,76 @@ def files(output) -> dict[str, int]:
 
 
 def test_plan_says_what_it_does(nodes, frames):
-    plan, first, fps, text = nodes.PlanClips.execute(frames, 8.0, 4.0, 3, 1, "short", 0.25, -1.0).result
+    plan, first, fps, text, _ = nodes.PlanClips.execute(frames, 8.0, 4.0, 3, 1, "short", 0.25, -1.0).result
     assert plan.frames == (2, 4, 6) and plan.clips == ((0, 3),) and fps == 4.0
     assert torch.equal(first, frames[2:3]) and "3 frames at 4 a second" in text
     with pytest.raises(ValueError, match="Plan Clips: clips of 4 frames cannot overlap by 4"):
         nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 4, "equal", 0.0, -1.0)
+
+
+def test_a_plan_keeps_time_and_every_frame(nodes):
+    """At rates that no float holds exactly: all frames are kept, and what is left out does not change the length."""
+    for fps in (24000 / 1001, 23.976, 29.97, 30000 / 1001, 7.5):
+        for count in (2, 29, 55, 100, 1001):
+            frames = torch.zeros(count, 2, 2, 3)
+            plan = nodes.PlanClips.execute(frames, fps, -1.0, 14, 1, "equal", 0.0, -1.0).result[0]
+            assert plan.frames == tuple(range(count)) and plan.fps == pytest.approx(fps)
+            if count > 2:
+                fewer = nodes.PlanClips.execute(frames, fps, 7.0, 14, 1, "equal", 0.0, -1.0).result[0]
+                assert len(fewer.frames) / fewer.fps == pytest.approx(count / fps)
+                late = nodes.PlanClips.execute(frames, fps, -1.0, 14, 1, "equal", 0.5, -1.0).result[0]
+                assert late.frames == tuple(range(late.frames[0], count)) and late.fps == pytest.approx(fps)
+
+
+def test_a_plan_cuts_the_sound(nodes, frames):
+    """A ramp as sound tells the place: sample n is n."""
+    audio = {"waveform": torch.arange(8000.0).expand(1, 2, -1), "sample_rate": 8000}
+    for start, sampled, first, last in ((0.0, -1.0, 0, 8000), (0.25, -1.0, 2000, 8000), (0.25, 4.0, 2000, 8000)):
+        *_, heard = nodes.PlanClips.execute(frames, 8.0, sampled, 4, 1, "equal", start, -1.0, audio).result
+        assert heard["sample_rate"] == 8000 and heard["waveform"].shape == (1, 2, last - first)
+        assert heard["waveform"][0, 0, 0] == first
+    assert nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 1, "equal", 0.0, -1.0).result[-1] is None
+
+
+def test_a_plan_needs_two_frames_and_warns_of_odd_sizes(nodes, frames):
+    with pytest.raises(ValueError, match="Plan Clips: one frame is used.*'frames' has 8 at 8 a second"):
+        nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 1, "equal", 0.0, 0.2)
+    assert "47 x 33 pixels: Save Video cannot write odd sizes" in nodes.PlanClips.execute(
+        frames, 8.0, -1.0, 4, 1, "equal", 0.0, -1.0).result[3]
+    assert "odd" not in nodes.PlanClips.execute(frames[:, :32, :46], 8.0, -1.0, 4, 1, "equal", 0.0, -1.0).result[3]
+
+
+def test_a_video_made_by_nodes_is_read(nodes, frames):
+    from fractions import Fraction
+
+    from comfy_api.latest import InputImpl, Types
+
+    audio = {"waveform": torch.arange(8000.0).expand(1, 1, -1), "sample_rate": 8000}
+    video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=audio, frame_rate=Fraction(8)))
+    taken, fps, heard, text = nodes.ReadVideo.execute(video, 4.0, 0.25, -1.0, True).result
+    assert torch.equal(taken, frames[[2, 4, 6], :32, :46]) and fps == 4.0 and "47 x 33 pixels became 46 x 32" in text
+    assert heard["waveform"].shape == (1, 1, 6000) and heard["waveform"][0, 0, 0] == 2000
+    whole = nodes.ReadVideo.execute(video, -1.0, 0.0, -1.0, False).result
+    assert torch.equal(whole[0], frames) and whole[1] == 8.0
+    for settings, message in (((9.0, 0.0, -1.0), "at most 8 frames a second; fps is 9"), ((0.0, 0.0, -1.0), "at most 8 .* fps is 0"),
+                              ((-1.0, 2.0, -1.0), "no frame between 2 s and 1 s; it is 1.000 s long")):
+        with pytest.raises(ValueError, match=f"Read Video: 'the video' has {message}"):
+            nodes.ReadVideo.execute(video, *settings, True)
+
+
+def test_times_of_a_file(pack):
+    """Even times however rounded, and truly uneven ones."""
+    reading = pack("core.video.reading")
+    for fps in (24000 / 1001, 29.97, 12.0):
+        times = [round(i / fps, 3) for i in range(500)]
+        assert reading.timing(times, fps) == reading.Timing(fps, fps, True)
+        assert reading.timing(times).fps == pytest.approx(fps, rel=1e-3) and reading.timing(times).even
+        assert reading.frames_at(times, reading.timing(times, fps), -1.0, 0.0, -1.0)[0] == list(range(500))
+    times = [0.0, 0.1, 0.2, 0.8, 0.9]  # shown until 0.1, 0.2, 0.8, 0.9, 1.125
+    found = reading.timing(times, 5.0)
+    assert not found.even and found.fps == pytest.approx(4 / 0.9) and found.fastest == pytest.approx(10)
+    numbers, rate = reading.frames_at(times, found, 10.0, 0.0, -1.0)
+    assert rate == 10.0 and numbers == [0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4]
 
 
 def test_a_video_of_its_own_size_comes_back(job, frames, plan, output, loaded):
