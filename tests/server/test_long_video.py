@@ -28,7 +28,8 @@ def frames():
 
 
 def test_the_edit_reaches_the_third_clip(lab, prompt, frames):
-    clip, truth = (x[:10] for x in frames)  # the example stops after 1.43 s
+    clip, truth = (x[:10] for x in frames)  # the example stops after 1.5 s
+    examples.inputs(prompt, "FramePainterPropagateEdit")["lora"] = "none"  # half of the time, and tested by itself
     results = lab.run(prompt)
     edited = torch.stack(results["Edited frames"]).float()
     assert edited.shape == truth.shape
