@@ -1,0 +1,51 @@
+"""Draw on a video's first frame, and the video follows: the shipped example, measured against the true edited clip."""
+
+from __future__ import annotations
+
+import av
+import pytest
+import torch
+from framepainter_tests import examples
+from framepainter_tests.examples import pixels
+
+CHANGED = 25  # of 255
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """The video, and the truth without the disc that is erased: (7, 96, 96, 3) of 255."""
+    with av.open(str(examples.WORKFLOWS / "inputs" / "paint_clip.mp4")) as file:
+        clip = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]).float()
+    return clip, torch.stack(pixels(examples.WORKFLOWS / "inputs" / "paint_clip_truth.png").float().split(96, 1))
+
+
+def test_what_is_erased_in_the_first_frame_stays_away(lab, clips):
+    clip, truth = clips
+    results = lab.run(examples.prompt("paint_and_propagate"))
+
+    (painted,) = (x.float() for x in results["Painted first frame"])
+    gone = (truth[0] - clip[0]).abs().amax(-1) > CHANGED
+    assert 0.05 < gone.float().mean() < 0.15
+    assert (painted - truth[0])[gone].pow(2).mean() < 0.05 * (clip[0] - truth[0])[gone].pow(2).mean()
+    kept = (painted - clip[0]).abs().amax(-1) <= 2  # of 255: hosts decode a little differently
+    assert kept.float().mean() > 0.8 and not (kept & gone).float().mean() > 0.02
+
+    edited = torch.stack(results["Edited frames"]).float()
+    assert edited.shape == truth.shape
+    still = painted.expand_as(truth)
+    # Where the disc was in any frame after the first, and where the one that stays has moved since.
+    area = ((truth - clip).abs().amax(-1) > CHANGED) | ((truth - still).abs().amax(-1) > CHANGED)
+    area[0] = False
+
+    def error(found, frames=slice(None)):
+        return float((found - truth)[frames].pow(2).mean(-1)[area[frames]].mean())
+
+    assert error(edited) < 0.12 * error(clip) and error(edited) < 0.08 * error(still)
+    assert error(edited, slice(4, 7)) < 0.2 * error(clip, slice(4, 7)), "the second clip"
+    assert error(edited, slice(4, 7)) < 0.1 * error(still, slice(4, 7))
+    assert (edited - truth)[~area].abs().mean() < 10
+    assert results["Drift"][0].float().std() > 10
+
+    (video,) = (lab.server.base / "output" / "paint_and_propagate").glob("edited_*.mp4")
+    with av.open(str(video)) as file:
+        assert file.streams.video[0].average_rate == 7 and sum(1 for _ in file.decode(video=0)) == 7
