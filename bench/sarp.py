@@ -1,11 +1,14 @@
 """What Smooth Area Perturbation does to an inversion, in miniature (I2VEdit, Table 2).
 
-    python bench/sarp.py --host COMFYUI [--train STEPS] [--clips N]
+    <ComfyUI's python> bench/sarp.py --host COMFYUI [--train STEPS] [--clips N] [--write]
 
-A small SVD network is trained on clips as cameras give them: textures, slow waves of colour, and faint noise everywhere.
-Then clips with areas of one colour are inverted, as they are and perturbed, and the inverted latents' Anderson-Darling
-statistic is taken. Pixels become latents without loss (four neighbouring grey values are the four channels), so the noise
-that decides arrives in the latents as it is. The network lies in tests/data/noisy_clips.safetensors; --train makes it anew.
+A small SVD network is trained on clips as cameras give them: soft shapes, slow waves of colour, and faint noise everywhere.
+Then clips are inverted whose ground is one colour without noise, as they are and perturbed, and the inverted latents'
+Anderson-Darling statistic is taken. Pixels become latents without loss (four neighbouring grey values are the four
+channels), so the noise that decides arrives in the latents as it is. --write puts the table into docs/i2vedit.md.
+
+The network lies in tests/data/noisy_clips.safetensors. It was made with --train 1100 and --train 1800 --further, 18 minutes on
+one core; the first of the two ran with an AUGMENTATION of 0.02 still.
 """
 
 from __future__ import annotations
@@ -24,33 +27,74 @@ import pack as tools_pack  # noqa: E402
 
 NETWORK = ROOT / "tests" / "data" / "noisy_clips.safetensors"
 RESULTS = ROOT / "bench" / "sarp.json"
+PAGE, BEGIN, END = ROOT / "docs" / "i2vedit.md", "<!-- table: bench/sarp.py -->", "<!-- end of table -->"
 UNET = {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": [1, 1], "context_dim": 16,
-        "transformer_depth": [1, 0], "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 0, 0],
+        "transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
         "num_head_channels": 16}
 HEAD_WIDTH = 16
-SIDE, FRAMES = 16, 4
-SENSOR = 0.005  # standard deviation of the training clips' noise, pixels on -1 to 1
-CONTENT = 0.3  # about the deviation of the training clips' grey values; model space is grey / CONTENT
-EPSILON = 0.5  # of the norms, see soften
-AUGMENTATION = 0.02
-STEPS = 15  # of an inversion
-GREYS = (-1.0, -0.3, 0.0, 0.25, 1.0)  # of the constant areas; pure black and white included
+GROUPS = 4  # of the norms, see share_norms
+SIDE, FRAMES = 48, 4  # of the clips that are inverted
+TRAINED_SIDE, BATCH, RATE = 24, 3, 2e-3
+SENSOR = 0.005  # standard deviation of a camera's noise, pixels on -1 to 1
+CONTENT = 0.3  # model space is grey / CONTENT
+AUGMENTATION = 0.005  # noise on the condition's pixels, as faint as the sensor's: there is no VAE here that averages it
+SOFTNESS = 2.0  # pixels; the noise is what is sharp in these clips
+STEPS = 25  # of an inversion, on the released schedule
+LEVELS = (0.004, 0.0167, 0.05, 0.2, 0.8, 4.0)  # of the filters that the first layer starts from
+LOW, MIDDLE, HIGH = 0.002, 1.0, 700.0  # noise levels in training; three quarters of them lie below MIDDLE
+GREYS = (-1.0, -0.3, 0.0, 0.25, 1.0)  # of the grounds; pure black and white included
+TRAINING_LIKE = "noise everywhere, as in training"
+SHAPES = {"sprites": (1, 3), "radius": (0.25, 0.5)}
+FEWER_SHAPES = {"sprites": (1, 2), "radius": (0.2, 0.35)}  # of a clip with a ground: it fills about three quarters
+SETTINGS = {
+    "as it is": None,
+    "perturbed, clamped, zero border (released)": {"limits": "clamp", "border": "zero"},
+    "perturbed, clamped": {"limits": "clamp", "border": "repeat"},
+    "perturbed, mirrored inward (default)": {"limits": "inward", "border": "repeat"},
+}
 
 
-def clips(procedural, count: int, generator, ground: float | None = None):
-    """Grey clips (count, FRAMES, 1, SIDE, SIDE) of low contrast around a mean; with a constant ground if one is given."""
+# ---- clips -----------------------------------------------------------------------------------------------------------
+
+
+def blur(pictures):
+    """Gaussian, SOFTNESS pixels wide, over the last two axes."""
+    import torch
+    import torch.nn.functional as F
+
+    reach = math.ceil(3 * SOFTNESS)
+    weights = torch.exp(-torch.arange(-reach, reach + 1.0) ** 2 / (2 * SOFTNESS**2))
+    weights = (weights / weights.sum())[None, None]
+    flat = F.pad(pictures.reshape(-1, 1, *pictures.shape[-2:]), (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(flat, weights[..., None]), weights[:, :, None]).reshape(pictures.shape)
+
+
+def clips(procedural, count: int, side: int, generator, ground: float | None = None):
+    """Grey clips (count, FRAMES, 1, side, side), on -1 to 1, and where there is noise; without a ground, also the first frames
+    with another draw of the noise, for the condition.
+
+    Without a ground as in training: soft shapes before slow waves or one colour, noise everywhere, not even cut off at black
+    and white. With one, that colour exactly wherever no shape is; the shapes are as a camera sees them.
+    """
     import torch
 
-    settings = procedural.SceneSettings(height=SIDE, width=SIDE, sprites=(1, 2), radius=(0.25, 0.4), shift=(0.2, 0.6),
-                                        texture=4, contrast=0.3)
-    frames = procedural.render(procedural.draw_scenes(count, FRAMES, settings, generator))[:, :, :1] * 2 - 1
-    mean = torch.rand(count, 1, 1, 1, 1, generator=generator) * 2 - 1
+    settings = procedural.SceneSettings(height=side, width=side, shift=(0.2, 0.6), texture=3, contrast=0.3,
+                                        **(SHAPES if ground is None else FEWER_SHAPES))
+    scenes = procedural.draw_scenes(count, FRAMES, settings, generator)
+    shapes = blur(procedural.render(scenes)[:, :, :1] * 2 - 1)
+    alone = scenes._replace(texture=torch.ones_like(scenes.texture), background=torch.zeros_like(scenes.background))
+    cover = blur(procedural.render(alone)[:, :, :1])
+    grey = 1.05 * (torch.rand(count, 1, 1, 1, 1, generator=generator) * 2 - 1)
+    waves = 0.4 * (torch.rand(count, 1, 1, 1, 1, generator=generator) < 0.5) * (scenes.background[:, None, :1] * 2 - 1)
     if ground is not None:
-        scenes = procedural.draw_scenes(count, FRAMES, settings, generator)
-        scenes = scenes._replace(background=torch.full_like(scenes.background, 0.5))
-        frames = procedural.render(scenes)[:, :, :1] * 2 - 1
-        mean = torch.full((count, 1, 1, 1, 1), ground)
-    return (mean + 0.4 * frames).clamp(-1, 1)
+        grey, waves = torch.full_like(grey, ground), torch.zeros_like(waves)
+    behind = grey + waves
+    clean = torch.lerp(behind, 0.6 * grey + 0.35 * shapes, cover)
+    noisy = clean + SENSOR * torch.randn(cover.shape, generator=generator)
+    if ground is None:
+        return noisy, clean[:, :1] + SENSOR * torch.randn(clean[:, :1].shape, generator=generator)
+    seen = cover > 0.005
+    return torch.where(seen, noisy.clamp(-1, 1), behind), seen
 
 
 def latents(grey):
@@ -60,8 +104,19 @@ def latents(grey):
     return torch.nn.functional.pixel_unshuffle(grey, 2) / CONTENT
 
 
-def network():
-    """The host's SVD UNet, small, with torch's own first weights and its residual branches closed."""
+def condition(first, generator):
+    """First frames (B, 1, 1, H, W) -> the image condition of all frames, (B * FRAMES, 4, h, w)."""
+    import torch
+
+    first = latents(first + AUGMENTATION * torch.randn(first.shape, generator=generator))
+    return first.expand(-1, FRAMES, -1, -1, -1).flatten(0, 1)
+
+
+# ---- network ---------------------------------------------------------------------------------------------------------
+
+
+def network(procedural):
+    """The host's SVD UNet, small; its first layer starts from the best linear filters of some noise levels."""
     import comfy.ops
     import torch
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -73,22 +128,56 @@ def network():
                                  operations=comfy.ops.disable_weight_init))
     torch.nn.init.zeros_(model.out[2].weight)
     torch.nn.init.zeros_(model.out[2].bias)
-    return soften(model)
+    filters, first = noise_filters(procedural), model.input_blocks[0][0]
+    with torch.no_grad():
+        first.weight[:len(filters)] = filters
+        first.bias[:len(filters)] = 0
+    return share_norms(model)
 
 
-def soften(model):
-    """Norms that leave faint signals faint. Of 32 channels in 32 groups each is a group of its own, and would be brought to
-    full strength alone; in the published network ten share a group, and the stronger ones set its scale."""
+def share_norms(model):
+    """Eight channels a group of the norms; in the published network ten share one. The host always makes 32 groups, and 32
+    channels alone in their groups would each be brought to full strength, however faint."""
     import torch
 
     for layer in model.modules():
         if isinstance(layer, torch.nn.GroupNorm):
-            layer.eps = EPSILON
+            layer.num_groups = GROUPS
     return model
 
 
+def noise_filters(procedural):
+    """3 x 3 filters (4 * levels, 8, 3, 3) that tell the prediction's target from input and condition with least squares.
+
+    Sensor noise is a four-hundredth of what the grey values are; a few thousand steps would not find it from random weights.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(99)
+    grey, first = clips(procedural, 32, TRAINED_SIDE, generator)
+    x0, image = latents(grey).flatten(0, 1), condition(first, generator)
+    out = []
+    for sigma in LEVELS:
+        taken, target = noised(x0, torch.full((len(x0),), sigma), generator)
+        seen = F.unfold(torch.cat([taken, image], 1), 3).movedim(1, -1).flatten(0, 1).double()
+        wanted = target[:, :, 1:-1, 1:-1].flatten(2).movedim(1, -1).flatten(0, 1).double()
+        square = seen.T @ seen / len(seen) + 1e-7 * torch.eye(seen.shape[1], dtype=torch.float64)
+        out.append(torch.linalg.solve(square, seen.T @ wanted / len(seen)).T.reshape(4, 8, 3, 3).float())
+    return torch.cat(out)
+
+
+def noised(x0, sigma, generator):
+    """Network input and the v to predict, both (B, 4, h, w)."""
+    import torch
+
+    s = sigma[:, None, None, None]
+    x = x0 + s * torch.randn(x0.shape, generator=generator)
+    return x / (s**2 + 1).sqrt(), (x / (s**2 + 1) - x0) * (s**2 + 1).sqrt() / s
+
+
 def vector():
-    """The network's vector of numbers, (1, 768), as the host makes it of fps 8, motion 127, augmentation 0.02."""
+    """The network's vector of numbers, (1, 768), as the host makes it of fps 8, motion 127 and the augmentation."""
     import torch
     from comfy.model_base import Timestep
 
@@ -96,48 +185,52 @@ def vector():
     return torch.cat([embed(torch.tensor([float(n)])) for n in (8, 127, AUGMENTATION)], 1)
 
 
-def train(load, steps: int) -> None:
-    """EDM training, log-uniform noise levels; averages of the weights are kept."""
+def train(load, steps: int, further: bool) -> None:
+    """EDM training; averages of the weights are kept.
+
+    Args:
+        further: from the network that is there, instead of a new one.
+    """
     import torch
-    from safetensors.torch import save_file
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
 
     procedural = load("core.data.procedural")
+    model, before = network(procedural), 0
+    if further:
+        model.load_state_dict({n: t.float() for n, t in load_file(str(NETWORK)).items()})
+        with safe_open(str(NETWORK), framework="pt") as file:
+            before = int(file.metadata()["steps"])
     torch.set_grad_enabled(True)
-    model, batch = network(), 16
     average = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(0)
-    y, context = vector().expand(batch * FRAMES, -1), torch.zeros(batch * FRAMES, 1, UNET["context_dim"])
-    started = time.time()
+    optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    generator = torch.Generator().manual_seed(before)
+    y, context = vector().expand(BATCH * FRAMES, -1), torch.zeros(BATCH * FRAMES, 1, UNET["context_dim"])
+    started, shown = time.time(), []
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        grey = clips(procedural, batch, generator)
-        noisy = (grey + SENSOR * torch.randn(grey.shape, generator=generator)).clamp(-1, 1)
-        x0 = latents(noisy).flatten(0, 1)
-        first = latents(noisy[:, :1] + AUGMENTATION * torch.randn(noisy[:, :1].shape, generator=generator))
-        condition = first.expand(-1, FRAMES, -1, -1, -1).flatten(0, 1)
-        low, high = math.log(0.002), math.log(80.0)
-        sigma = torch.exp(low + (high - low) * torch.rand(batch, generator=generator)).repeat_interleave(FRAMES)
-        s = sigma[:, None, None, None]
-        noise = torch.randn(x0.shape, generator=generator)
-        x = x0 + s * noise
-        target = (x / (s**2 + 1) - x0) * (s**2 + 1).sqrt() / s
-        v = model(torch.cat([x / (s**2 + 1).sqrt(), condition], 1), 0.25 * sigma.log(), context=context, y=y,
+            group["lr"] = RATE * min(1, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        grey, first = clips(procedural, BATCH, TRAINED_SIDE, generator)
+        share, faint = torch.rand(BATCH, generator=generator), torch.rand(BATCH, generator=generator) < 0.75
+        sigma = torch.where(faint, LOW * (MIDDLE / LOW) ** share, MIDDLE * (HIGH / MIDDLE) ** share)
+        sigma = sigma.repeat_interleave(FRAMES)
+        taken, target = noised(latents(grey).flatten(0, 1), sigma, generator)
+        v = model(torch.cat([taken, condition(first, generator)], 1), 0.25 * sigma.log(), context=context, y=y,
                   num_video_frames=FRAMES, transformer_options={})
         loss = (v - target).pow(2).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        decay = min(0.9985, (step + 1) / (step + 10))
+        decay = min(0.995, (step + 1) / (step + 10))
         for name, p in model.named_parameters():
             average[name].lerp_(p.detach(), 1 - decay)
-        if step % 50 == 0 or step == steps - 1:
-            print(step, f"{float(loss):.4f}", f"{time.time() - started:.0f} s", flush=True)
-        if step % 250 == 249 or step == steps - 1:
+        shown.append(float(loss))
+        if step % 50 == 49:
+            print(step + 1, f"{statistics.mean(shown[-100:]):.4f}", f"{time.time() - started:.0f} s", flush=True)
+        if step % 200 == 199 or step == steps - 1:
             NETWORK.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: p.half() for n, p in average.items()}, str(NETWORK), metadata={"steps": str(step + 1)})
+            save_file({n: p.half() for n, p in average.items()}, str(NETWORK), metadata={"steps": str(before + step + 1)})
     torch.set_grad_enabled(False)
 
 
@@ -148,12 +241,19 @@ def load_network(load):
 
     tensors = {n: t.float() for n, t in load_file(str(NETWORK)).items()}
     model = load("host.building").build_unet(tensors, torch.float32, HEAD_WIDTH, diffusers_epsilon=False)
-    soften(model.model.diffusion_model)
+    share_norms(model.model.diffusion_model)
     return model
 
 
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
 def inverted(load, model, grey, noise, setting: dict | None):
-    """Invert a clip (FRAMES, 1, SIDE, SIDE), perturbed or not: its inverted noise."""
+    """Invert a clip (FRAMES, 1, H, W), perturbed or not: its inverted noise.
+
+    Args:
+        noise: (FRAMES + 2, 3, H, W) for the perturbation.
+    """
     import torch
 
     host, sarp, schedule = load("host.inversion"), load("core.inversion.sarp"), load("core.inversion.schedule")
@@ -163,60 +263,69 @@ def inverted(load, model, grey, noise, setting: dict | None):
     if setting is not None:
         found = sarp.perturb_clip(clip, noise, **setting)
         clip, first, key = found.clip, found.first_frame, found.key_frame
-    pixel_noise = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
-    condition = [latents(picture[:, :1] + AUGMENTATION * pixel_noise) for picture in (key, first)]
-    image = load("core.inversion.condition").source_condition(*condition, FRAMES)
+    pixel_noise = torch.randn(1, 1, *grey.shape[-2:], generator=torch.Generator().manual_seed(7))
+    pictures = [latents(picture[:, :1] + AUGMENTATION * pixel_noise) for picture in (key, first)]
+    image = load("core.inversion.condition").source_condition(*pictures, FRAMES)
     positive, _ = load("host.conditioning").svd_conditioning(torch.zeros(1, 1, UNET["context_dim"]), image, 8, 127,
                                                              AUGMENTATION)
     with torch.inference_mode():
         found = host.invert(model, positive, {"samples": latents(clip[:, :1]) / scale},
-                            torch.tensor(schedule.karras_sigmas(STEPS, 80.0)))
+                            torch.tensor(schedule.karras_sigmas(STEPS)))
     return found.inverted
 
 
-SETTINGS = {
-    "as it is": None,
-    "perturbed, clamped, zero border (released)": {"limits": "clamp", "border": "zero"},
-    "perturbed, clamped": {"limits": "clamp", "border": "repeat"},
-    "perturbed, mirrored inward (default)": {"limits": "inward", "border": "repeat"},
-}
-
-
-def measure(load, count: int) -> dict[str, dict[str, float]]:
-    """Mean Anderson-Darling statistic by ground and setting; a row "clean noise" and one for the training's own clips."""
+def measure(load, count: int) -> dict[str, dict[str, list[float]]]:
+    """Anderson-Darling statistics, one a clip, by ground and setting; the last row for clips as in training."""
     import torch
 
     procedural, statistic = load("core.data.procedural"), load("core.inversion.normality").anderson_darling
     model = load_network(load)
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, list[float]]] = {}
     for ground in (*GREYS, None):
         generator = torch.Generator().manual_seed(5000)
         rows: dict[str, list[float]] = {name: [] for name in SETTINGS}
+        shares = []
         for _ in range(count):
-            grey = clips(procedural, 1, generator, ground)[0]
-            if ground is None:
-                grey = (grey + SENSOR * torch.randn(grey.shape, generator=generator)).clamp(-1, 1)
+            grey, seen = clips(procedural, 1, SIDE, generator, ground)
+            shares.append(0.0 if ground is None else 1 - float(seen.float().mean()))
             noise = torch.randn((FRAMES + 2, 3, SIDE, SIDE), generator=generator)
             for name, setting in SETTINGS.items():
-                rows[name].append(statistic(inverted(load, model, grey, noise, setting)).statistic)
-        table["noise everywhere, as in training" if ground is None else f"{ground:+.2f}"] = {
-            name: statistics.mean(values) for name, values in rows.items()}
-        print(json.dumps({str(ground): {n: round(statistics.mean(v), 2) for n, v in rows.items()}}), flush=True)
+                rows[name].append(round(statistic(inverted(load, model, grey[0], noise, setting)).statistic, 2))
+        name = TRAINING_LIKE if ground is None else f"{ground:+.2f}"
+        table[name] = rows
+        print(name, f"ground {min(shares):.2f} to {max(shares):.2f} of the picture", json.dumps(rows), flush=True)
     return table
+
+
+def lines(table: dict[str, dict[str, list[float]]]) -> list[str]:
+    """A Markdown table: mean (least to most) of the clips, and by how much the default lowers the mean."""
+    out = ["| ground | " + " | ".join(SETTINGS) + " | falls by |", "| --- |" + " --- |" * (len(SETTINGS) + 1)]
+    for ground, rows in table.items():
+        cells = [f"{statistics.mean(v):.3g} ({min(v):.3g} to {max(v):.3g})" for v in rows.values()]
+        means = [statistics.mean(v) for v in rows.values()]
+        out.append(f"| {ground} | " + " | ".join(cells) + f" | {means[0] / means[-1]:.1f} |")
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--train", type=int, default=0, help="steps; 0 takes the network that is there")
+    parser.add_argument("--further", action="store_true", help="train the network that is there instead of a new one")
     parser.add_argument("--clips", type=int, default=4, help="clips a ground")
+    parser.add_argument("--write", action="store_true", help=f"rewrite the table in {PAGE.name}")
     args = parser.parse_args()
     load = tools_pack.open_pack(args.host, cpu=True)
     if args.train:
-        train(load, args.train)
+        train(load, args.train, args.further)
     table = measure(load, args.clips)
     RESULTS.write_text(json.dumps({"clips": args.clips, "steps": STEPS, "side": SIDE, "frames": FRAMES, "statistic": table},
                                   indent=1) + "\n", encoding="utf-8")
+    text = "\n".join(lines(table))
+    print(text)
+    if args.write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
