@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import comfy.model_management as mm
 import comfy.sd
 import torch
+from comfy.ldm.modules.attention import FeedForward
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ..core.training import loop, motion
 from ..core.training.cache import digest
 from ..core.training.examples import Examples
 from ..core.training.lora import add_lora, is_lora, lora_file, temporal_layers, without_lora
+from ..core.training.motion_memory import in_parts
 from ..core.training.motion_presets import MotionSettings
 from ..core.video import geometry
 from . import keys
@@ -108,6 +110,8 @@ def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.de
              drop=settings.dropout)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(is_lora(name))
+    if settings.checkpointing:  # inside the transformers, which are computed again as wholes
+        in_parts(network.unet, FeedForward)
     return network.to(device)
 
 
