@@ -46,18 +46,21 @@ def upright(picture: np.ndarray) -> bool:
 
 
 def write(path: Path, shown: np.ndarray, times: Sequence[int] | None = None, codec: str = "libx264", pixels: str = "yuv420p",
-          sound: float | None = None, options: dict[str, str] | None = None) -> Path:
+          sound: float | None = None, options: dict[str, str] | None = None, aspect: Fraction | None = None) -> Path:
     """Encode a video.
 
     Args:
         shown: (T, H, W, 3) uint8.  times: milliseconds of each frame; at RATE if not given.
         sound: seconds of a stereo tone that rises from 200 to 1000 Hz over two seconds, so that its pitch tells the place.
+        aspect: width of a pixel in parts of its height.
     """
     with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}) as file:
         stream = file.add_stream(codec, rate=RATE)
         stream.height, stream.width, stream.pix_fmt = *shown.shape[1:3], pixels
         stream.options = {"crf": "12", "g": "4", "bf": "0", **(options or {})} if "264" in codec else options or {}
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICK)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         tone = file.add_stream("aac", rate=SOUND, layout="stereo") if sound else None
         for i, picture in enumerate(shown):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -111,6 +114,7 @@ def make(folder: Path) -> dict[str, Path]:
         "odd": write(at("odd.webm"), pictures(8, 61, 97), codec="libvpx-vp9"),
         "portrait": write(at("portrait.mp4"), pictures(8, 96, 64)),
         "turned": turn(write(at("turned.mp4"), sideways)),
+        "wide": write(at("wide.mp4"), pictures(8, 64, 72), aspect=Fraction(4, 3)),
         "one": write(at("one.mp4"), pictures(1, 64, 96)),
         "two": write(at("two.mp4"), pictures(2, 64, 96)),
         "deep": write(at("deep.mp4"), pictures(8, 64, 96), pixels="yuv420p10le"),
