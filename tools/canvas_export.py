@@ -142,7 +142,48 @@ clip. Cancel at any time and queue again to go on. Another edited frame for the 
 **Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps
 at 0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
 """
+PAINT_NOTE = """\
+### Paint on the first frame, the whole video follows
+
+Runs with the small models of the pack: put `workflows/inputs/paint_clip.mp4` of this pack into **Video** and run.
+
+In **Coarse Edit Signal** open the editor: it shows the first frame after one run. Lasso something, move, turn, scale, copy or
+delete it. **Painted first frame** is the edit, **Propagate Edit** carries it through the video. Cancel at any time and
+queue again to go on.
+
+**Another signal:** put *Sketch Signal* or *Drag Signal* and its model in the place of the coarse edit.
+"""
+LORA_NOTE = """\
+### A motion LoRA of one clip
+
+Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` of this pack into **Clip**.
+
+**Train Motion LoRA** learns how the clip moves; both samplers then make a clip from its first frame, with the same noise. The
+saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attention** and **Propagate Edit**.
+
+**Your own clip:** an SVD checkpoint, 14 frames, preset *8 GB* or *12 GB*, 250 steps at 0.0005 and rank 32.
+"""
 LAYOUTS = {
+    "paint_and_propagate": Layout(
+        PAINT_NOTE,
+        {"1 Video": (-360, 0, 1120, 930), "2 Paint on its first frame": (780, 0, 1020, 930),
+         "3 Edit of the frame": (1820, 0, 1320, 930),
+         "4 The video follows": (3160, 0, 980, 930), "5 Result": (4160, 0, 2020, 930)},
+        {1: (-340, 80, 320, 300), 2: (20, 80, 320, 200), 3: (20, 400, 320, 400), 4: (380, 80, 360, 460),
+         6: (800, 80, 420, 700), 5: (1260, 80, 520, 190), "note": (1260, 390, 520, 500),
+         7: (1840, 80, 280, 250), 8: (2160, 80, 280, 180), 9: (2160, 400, 280, 70), 10: (1840, 500, 280, 240),
+         11: (2160, 600, 280, 100), 12: (2480, 80, 280, 270), 13: (2480, 480, 280, 60), 14: (2480, 660, 280, 60),
+         15: (2820, 80, 300, 240), 17: (3180, 80, 520, 190), 18: (3740, 80, 360, 800), 16: (3180, 390, 520, 460),
+         19: (4180, 80, 280, 130), 20: (4500, 80, 460, 560), 21: (5000, 80, 560, 560), 22: (5600, 80, 560, 460)}),
+    "i2vedit_motion_lora": Layout(
+        LORA_NOTE,
+        {"1 Clip": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Train": (960, 0, 720, 930),
+         "4 The same noise with and without": (1700, 0, 1320, 930), "5 Result": (3040, 0, 2000, 930)},
+        {1: (-340, 80, 320, 300), 2: (20, 80, 320, 100), 6: (20, 300, 320, 130), 7: (20, 530, 320, 160), 3: (400, 80, 520, 190),
+         "note": (400, 390, 520, 500),
+         4: (980, 80, 340, 760), 5: (1360, 80, 300, 100), 8: (1720, 80, 300, 300), 9: (2060, 80, 300, 270),
+         12: (2060, 520, 300, 270), 10: (2400, 80, 280, 60), 13: (2400, 520, 280, 60), 16: (2720, 80, 280, 130),
+         11: (3060, 80, 460, 460), 14: (3560, 80, 460, 460), 17: (4060, 80, 460, 500), 15: (4560, 80, 460, 460)}),
     "i2vedit_small": Layout(
         CLIP_NOTE,
         {"1 Clip and edited frame": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Invert the source": (960, 0, 1320, 930),
@@ -157,7 +198,7 @@ LAYOUTS = {
         {"1 Video and edited frame": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Propagate": (960, 0, 720, 930),
          "4 Result": (1700, 0, 2020, 930)},
         {1: (20, 80, 320, 300), 3: (-340, 80, 320, 360), 4: (400, 80, 520, 190), "note": (400, 390, 520, 500),
-         2: (980, 80, 300, 100), 5: (980, 300, 300, 380), 6: (1320, 80, 340, 800), 7: (1720, 80, 280, 130),
+         2: (980, 80, 300, 200), 5: (980, 400, 300, 400), 6: (1320, 80, 340, 800), 7: (1720, 80, 280, 130),
          8: (2040, 80, 460, 560), 9: (2540, 80, 560, 560), 10: (3140, 80, 560, 460)}),
     "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
     "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 790, 280, 80)}),

@@ -1,6 +1,8 @@
-"""Redraw docs/images/small_models.png: edits of the small models on scenes that they were not trained on.
+"""Redraw the README's figures of the small models.
 
-    <ComfyUI's python> tools/figure.py --host COMFYUI
+    <ComfyUI's python> tools/figure.py --host COMFYUI                      docs/images/small_models.png: edits of held-out scenes
+    <ComfyUI's python> tools/figure.py --host COMFYUI --frames FRAME ...   docs/images/paint_and_propagate.png: "Edited frames" of
+                                                                           that example, beside its video and the truth
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import pack as tools_pack  # noqa: E402
 import small_model  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
 SIGNALS = {"sketch": "sketch", "drag": "drag points (red to green)", "coarse": "coarse edit"}
 SCENES, SEED = 2, 4  # no training seed is as small
 STEPS, CFG, STRENGTH = 25, 2.0, 1.0
@@ -46,11 +49,41 @@ def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: 
         return loaded.vae.decode(latent)[-1].movedim(-1, 0)
 
 
+def painted(load: Callable[[str], Any], frames: list[Path]) -> None:
+    """The example's video, what it became, and the truth, frame by frame."""
+    import av
+    import torch
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+    from torchvision.utils import save_image
+
+    inputs = ROOT / "workflows" / "inputs"
+    with av.open(str(inputs / "paint_clip.mp4")) as file:
+        video = [pil_to_tensor(f.to_image()) for f in file.decode(video=0)]
+    truth = pil_to_tensor(Image.open(inputs / "paint_clip_truth.png").convert("RGB")).split(video[0].shape[-1], -1)
+    edited = [pil_to_tensor(Image.open(path).convert("RGB")) for path in sorted(frames)]
+    columns = list(zip(video, edited, truth, strict=True))
+    sheet = load("core.evaluation.sheet").contact_sheet(
+        [f"frame {i + 1}" for i in range(len(columns))],
+        [(name, [c[row].movedim(0, -1) / 255 for c in columns]) for row, name in enumerate(("video", "edited", "truth"))])
+    save_image(sheet.movedim(-1, 1), IMAGES / "paint_and_propagate.png")
+    print(torch.stack([(c[1] / 255 - c[2] / 255).pow(2).mean() for c in columns]).tolist())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
+    parser.add_argument("--frames", type=Path, nargs="+", help="the example's saved frames")
     options = parser.parse_args()
     load = tools_pack.open_pack(options.host.resolve())
+    if options.frames:
+        painted(load, options.frames)
+    else:
+        small_models(load)
+
+
+def small_models(load: Callable[[str], Any]) -> None:
+    """One row a signal: two scenes, each with its signal, edit and truth."""
     import torch
     from PIL import Image
     from torch.nn.functional import interpolate
@@ -74,9 +107,7 @@ def main() -> None:
         large = interpolate(torch.stack(pictures), scale_factor=ENLARGED, mode="bicubic").clamp(0, 1)
         rows.append((name, list(large.movedim(1, -1))))
     sheet = sheets.contact_sheet(["picture", "signal", "edit", "true picture"] * SCENES, rows)[0]
-    path = ROOT / "docs" / "images" / "small_models.png"
-    Image.fromarray((sheet * 255).round().byte().numpy()).save(path, optimize=True)
-    print(path.relative_to(ROOT))
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(IMAGES / "small_models.png", optimize=True)
 
 
 if __name__ == "__main__":
