@@ -282,11 +282,13 @@ def measure(load, count: int) -> dict[str, dict[str, list[float]]]:
     model = load_network(load)
     table: dict[str, dict[str, list[float]]] = {}
     for ground in (*GREYS, None):
-        generator = torch.Generator().manual_seed(5000)
+        generator = torch.Generator().manual_seed(9000)  # the set-up was chosen on clips of seed 5000
         rows: dict[str, list[float]] = {name: [] for name in SETTINGS}
         shares = []
         for _ in range(count):
             grey, seen = clips(procedural, 1, SIDE, generator, ground)
+            while ground is None and grey.abs().max() >= 1:  # a file cannot hold it: it would be cut off before any noise
+                grey, seen = clips(procedural, 1, SIDE, generator, ground)
             shares.append(0.0 if ground is None else 1 - float(seen.float().mean()))
             noise = torch.randn((FRAMES + 2, 3, SIDE, SIDE), generator=generator)
             for name, setting in SETTINGS.items():

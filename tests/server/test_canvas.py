@@ -46,7 +46,7 @@ def test_a_template_opens_and_runs(canvas, lab, good, name: str):
             canvas.set_widget(node_type, **values)
     if name == "framepainter_sketch":
         canvas.set_widget("FramePainterLoad", **examples.RANDOM)
-    results = ("Edited picture", "Previews", "Edited frames")
+    results = ("Edited picture", "Previews", "Edited frames", "With LoRA")
     edited = next(str(n["id"]) for n in content["nodes"] if n.get("title") in results)
     lab.forget()
     shown = canvas.run(edited, RUN_TIMEOUT_S)

@@ -26,6 +26,7 @@ SMALL = {
     "FramePainterInvertEDM": {"steps": 2},
     "FramePainterPropagateEdit": {"steps": 2, "lora_steps": 2},
     "FramePainterProceduralDataset": {"count": 8},
+    "FramePainterTrainMotionLora": {"steps": 3},
     "FramePainterTrain": {"steps": 3, "batch": 2, "preview_every": 3},
 }
 # Stands in for the authors' files; the small models that come with the pack run as they are.
