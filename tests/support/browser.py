@@ -111,7 +111,11 @@ class CanvasPage:
         return [e.inner_text().strip() for e in self.page.query_selector_all(selector) if e.is_visible()]
 
     def fit(self) -> None:
-        """Show the whole workflow."""
+        """Show the whole workflow, once nodes stopped growing: frontend 1.32.9 misplaces those that do while the view moves."""
+        before = None
+        while (boxes := self.page.evaluate(VUE_BOXES if self.vue else CLASSIC_BOXES)) != before:
+            before = boxes
+            self.page.wait_for_timeout(700)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         self.page.wait_for_timeout(1500)
 
