@@ -248,6 +248,7 @@ def clip_of(load, shape: str, device):
 def measured(load, shape: str, way: str) -> dict:
     """A training step's seconds, and its peak bytes beyond what lies there before it."""
     import torch
+    from attention_matching import give_back
     from run import PeakMemory, return_memory_at_once
 
     cuda = torch.cuda.is_available()
@@ -259,10 +260,11 @@ def measured(load, shape: str, way: str) -> dict:
     loop = load("core.training.loop")
     trainer = loop.Trainer({n: p for n, p in made.named_parameters() if p.requires_grad},
                            loop.TrainSettings(steps=99, learning_rate=5e-4, clip=0.0))
+    return_memory_at_once(True)
     trainer.advance(loss)  # the optimiser's moments are there from now on
     trainer.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    return_memory_at_once(True)
+    give_back()
     with PeakMemory() as peak:
         trainer.advance(loss)
     return_memory_at_once(False)

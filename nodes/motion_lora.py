@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.training.motion_presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose
+from ..core.training.motion_presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
 from ..core.weights.motion_lora import LoraFileError
 from ..host import folders, motion_node
 from ..host.motion_trainer import MotionInputs, with_lora
@@ -35,7 +35,8 @@ class TrainMotionLora(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="SVD's VAE."),
                 io.Image.Input("frames", tooltip="The clip: 2 frames or more, usually 14 for SVD and 25 for SVD-XT."),
                 io.Combo.Input("preset", options=list(PRESETS), default="12 GB",
-                               tooltip="Settings that go together. " + " ".join(f"{k}: {v}." for k, v in PURPOSE.items())),
+                               tooltip="Settings that go together. " + " ".join(
+                                   f"{k}: {v}, {expected(k)}." for k, v in PURPOSE.items()) + " Estimates for 14 frames."),
                 io.Int.Input("steps", default=250, min=1, max=100_000, tooltip="Optimiser steps. The released training makes "
                                                                               "250."),
                 io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9,

@@ -41,8 +41,10 @@ PURPOSE = {
     "8 GB": "320 x 576",
     "small network": "the clip's own size, fp32, for small networks and CPUs",
 }
-# Counted for 14 frames with everything checkpointed: activations kept, largest unit computed again, TFLOP a step.
-_COUNTED = {"12 GB": (3.1e9, 3.0e9, 106e12), "8 GB": (1.3e9, 1.2e9, 39e12)}
+# Counted for 14 frames with everything checkpointed and feed-forward in parts, see docs/motion_lora.md: bytes kept between the
+# passes, bytes that come on top at the peak, floating-point operations a step.
+_COUNTED = {"12 GB": (2.13e9, 2.97e9, 118e12), "8 GB": (0.86e9, 1.27e9, 43.5e12)}
+SUSTAINED = 75e12  # FLOP/s that the stated times are for
 _WEIGHTS, _LORA = 3.05e9, 17.8e6 * 16  # half precision; fp32 values, gradients and two moments
 
 
@@ -62,7 +64,7 @@ def choose(preset: str, **changes: object) -> MotionSettings:
     return settings
 
 
-def expected(preset: str, reference: float) -> str:
+def expected(preset: str, reference: float = SUSTAINED) -> str:
     """Memory and time of a preset at 14 frames, estimated from counts. reference: sustained FLOP/s."""
     if preset not in _COUNTED:
         return "under 1 GB"
