@@ -22,7 +22,7 @@ import pack as tools_pack  # noqa: E402
 MARKS = "<!-- table: bench/long_video.py -->", "<!-- end of table -->"
 BASE: dict[str, Any] = {"lora": "one for all clips", "skip_interval": True}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "all as the example": {},
+    "colours not matched, else as the example": {},
     "without skip-interval": {"skip_interval": False},
     "without motion LoRA": {"lora": "none"},
     "without both": {"lora": "none", "skip_interval": False},
