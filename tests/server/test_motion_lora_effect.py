@@ -54,10 +54,10 @@ def test_the_lora_teaches_the_motion_and_loads_by_the_hosts_own_node(lab, prompt
         results = lab.run(prompt)
         without.append(torch.stack(results["Without LoRA"]))
         with_lora.append(torch.stack(results["With LoRA"]))
-        curves += results["Loss curve"]  # the second time the server has it already
+        curves += results["Loss curve"]  # older servers do not list again what they have already
     assert without[0].shape == with_lora[0].shape == (4, 96, 96, 3)
     assert (without[0][0].float() - rendered[0]).abs().mean() < 10, "not the clip's first frame"
-    assert len(curves) == 1 and curves[0].float().std() > 5
+    assert curves[0].float().std() > 5
     errors = [sum(map(measure, clips)) / len(clips) for clips in (without, with_lora)]
     assert errors[1] < 0.5 * errors[0], errors
     assert errors[1] < 0.85 * measure(without[0][:1].expand(4, -1, -1, -1)), "no better than standing still"
