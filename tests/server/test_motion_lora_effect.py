@@ -12,7 +12,7 @@ SCENE = {"height": 96, "width": 96, "sprites": (1, 2), "radius": (0.32, 0.45), "
 SEED = 935        # of workflows/inputs/clip.mp4, which is this scene without its second sprite
 MOVING = 4.0      # pixels of true flow from which a place counts
 SEEDS = (1, 2)    # of the sampled clips' noise; the example's is the first
-STEPS = 120
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
