@@ -42,7 +42,15 @@ def test_templates_are_the_only_ones_listed(server, name: str):
 def test_canvas_and_api_form_are_the_same(comfy_cli, name: str):
     done = comfy_cli("run", "--workflow", str(examples.WORKFLOWS / f"{name}.json"), "--print-prompt")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["data"]["prompt"] == prompt(name)
+    found, wanted = json.loads(done.stdout)["data"]["prompt"], prompt(name)
+    assert found.keys() == wanted.keys()
+    for key, node in wanted.items():
+        if not node["class_type"].startswith("FramePainter"):
+            # ComfyUI's own nodes gain and rename widgets (Save Video's codec is format.codec from 0.33): what both have counts.
+            both = found[key]["inputs"].keys() & node["inputs"].keys()
+            for form in (found[key], node):
+                form["inputs"] = {k: v for k, v in form["inputs"].items() if k in both or isinstance(v, list)}
+        assert found[key] == node, key
 
 
 @each
