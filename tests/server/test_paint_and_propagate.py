@@ -13,6 +13,10 @@ from framepainter_tests.editors import Editors
 from framepainter_tests.examples import pixels
 
 CHANGED = 25  # of 255
+IDLE = """async () => {
+  const queue = await (await fetch('/api/queue')).json()
+  return queue.queue_running.length + queue.queue_pending.length === 0
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,9 @@ def test_the_same_with_the_mouse(lab, clips, server):
         rig.set_text("coarse", "")
         page.page.evaluate("() => app.queuePrompt(0, 1)")
         rig.wait_status("coarse", "96 × 96")
-        page.page.get_by_text("'mask' is empty").first.wait_for(timeout=60_000)
+        page.page.wait_for_function(IDLE)  # stopped: "'mask' is empty"
+        page.page.wait_for_timeout(500)
+        rig.screenshot("paint_and_propagate_nothing_drawn")
         page.page.keyboard.press("Escape")
         rig.open("coarse")
         rig.drag(*corners, corners[0], steps=1)
