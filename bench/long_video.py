@@ -1,10 +1,12 @@
 """How an edit decays over the clips of a long video, with and without what is done against it, in miniature.
 
     <ComfyUI's python> bench/long_video.py --host COMFYUI [--only NAME ...] [--write]
+    <ComfyUI's python> bench/long_video.py --host COMFYUI --scenes N [--write]
 
 The example video (16 frames in five clips of four, a disc whose colours were exchanged in the first frame) goes through Propagate
 Edit on the small base model; every clip is compared with the true recoloured video: squared error, as a share of that of
-doing nothing. --write puts the table into docs/long_videos.md.
+doing nothing. --scenes: N other such videos, with and without skip-interval attention alone. --write puts the table into
+docs/long_videos.md.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import small_model  # noqa: E402
 
-MARKS = "<!-- table: bench/long_video.py -->", "<!-- end of table -->"
+PAGE = ROOT / "docs" / "long_videos.md"
+END = "<!-- end of table -->"
+MARKS = {False: "<!-- table: bench/long_video.py -->", True: "<!-- table: bench/long_video.py --scenes -->"}
 BASE: dict[str, Any] = {"lora": "one for all clips", "skip_interval": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "colours not matched, else as the example": {},
@@ -32,7 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "colour match 1": {"colour_match": 1.0},
     "anchor 0.5": {"anchor": 0.5},
 }
+SKIP = {"with skip-interval": {"lora": "none"}, "without": {"lora": "none", "skip_interval": False}}
 STEPS, LORA_STEPS, RANK, RATE = 20, 60, 8, 1e-3
+FRAMES, SEED = 16, 2004  # the example's seed is one lower
+VISIBLE = 0.005  # mean squared difference that an edit makes; the example's is 0.034
+# Of the example video as well, see workflows/inputs/README.md.
+SCENE = {"sprites": (1, 1), "radius": (0.36, 0.45), "shift": (0.45, 0.6), "turn": 20.0, "growth": 0.05, "contrast": 0.06,
+         "texture": 2}
 
 
 def read(path: Path) -> Any:
@@ -44,60 +56,137 @@ def read(path: Path) -> Any:
         return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]).float() / 255
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
-    parser.add_argument("--folder", type=Path, default=Path("long_video"), help="for the stages; delete it to begin anew")
-    parser.add_argument("--only", nargs="*", help="names of variants")
-    parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    load = tools_pack.open_pack(options.host.resolve())
+class Case(NamedTuple):
+    """clip, truth: (T, H, W, 3) in [0, 1], the video and the recoloured one.  edited: (1, H, W, 3), its first frame."""
+
+    clip: Any
+    truth: Any
+    edited: Any
+
+
+def example() -> Case:
+    """The example's video."""
     import numpy as np
     import torch
     from PIL import Image
 
     inputs = ROOT / "workflows" / "inputs"
-    clip = read(inputs / "long_clip.mp4")
-    truth = torch.from_numpy(np.asarray(Image.open(inputs / "long_clip_truth.png").convert("RGB"))).float() / 255
-    truth = torch.stack(truth.split(96, 1))
-    edited = torch.from_numpy(np.asarray(Image.open(inputs / "long_clip_edited.png").convert("RGB"))).float()[None] / 255
-    propagate, clips, presets = load("host.propagate"), load("core.video.clips"), load("core.training.motion_presets")
-    matching, drift = load("host.attention_matching"), load("core.video.drift")
-    with torch.inference_mode():
-        loaded = load("host.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
-    models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
-    plan = clips.plan(len(clip), 7.0, 4)
-    lines = ["| variant | " + " | ".join(f"clip {i + 1}" for i in range(len(plan.clips))) + " | colour | sharpness |",
-             "| --- |" + " --- |" * (len(plan.clips) + 2)]
-    for name, changes in VARIANTS.items():
-        if options.only and name not in options.only:
+
+    def picture(name: str) -> Any:
+        return torch.from_numpy(np.array(Image.open(inputs / name).convert("RGB"))).float() / 255
+
+    truth = torch.stack(picture("long_clip_truth.png").split(96, 1))
+    return Case(read(inputs / "long_clip.mp4"), truth, picture("long_clip_edited.png")[None])
+
+
+def scenes(load: Callable[[str], Any], count: int) -> list[Case]:
+    """Videos of the example's kind whose disc stays in the picture and looks different with its colours exchanged."""
+    import torch
+
+    procedural = load("core.data.procedural")
+    settings = procedural.SceneSettings(**{**small_model.SCENES, **SCENE})
+    found: list[Case] = []
+    seed = SEED
+    while len(found) < count:
+        drawn = procedural.draw_scenes(1, FRAMES, settings, torch.Generator().manual_seed(seed))
+        seed += 1
+        if bool((drawn.centre.abs() > 1).any()):
             continue
+        clip, truth = (procedural.render(d)[0].movedim(1, -1) for d in
+                       (drawn, drawn._replace(texture=drawn.texture[:, :, [2, 0, 1]])))
+        if (clip - truth).pow(2).mean() > VISIBLE:
+            found.append(Case(clip, truth, truth[:1]))
+    return found
+
+
+class Bench:
+    """The small base model, and what is asked of it."""
+
+    def __init__(self, load: Callable[[str], Any], folder: Path):
+        import torch
+
+        self.load, self.folder = load, folder
+        with torch.inference_mode():
+            loaded = load("host.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
+        self.models = load("host.propagate").Models(loaded.model, loaded.clip_vision, loaded.vae)
+        self.plan = load("core.video.clips").plan(FRAMES, 7.0, 4)
+
+    def run(self, case: Case, changes: dict[str, Any]) -> tuple[list[float], Any, Any]:
+        """Each clip's share of the error of doing nothing; the last clip's drift; all frames."""
+        import torch
+
+        propagate, presets = self.load("host.propagate"), self.load("core.training.motion_presets")
         settings = propagate.Settings(**{
             "height": 96, "width": 96, "steps": STEPS, "guidance": 1.2, "motion_bucket": 30,
-            "match": matching.Settings(thresholds=(0.7, 0.7), betas=(0.8, 0.9)),
+            "match": self.load("host.attention_matching").Settings(thresholds=(0.7, 0.7), betas=(0.8, 0.9)),
             "motion": presets.MotionSettings(steps=LORA_STEPS, rank=RANK, learning_rate=RATE, precision="fp32"),
             **BASE, **changes})
         with torch.inference_mode():
-            result = propagate.Job(models, clip, edited, plan, settings, options.folder).run()
-        values = []
-        for begin, end in plan.clips:
+            result = propagate.Job(self.models, case.clip, case.edited, self.plan, settings, self.folder).run()
+        shares = []
+        for begin, end in self.plan.clips:
             span = slice(begin + 1, end)  # the first frame is the clip before's, or was given
-            error, nothing = ((x[span] - truth[span]).pow(2).mean() for x in (result.frames, clip))
-            values.append(float(error / nothing))
-        measured = [drift.drift(c, truth[slice(*plan.clips[i])]) for i, c in enumerate(result.clips)]
-        lines.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in values)
-                     + f" | {measured[-1].colour:.3f} | {measured[-1].sharpness:.2f} |")
+            error, nothing = ((x[span] - case.truth[span]).pow(2).mean() for x in (result.frames, case.clip))
+            shares.append(float(error / nothing))
+        last = self.load("core.video.drift").drift(result.clips[-1], case.truth[slice(*self.plan.clips[-1])])
+        return shares, last, result.frames
+
+
+def table_of_variants(bench: Bench, only: list[str] | None) -> list[str]:
+    """The example's table; frames of every variant go into the folder."""
+    import torch
+    from torchvision.utils import save_image
+
+    case = example()
+    lines = ["| variant | " + " | ".join(f"clip {i + 1}" for i in range(len(bench.plan.clips))) + " | colour | sharpness |",
+             "| --- |" + " --- |" * (len(bench.plan.clips) + 2)]
+    for name, changes in VARIANTS.items():
+        if only and name not in only:
+            continue
+        shares, last, frames = bench.run(case, changes)
+        lines.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in shares) + f" | {last.colour:.3f} | {last.sharpness:.2f} |")
         print(lines[-1], flush=True)
-        shown = torch.cat([torch.cat(list(x[::3]), 1) for x in (clip, result.frames, truth)], 0)
-        options.folder.mkdir(exist_ok=True)
-        Image.fromarray((shown * 255).round().byte().numpy()).resize((shown.shape[1] * 2, shown.shape[0] * 2)).save(
-            options.folder / f"{name.replace(' ', '_')}.png")
+        shown = torch.cat([torch.cat(list(x[::3]), 1) for x in (case.clip, frames, case.truth)], 0)
+        save_image(shown.movedim(-1, 0), bench.folder / f"{name.replace(' ', '_')}.png")
+    return lines
+
+
+def table_of_scenes(bench: Bench, count: int) -> list[str]:
+    """Mean, deviation, and in how many videos skip-interval attention does better, clip by clip."""
+    import torch
+
+    found: dict[str, list[list[float]]] = {name: [] for name in SKIP}
+    for case in scenes(bench.load, count):
+        for name, changes in SKIP.items():
+            shares, last, _ = bench.run(case, changes)
+            found[name].append([*shares, float(last.colour)])
+            print(name, " ".join(f"{v:.3f}" for v in found[name][-1]), flush=True)
+    values = {name: torch.tensor(rows) for name, rows in found.items()}
+    lines = [f"| {count} videos | " + " | ".join(f"clip {i + 1}" for i in range(len(bench.plan.clips))) + " | colour |",
+             "| --- |" + " --- |" * (len(bench.plan.clips) + 1)]
+    for name, rows in values.items():
+        cells = [f"{m:.3f} ± {d:.3f}" for m, d in zip(rows.mean(0), rows.std(0), strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    better = (values["with skip-interval"] < values["without"]).sum(0).tolist()
+    return [*lines, "| better with it | " + " | ".join(f"{n} of {count}" for n in better) + " |"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
+    parser.add_argument("--folder", type=Path, default=Path("long_video"), help="for the stages; delete it to begin anew")
+    parser.add_argument("--only", nargs="*", help="names of variants")
+    parser.add_argument("--scenes", type=int, default=0, help="other videos, with and without skip-interval attention")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True)
+    bench = Bench(tools_pack.open_pack(options.host.resolve()), options.folder)
+    lines = table_of_scenes(bench, options.scenes) if options.scenes else table_of_variants(bench, options.only)
+    print("\n".join(lines))
     if options.write:
-        path = ROOT / "docs" / "long_videos.md"
-        text = path.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        path.write_text(f"{before}{MARKS[0]}\n\n" + "\n".join(lines) + f"\n\n{MARKS[1]}{after}", encoding="utf-8")
+        before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[bool(options.scenes)] + "\n")
+        after = rest.split(END, 1)[1]
+        PAGE.write_text(f"{before}{MARKS[bool(options.scenes)]}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
