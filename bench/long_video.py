@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without motion LoRA": {"lora": "none"},
     "without both": {"lora": "none", "skip_interval": False},
     "a LoRA for each clip": {"lora": "one a clip"},
+    "a LoRA for each clip, without skip-interval": {"lora": "one a clip", "skip_interval": False},
     "without matched attention": {"matching": False},
     "pixels carried": {"carry": "pixels"},
     "colour match 1": {"colour_match": 1.0},
