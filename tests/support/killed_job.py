@@ -81,13 +81,25 @@ def main() -> None:
         result.unlink()
         shutil.rmtree(place)
 
-    while len(moments) < kills:
-        number = start(place, result)
-        time.sleep(dice.uniform(0.03, 0.3) * whole_time)
+    def stages() -> list[str]:
+        return sorted(p.name.split("-")[0] for p in place.glob("*.safetensors"))
+
+    def killed(number: int, count: int, delay: float) -> int:
+        """Kill a job some time after it has kept so many stages; its exit code. Time alone would say little on a busy machine."""
+        while len(stages()) < count:
+            found, status = os.waitpid(number, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        time.sleep(delay)
         os.kill(number, signal.SIGKILL)
-        status = ended(number)
+        return ended(number)
+
+    while len(moments) < kills:
+        count = len(stages()) + dice.choice([0, 1, 1, 2])
+        status = killed(start(place, result), count, dice.uniform(0.0, 0.25) * whole_time)
         if status == -signal.SIGKILL:
-            moments.append(sorted(p.name.split("-")[0] for p in place.glob("*.safetensors")))
+            moments.append(stages())
         else:  # the job was finished: compare, and begin another one
             assert status == 0, status
             compare()
