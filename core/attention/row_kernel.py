@@ -40,6 +40,18 @@ def give_up(error: Exception) -> None:
 
 if triton is not None:
     @triton.jit
+    def _scores(own, source, k, k0, start, base, d, in_d, length: tl.constexpr, scale, stride_l, block_n: tl.constexpr,
+                precision: tl.constexpr):
+        """Scores of a block of keys in both maps, minus infinity behind the last key."""
+        cols = start + tl.arange(0, block_n)
+        inside = cols[None, :] < length
+        at_cols = base + cols[None, :] * stride_l + d[:, None]
+        mask = inside & in_d[:, None]
+        s = tl.dot(own, tl.load(k + at_cols, mask=mask, other=0.0), input_precision=precision) * scale
+        s0 = tl.dot(source, tl.load(k0 + at_cols, mask=mask, other=0.0), input_precision=precision) * scale
+        return tl.where(inside, s, float("-inf")), tl.where(inside, s0, float("-inf"))
+
+    @triton.jit
     def _total_variation(q, k, q0, k0, out, length: tl.constexpr, scale, stride_t, stride_l, heads, width: tl.constexpr,
                          block_d: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, precision: tl.constexpr):
         rows = tl.program_id(0) * block_m + tl.arange(0, block_m)
@@ -56,13 +68,7 @@ if triton is not None:
         total = tl.zeros((block_m,), tl.float32)
         total0 = tl.zeros((block_m,), tl.float32)
         for start in range(0, length, block_n):
-            cols = start + tl.arange(0, block_n)
-            at_cols = base + cols[None, :] * stride_l + d[:, None]
-            col_mask = (cols[None, :] < length) & in_d[:, None]
-            s = tl.dot(own, tl.load(k + at_cols, mask=col_mask, other=0.0), input_precision=precision) * scale
-            s0 = tl.dot(source, tl.load(k0 + at_cols, mask=col_mask, other=0.0), input_precision=precision) * scale
-            s = tl.where(cols[None, :] < length, s, float("-inf"))
-            s0 = tl.where(cols[None, :] < length, s0, float("-inf"))
+            s, s0 = _scores(own, source, k, k0, start, base, d, in_d, length, scale, stride_l, block_n, precision)
             higher = tl.maximum(top, tl.max(s, 1))
             higher0 = tl.maximum(top0, tl.max(s0, 1))
             total = total * tl.exp(top - higher) + tl.sum(tl.exp(s - higher[:, None]), 1)
@@ -73,13 +79,8 @@ if triton is not None:
         lse0 = top0 + tl.log(total0)
         variation = tl.zeros((block_m,), tl.float32)
         for start in range(0, length, block_n):
-            cols = start + tl.arange(0, block_n)
-            at_cols = base + cols[None, :] * stride_l + d[:, None]
-            col_mask = (cols[None, :] < length) & in_d[:, None]
-            s = tl.dot(own, tl.load(k + at_cols, mask=col_mask, other=0.0), input_precision=precision) * scale
-            s0 = tl.dot(source, tl.load(k0 + at_cols, mask=col_mask, other=0.0), input_precision=precision) * scale
-            difference = tl.abs(tl.exp(s - lse[:, None]) - tl.exp(s0 - lse0[:, None]))
-            variation += tl.sum(tl.where(cols[None, :] < length, difference, 0.0), 1)
+            s, s0 = _scores(own, source, k, k0, start, base, d, in_d, length, scale, stride_l, block_n, precision)
+            variation += tl.sum(tl.abs(tl.exp(s - lse[:, None]) - tl.exp(s0 - lse0[:, None])), 1)
         tl.store(out + tl.program_id(1).to(tl.int64) * length + rows, variation, mask=rows < length)
 
 

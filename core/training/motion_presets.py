@@ -64,10 +64,10 @@ def choose(preset: str, **changes: object) -> MotionSettings:
     return settings
 
 
-def expected(preset: str, reference: float = SUSTAINED) -> str:
-    """Memory and time of a preset at 14 frames, estimated from counts. reference: sustained FLOP/s."""
+def expected(preset: str) -> str:
+    """Memory and time of a preset at 14 frames, estimated from counts."""
     if preset not in _COUNTED:
         return "under 1 GB"
     kept, again, work = _COUNTED[preset]
-    memory, seconds = _WEIGHTS + _LORA + kept + again, PRESETS[preset].steps * work / reference
-    return f"{memory / 1e9:.1f} GB, {seconds / 60:.0f} min at {reference / 1e12:.0f} TFLOP/s"
+    memory, seconds = _WEIGHTS + _LORA + kept + again, PRESETS[preset].steps * work / SUSTAINED
+    return f"{memory / 1e9:.1f} GB, {seconds / 60:.0f} min at {SUSTAINED / 1e12:.0f} TFLOP/s"
