@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
 import small_model  # noqa: E402
 
@@ -82,7 +82,7 @@ def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) 
 def hit_rate(load: Callable[[str], Any], asked: list, pairs: Any) -> float:
     """Share of moved target tokens whose strongest source token is within one of the true one, on the finest maps."""
     losses, signals, correspondence = (
-        load(f"core.{m}") for m in ("training.losses", "data.signals", "evaluation.correspondence"))
+        load(f"core.{m}") for m in ("training.framepainter.losses", "data.signals", "evaluation.correspondence"))
     height, width = pairs.latents.shape[-2:]
     matches = signals.token_matches(pairs.flow.float(), pairs.visible, height, width)
     finest = [site for site in asked if site.q.shape[2] == height * width]
@@ -94,13 +94,13 @@ def train(load: Callable[[str], Any], folder: Path, name: str, seed: int, steps:
     """One variant from the base model; returns its network with averaged weights."""
     import torch
 
-    loop, objective = load("core.training.loop"), load("core.training.objective")
+    loop, objective = load("core.training.loop"), load("core.training.framepainter.objective")
     branch, settings = VARIANTS[name]
     network = small_model.start_from(load, ROOT / "models" / "framepainter_small_base.safetensors")
     if not branch:
         network.matching = None
     torch.manual_seed(seed)
-    network.encoder = load("core.training.start").new_encoder(small_model.UNET["model_channels"], seed, small_model.ENCODER)
+    network.encoder = load("core.training.framepainter.start").new_encoder(small_model.UNET["model_channels"], seed, small_model.ENCODER)
     network.requires_grad_(True)
     loss = objective.batch_loss(network, pairs, BATCH, objective.Objective(**settings))
     trainer = loop.Trainer(dict(network.named_parameters()), loop.TrainSettings(
@@ -145,7 +145,7 @@ def write(results: dict[str, list[dict[str, float]]], steps: int, seeds: list[in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
-    parser.add_argument("--folder", type=Path, default=Path("small_model"), help="the work folder of tools/small_model.py")
+    parser.add_argument("--folder", type=Path, default=Path("small_model"), help="the work folder of tools/making/small_model.py")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()

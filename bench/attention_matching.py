@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making"), str(ROOT / "bench")]
 import pack as tools_pack  # noqa: E402
 import random_model  # noqa: E402
 from run import PeakMemory, return_memory_at_once  # noqa: E402
@@ -43,7 +43,7 @@ def network(load, size: str):
     """A random SVD network, its random source conditioning and clip."""
     import torch
 
-    building, names = load("host.building"), load("core.weights.framepainter")
+    building, names = load("host.weights.building"), load("core.weights.framepainter")
     widths = random_model.FULL if size == "full" else random_model.SMALL
     shapes = {n.removeprefix(names.UNET): s for n, s in random_model.shapes(widths, load).items() if n.startswith(names.UNET)}
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
@@ -61,7 +61,7 @@ def run(load, model, found, positive, negative, guided: float = 2.0) -> float:
     import comfy.samplers
     import torch
 
-    start = load("host.inversion").start_latent(found)["samples"]
+    start = load("host.inversion.edm").start_latent(found)["samples"]
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -75,20 +75,20 @@ def run(load, model, found, positive, negative, guided: float = 2.0) -> float:
 def measure(load, size: str, steps: int, folder: Path) -> list[dict]:
     import torch
 
-    matching, inversion, trajectory = load("host.attention_matching"), load("host.inversion"), load("core.inversion.trajectory")
+    matching, inversion, trajectory = load("host.attention.injection"), load("host.inversion.edm"), load("core.inversion.trajectory")
     model, positive, negative, clip = network(load, size)
-    sigmas = torch.tensor(load("core.inversion.schedule").karras_sigmas(steps))
+    sigmas = torch.tensor(load("core.edm").karras_sigmas(steps))
     found = inversion.invert(model, positive, {"samples": clip}, sigmas)
     kept = trajectory.save(folder / "trajectory.safetensors", found).stat().st_size
     edited = [[positive[0][0] + 0.5, positive[0][1]]]
     chunked = matching.matched_attention
-    settings = matching.Settings(branches="one after another", betas=(1.0, 1.0))
+    settings = load("host.attention.injection_run").Settings(branches="one after another", betas=(1.0, 1.0))
     rows = []
     for name in ("no matching", "replay", "recorded on disk", "as published: stored, whole maps"):
         record, seconds_recording = None, 0.0
         if name in ("recorded on disk", "as published: stored, whole maps"):
             began = time.perf_counter()
-            record = load("host.attention_record").record_attention(model, found, folder / name.split(":")[0], torch.float32,
+            record = load("host.attention.record").record_attention(model, found, folder / name.split(":")[0], torch.float32,
                                                                     1 << 60)
             seconds_recording = time.perf_counter() - began
         matching.matched_attention = partial(chunked, chunk_bytes=WHOLE) if "whole" in name else chunked
@@ -117,7 +117,7 @@ def alone(load, whole: bool) -> list[dict]:
     """One frame's attention at the largest published size."""
     import torch
 
-    matched = load("core.attention.matched")
+    matched = load("core.attention.injection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v, q0, k0 = (torch.randn(1, ALONE["tokens"], ALONE["heads"] * ALONE["width"], device=device) for _ in range(5))
     rows = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
 import small_model  # noqa: E402
 
@@ -108,18 +108,18 @@ class Bench:
 
         self.load, self.folder = load, folder
         with torch.inference_mode():
-            loaded = load("host.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
-        self.models = load("host.propagate").Models(loaded.model, loaded.clip_vision, loaded.vae)
+            loaded = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
+        self.models = load("host.video.propagate").Models(loaded.model, loaded.clip_vision, loaded.vae)
         self.plan = load("core.video.clips").plan(FRAMES, 7.0, 4)
 
     def run(self, case: Case, changes: dict[str, Any]) -> tuple[list[float], Any, Any]:
         """Each clip's share of the error of doing nothing; the last clip's drift; all frames."""
         import torch
 
-        propagate, presets = self.load("host.propagate"), self.load("core.training.motion_presets")
+        propagate, presets = self.load("host.video.propagate"), self.load("core.training.motion_lora.presets")
         settings = propagate.Settings(**{
             "height": 96, "width": 96, "steps": STEPS, "guidance": 1.2, "motion_bucket": 30,
-            "match": self.load("host.attention_matching").Settings(thresholds=(0.7, 0.7), betas=(0.8, 0.9)),
+            "match": self.load("host.attention.injection_run").Settings(thresholds=(0.7, 0.7), betas=(0.8, 0.9)),
             "motion": presets.MotionSettings(steps=LORA_STEPS, rank=RANK, learning_rate=RATE, precision="fp32"),
             **BASE, **changes})
         with torch.inference_mode():

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making"), str(ROOT / "bench")]
 import pack as tools_pack  # noqa: E402
 import random_model  # noqa: E402
 import small_model  # noqa: E402
@@ -89,7 +89,7 @@ def centre(frame, background):
 
 def errors(load, frames, clip: Clip) -> Error:
     """frames: (T, H, W, 3) in [0, 1]."""
-    estimate = load("core.data.flow").weight_free_flow
+    estimate = load("core.flow.weight_free").weight_free_flow
     pictures, ground = frames.movedim(-1, 1), clip.scenes.background[0].movedim(0, -1)
     still = load("core.data.procedural").correspondence(clip.scenes, 0, 0).owner[0] > 0
     flow_error = pixels = place = picture = 0.0
@@ -108,10 +108,10 @@ def effect(load, options) -> dict:
     import comfy.sample
     import torch
 
-    motion_node, trainer, presets = (load(f"{m}") for m in ("host.motion_node", "host.motion_trainer",
-                                                            "core.training.motion_presets"))
+    motion_node, trainer, presets = (load(f"{m}") for m in ("host.training.motion_lora", "host.training.motion_lora",
+                                                            "core.training.motion_lora.presets"))
     with torch.inference_mode():
-        loaded = load("host.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
+        loaded = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
 
     def generate(model, first, seed: int):
         edit = load("host.conditioning").edit_conditioning(loaded.clip_vision, loaded.vae, first, small_model.SIDE,
@@ -216,10 +216,10 @@ def network(load, shape: str, way: str, made):
     from comfy.ldm.modules.attention import FeedForward, SpatialVideoTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, VideoResBlock
 
-    training, lora = load("host.training"), load("core.training.lora")
+    training, lora = load("host.training.network"), load("core.training.lora")
     settings = {**random_model.svd_unet_settings(SHAPES[shape][0]), "dtype": torch.float32}
     with torch.device("meta"):
-        unet = UNetModel(**settings, device="meta", operations=load("host.plain")._PlainLayers)
+        unet = UNetModel(**settings, device="meta", operations=load("host.training.copies")._PlainLayers)
     unet.load_state_dict({name: made(name, tuple(p.shape)) for name, p in unet.state_dict().items()}, assign=True)
     out = training.TrainingNetwork(unet.eval()).requires_grad_(False)
     training.WITH_GRADIENTS = set()  # torch's own attention also where the host has another, as on a GPU
@@ -233,7 +233,7 @@ def network(load, shape: str, way: str, made):
     for block in blocks:
         block.forward = training._Checkpointed(block.forward)
     if way == "parts":
-        load("core.training.motion_memory").in_parts(unet, FeedForward)
+        load("core.training.in_parts").in_parts(unet, FeedForward)
     return out
 
 
@@ -241,7 +241,7 @@ def clip_of(load, shape: str, device):
     import torch
 
     widths, frames, h, w = SHAPES[shape]
-    return load("core.training.motion").MotionClip(*(torch.randn(s, device=device) for s in (
+    return load("core.training.motion_lora.objective").MotionClip(*(torch.randn(s, device=device) for s in (
         (frames, 4, h, w), (4, h, w), (1, widths["context_dim"]))))
 
 
@@ -255,8 +255,8 @@ def measured(load, shape: str, way: str) -> dict:
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
     made = network(load, shape, way, lambda name, size: random_model.parameter(name, size, "bench").to(
         dtype if len(size) > 1 else torch.float32)).to(device)
-    called = load("host.motion_trainer")._evaluated(made, device, "bf16" if cuda else "fp32")
-    loss = load("core.training.motion").batch_loss(called, clip_of(load, shape, device), device=device)
+    called = load("host.training.motion_lora")._evaluated(made, device, "bf16" if cuda else "fp32")
+    loss = load("core.training.motion_lora.objective").batch_loss(called, clip_of(load, shape, device), device=device)
     loop = load("core.training.loop")
     trainer = loop.Trainer({n: p for n, p in made.named_parameters() if p.requires_grad},
                            loop.TrainSettings(steps=99, learning_rate=5e-4, clip=0.0))
@@ -287,7 +287,7 @@ def counted(load, shape: str, way: str, half: bool) -> dict:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    motion, lora = load("core.training.motion"), load("core.training.lora")
+    motion, lora = load("core.training.motion_lora.objective"), load("core.training.lora")
     lora.dropout = lambda x, share: torch.native_dropout(x, share, True)[0]  # a GPU's, whose mask is one byte a value
     if half:  # a GPU's autocast has norms in fp32; fake tensors must be a CPU's, whose autocast has not
         for name in ("layer_norm", "group_norm"):
@@ -296,7 +296,7 @@ def counted(load, shape: str, way: str, half: bool) -> dict:
     with FakeTensorMode():
         made = network(load, shape, way, lambda _, size: torch.empty(
             size, dtype=torch.bfloat16 if half and len(size) > 1 else torch.float32))
-        called = load("host.motion_trainer")._evaluated(made, torch.device("cpu"), "bf16" if half else "fp32")
+        called = load("host.training.motion_lora")._evaluated(made, torch.device("cpu"), "bf16" if half else "fp32")
         clip, latents = clip_of(load, shape, "cpu"), SHAPES[shape][1:]
         with live_bytes(made.parameters()) as live:
             value = motion.motion_loss(called, clip, torch.ones(1), torch.randn(1, latents[0], 4, *latents[1:]),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
 import random_model  # noqa: E402
 
@@ -91,7 +91,7 @@ def models(load: Callable[[str], Any], size: str) -> dict[str, Any]:
     """The variants to measure, all on one set of random weights: name -> ModelPatcher."""
     import torch
 
-    building, patches, names = load("host.building"), load("host.patches"), load("core.weights.framepainter")
+    building, patches, names = load("host.weights.building"), load("host.attention.matching"), load("core.weights.framepainter")
     widths = random_model.FULL if size == "full" else random_model.SMALL
     half = torch.cuda.is_available()
     dtype = torch.float16 if half else torch.float32
@@ -107,7 +107,7 @@ def models(load: Callable[[str], Any], size: str) -> dict[str, Any]:
     control[:, height // 4:height // 2, width // 3] = 1.0
 
     def controlled(model: Any) -> Any:
-        return patches.apply_control(model, encoder, control, 0.8, 0.0, 1.0, "release")
+        return load("host.signals.control").apply_control(model, encoder, control, 0.8, 0.0, 1.0, "release")
 
     release = patches.attach_matching(plain, branch, "release", 1.0)
     return {

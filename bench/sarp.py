@@ -240,7 +240,7 @@ def load_network(load):
     from safetensors.torch import load_file
 
     tensors = {n: t.float() for n, t in load_file(str(NETWORK)).items()}
-    model = load("host.building").build_unet(tensors, torch.float32, HEAD_WIDTH, diffusers_epsilon=False)
+    model = load("host.weights.building").build_unet(tensors, torch.float32, HEAD_WIDTH, diffusers_epsilon=False)
     share_norms(model.model.diffusion_model)
     return model
 
@@ -256,7 +256,7 @@ def inverted(load, model, grey, noise, setting: dict | None):
     """
     import torch
 
-    host, sarp, schedule = load("host.inversion"), load("core.inversion.sarp"), load("core.inversion.schedule")
+    host, sarp, schedule = load("host.inversion.edm"), load("core.inversion.sarp"), load("core.edm")
     scale = 0.18215  # the host's, of LATENT
     clip = grey.expand(-1, 3, -1, -1)
     first = key = clip[:1]

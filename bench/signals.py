@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import made_up_edits  # noqa: E402
 import pack as tools_pack  # noqa: E402
 import small_model  # noqa: E402
@@ -72,7 +72,7 @@ class Editor:
     def model(self, name: str) -> Any:
         if name not in self.models:
             path = self.folder / f"framepainter_small_{name}.safetensors"
-            self.models[name] = self.load("host.loading").load(path, None, None, None)
+            self.models[name] = self.load("host.weights.loading").load(path, None, None, None)
         return self.models[name]
 
     def signals(self, edit: made_up_edits.Edit) -> dict[str, Any]:

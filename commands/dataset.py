@@ -23,11 +23,11 @@ import pack as tools_pack  # noqa: E402
 
 
 def core(module: str) -> Any:
-    """A module of core/data, without ComfyUI."""
+    """A module of core/, such as "data.pairs", without ComfyUI."""
     import importlib
 
     tools_pack.package("framepainter_core", HERE.parent / "core")
-    return importlib.import_module(f"framepainter_core.data.{module}")
+    return importlib.import_module(f"framepainter_core.{module}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,10 +40,10 @@ def parser() -> argparse.ArgumentParser:
     videos.add_argument("--flow", default="automatic", help="automatic, weight-free, or a RAFT file in models/optical_flow")
     videos.add_argument("--host", type=Path, help="ComfyUI's folder")
     videos.add_argument("--cpu", action="store_true", help="do not use a graphics card")
-    add_settings(videos, core("pairs").PairSettings)
+    add_settings(videos, core("data.pairs").PairSettings)
     made = commands.add_parser("procedural", help="pairs of moving shapes with exact motion")
     made.add_argument("out", type=Path, help="folder of the dataset")
-    add_settings(made, core("pairs").ProceduralSettings)
+    add_settings(made, core("data.procedural_pairs").ProceduralSettings)
     show = commands.add_parser("show", help="contact sheet of a dataset")
     show.add_argument("out", type=Path, help="folder of the dataset")
     show.add_argument("sheet", type=Path, help="picture to write")
@@ -81,7 +81,7 @@ def estimator(args: argparse.Namespace) -> Any:
     if host is None or not (host / "comfy").is_dir():
         raise ValueError(f"'{host}' is no ComfyUI: give its folder as --host, or set COMFYUI_DIR" if host else
                          "no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
-    flow = tools_pack.open_pack(host, args.cpu)("host.flow")
+    flow = tools_pack.open_pack(host, args.cpu)("host.data.flow")
     flow.register()
     return flow.estimator(args.flow)
 
@@ -100,7 +100,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def from_videos(args: argparse.Namespace) -> int:
-    pairs, videos, shards = core("pairs"), core("videos"), core("shards")
+    pairs, videos, shards = core("data.pairs"), core("video.source"), core("data.shard_writer")
     settings = chosen(args, pairs.PairSettings).checked()
     clips = videos.find_clips(args.folder, args.fps)
     motion = estimator(args)
@@ -110,24 +110,24 @@ def from_videos(args: argparse.Namespace) -> int:
 
 
 def from_scenes(args: argparse.Namespace) -> int:
-    pairs, shards = core("pairs"), core("shards")
+    pairs, shards = core("data.procedural_pairs"), core("data.shard_writer")
     settings = chosen(args, pairs.ProceduralSettings).checked()
     writer = shards.ShardWriter(args.out, pairs.procedural_settings(settings))
-    pairs.build_procedural(writer, settings, pairs.Watch(progress=progress))
+    pairs.build_procedural(writer, settings, core("data.pairs").Watch(progress=progress))
     return told(writer)
 
 
 def told(writer: Any) -> int:
     """Print what the set holds."""
     print(file=sys.stderr)
-    print(core("shards").report(writer.folder))
+    print(core("data.shard_writer").report(writer.folder))
     return 0 if writer.samples else 1
 
 
 def show(args: argparse.Namespace) -> int:
     from PIL import Image
 
-    sheets, index = core("contact_sheet"), core("shards").ShardIndex(args.out, check=False)
+    sheets, index = core("data.contact_sheet"), core("data.shards").ShardIndex(args.out, check=False)
     last = min(args.first + args.count, len(index))
     if not 0 <= args.first < last:
         raise ValueError(f"--first is {args.first}, --count {args.count}; the dataset has {len(index)} pairs, numbered from 0")

@@ -111,7 +111,7 @@ def load_clip_vision(pack: Callable[[str], Any], path: Path) -> Any:
         raise Wrong(f"--clip-vision: {path.name} is not a .safetensors file; other forms may hold code")
     import comfy.clip_vision
 
-    loading = pack("host.loading")
+    loading = pack("host.weights.loading")
     try:
         try:
             clip, _ = loading.load_clip_and_vae(path)

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return open_pack(find_host(options.host))("host.trainer_command").main(options)
+    return open_pack(find_host(options.host))("host.training.command").main(options)
 
 
 if __name__ == "__main__":

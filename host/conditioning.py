@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.images import clip_pixels
+from ..core.inversion import condition
+from ..core.inversion.trajectory import TrajectoryError
 
 AUGMENTATION_SPAN = 2.0  # the noise is meant for pixels in [-1, 1]; ComfyUI's VAE takes [0, 1]
 
@@ -68,3 +70,64 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
     latent = vae.encode(pixels)
     positive, negative = svd_conditioning(embedding, latent, fps_id, motion_bucket, augmentation)
     return EditConditioning(positive, negative, {"samples": torch.zeros(2, *latent.shape[1:])})
+
+
+# ---- conditioning ----------------------------------------------------------------------------------------------------
+
+
+def _encode(vae: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], possibly beyond, -> (B, 4, h, w)."""
+    mm.throw_exception_if_processing_interrupted()
+    return vae.encode(((pixels + 1.0) / AUGMENTATION_SPAN).movedim(1, -1))
+
+
+def source_conditioning(clip_vision: Any, vae: Any, clip: Tensor, first: Tensor, key: Tensor, fps_id: float,
+                        motion_bucket: float, augmentation: float, noise: Tensor) -> tuple[list, Tensor]:
+    """What a clip is inverted with, as released.
+
+    Args:
+        clip: (T, H, W, 3) in [0, 1].  first, key: (1, H, W, 3), frame 0 perturbed on its own, twice.
+        fps_id: as the network sees it.
+        noise: (1, 3, H, W) standard normal, the same for both pictures.
+
+    Returns:
+        CONDITIONING, and the clip's latents (T, 4, h, w).
+    """
+    pixels = {name: picture.movedim(-1, 1) * AUGMENTATION_SPAN - 1.0 for name, picture in (("first", first), ("key", key))}
+    seen = ((condition.quantise(pixels["first"]) + 1.0) / AUGMENTATION_SPAN).movedim(1, -1)
+    latents = {name: _encode(vae, condition.noisy_pixels(picture, noise, augmentation)) for name, picture in pixels.items()}
+    image = condition.source_condition(latents["key"], latents["first"], len(clip))
+    positive, _ = svd_conditioning(clip_embedding(clip_vision, seen), image, fps_id, motion_bucket, augmentation)
+    mm.throw_exception_if_processing_interrupted()
+    return positive, vae.encode(clip)
+
+
+def edited_conditioning(clip_vision: Any, vae: Any, picture: Tensor, fps: float, motion_bucket: float, augmentation: float,
+                        noise: Tensor) -> tuple[list, list]:
+    """What an edited clip is sampled with, as released: positive and negative.
+
+    Args:
+        picture: (1, H, W, 3) in [0, 1], the edited first frame at the clip's size.
+        fps: of the video to make; the network is told one less.
+        noise: (1, 4, h, w) standard normal latent noise, one draw for all frames.
+    """
+    mm.throw_exception_if_processing_interrupted()
+    latent = vae.encode(picture)
+    positive, negative = svd_conditioning(clip_embedding(clip_vision, picture),
+                                          condition.edit_condition(latent, noise.to(latent), augmentation), fps - 1,
+                                          motion_bucket, augmentation)
+    return positive, negative
+
+
+def check_latent(latent: dict[str, Any], node: str) -> Tensor:
+    """The samples of a clip's LATENT.
+
+    Raises:
+        TrajectoryError: not a stack of frames of four channels, or a mask on it.
+    """
+    samples = latent["samples"]
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
+        shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
+        raise TrajectoryError(f"{node}: 'latent' is {shape}; a clip for SVD is [frames, 4, height / 8, width / 8]. "
+                              "Connect Source Conditioning, or VAE Encode with SVD's VAE.")
+    return samples.detach().float().clone()

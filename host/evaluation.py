@@ -20,7 +20,7 @@ from ..core.evaluation.metrics import Areas, areas_from_masks
 from ..core.evaluation.pairs import Values, error_image, evaluate_pairs, usable
 from ..core.evaluation.sheet import ERROR_TOP, contact_sheet, heat, tint
 from ..core.evaluation.table import Statistic, aggregate, combine, markdown, split_source, to_json
-from .folders import OWN
+from .weights.folders import OWN
 
 BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet, under the name torchvision gives it
 BACKBONE_URL = f"https://download.pytorch.org/models/{BACKBONE}"

@@ -11,4 +11,4 @@ RUN = f"{PREFIX}_matched_run"  # transformer_options: what one sampling run of M
 PASS = f"{PREFIX}_attention_pass"  # transformer_options: object whose attend() stands in for self-attention in one pass
 READ_OUT = f"{PREFIX}_difference"  # attachment: attention differences of the last run
 CONTROLLED = f"{PREFIX}_controlled"  # transformer_options: (features with control so far, features before any), in one pass
-DUAL_CLOCK = f"{PREFIX}_dual_clock"  # wrapper of the sampler, see host/dual_clock.py
+DUAL_CLOCK = f"{PREFIX}_dual_clock"  # wrapper of the sampler, see host/keeping.py

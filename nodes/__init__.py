@@ -1,24 +1,23 @@
 """The nodes, in wiring order: schema, unit conversion, one call down."""
 
-from ..host import folders
+from ..host.weights import folders
 from . import (
-    attention,
-    attention_matching,
-    conditioning,
-    dataset,
-    evaluation,
-    inversion,
-    keeping,
-    motion_lora,
-    sampling,
-    signals,
-    training,
-    video,
-    weights,
+         attention,
+         conditioning,
+         data,
+         evaluation,
+         injection,
+         inversion,
+         keeping,
+         motion_lora,
+         sampling,
+         signals,
+         training,
+         video,
+         weights,
 )
 
 folders.register()
-
 NODES = [*weights.NODES, *conditioning.NODES, *signals.NODES, *attention.NODES, *sampling.NODES, *keeping.NODES,
-         *dataset.NODES, *training.NODES, *evaluation.NODES,
-         *inversion.NODES, *attention_matching.NODES, *motion_lora.NODES, *video.NODES]
+         *data.NODES, *training.NODES, *evaluation.NODES,
+         *inversion.NODES, *injection.NODES, *motion_lora.NODES, *video.NODES]

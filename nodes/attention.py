@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..core.attention import correspondence
 from ..core.signals.area import moved_area
-from ..host.patches import attach_matching
-from ..host.probe import look
+from ..host.attention.correspondence import look
+from ..host.attention.matching import attach_matching
 from .schema import FramePainterType, advanced, check_choice, schema
 
 SEMANTICS = ["release", "paper", "cross-frame", "off"]

@@ -8,12 +8,13 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.edm import SIGMA_MAX, karras_sigmas
 from ..core.inversion import condition, sarp, trajectory
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
 from ..core.inversion.plot import describe, normality_picture
-from ..core.inversion.schedule import SIGMA_MAX, karras_sigmas
 from ..core.inversion.trajectory import TrajectoryError
-from ..host import inversion as host
+from ..host.conditioning import check_latent, source_conditioning
+from ..host.inversion import edm as host
 from .schema import TrajectoryType, advanced, check_choice, schema
 
 SARP, SOURCE = "Smooth Area Perturbation", "Source Conditioning"
@@ -121,7 +122,7 @@ class SourceConditioning(io.ComfyNode):
                                  f"x {height}. Take both from the same Smooth Area Perturbation.")
             copies.append(picture[..., :3])
         noise = torch.randn((1, 3, height, width), generator=torch.Generator("cpu").manual_seed(seed))
-        positive, latents = host.source_conditioning(clip_vision, vae, images[..., :3], *copies, fps_id, motion_bucket_id,
+        positive, latents = source_conditioning(clip_vision, vae, images[..., :3], *copies, fps_id, motion_bucket_id,
                                                      augmentation, noise)
         return io.NodeOutput(positive, {"samples": latents})
 
@@ -303,7 +304,7 @@ class NormalityReadOut(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent) -> io.NodeOutput:
-        samples = host.check_latent(latent, "Normality")
+        samples = check_latent(latent, "Normality")
         found = anderson_darling(samples)
         rows = [("clip", samples), *((f"channel {c}", samples[:, c]) for c in range(samples.shape[1]))]
         table = "\n".join(f"{name}: {describe(anderson_darling(values))}" for name, values in rows)

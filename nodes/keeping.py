@@ -7,13 +7,13 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..core.distance import feathered, grown
-from ..core.dual_clock import STRONG, WEAK
-from ..core.keep import blend_weights, keep_untouched
+from ..core.keeping.distance import feathered, grown
+from ..core.keeping.dual_clock import STRONG, WEAK
+from ..core.keeping.paste import blend_weights, keep_untouched
 from ..core.signals.area import difference_area, signal_area
 from ..core.signals.edit_signal import EditSignal
-from ..host.dual_clock import attach_dual_clock, dual_clock_start, keep_latent
-from ..host.progress import Steps
+from ..host.keeping import attach_dual_clock, dual_clock_start, keep_latent
+from ..host.report import Steps
 from .schema import EditSignalType, batch_size, check_choice, one_of, schema
 
 # Sizes of "keep aspect" differ by so much from a picture's own; both show all of it.

@@ -7,10 +7,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.training.motion_presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
+from ..core.training.motion_lora.presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
 from ..core.weights.motion_lora import LoraFileError
-from ..host import folders, motion_node
-from ..host.motion_trainer import MotionInputs, with_lora
+from ..host.training import motion_lora
+from ..host.training.motion_lora import MotionInputs
+from ..host.weights import folders
+from ..host.weights.motion_lora import load, save_published, with_lora, write
 from .schema import advanced, check_choice, schema
 
 RUNS = "framepainter_motion"
@@ -88,7 +90,7 @@ class TrainMotionLora(io.ComfyNode):
                               precision=None if precision == PRESET else precision, preview_every=preview_every)
         except ValueError as error:
             raise ValueError(f"{node}: {error}.") from None
-        made = motion_node.train(MotionInputs(model, clip_vision, vae, frames), settings,
+        made = motion_lora.train(MotionInputs(model, clip_vision, vae, frames), settings,
                                  Path(folder_paths.get_output_directory()).resolve() / RUNS, strength)
         return io.NodeOutput(*made)
 
@@ -115,7 +117,7 @@ class LoadMotionLora(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_file: str, strength: float) -> io.NodeOutput:
         try:
-            lora = motion_node.load(folders.find(lora_file, ("loras",)), model)
+            lora = load(folders.find(lora_file, ("loras",)), model)
         except (LoraFileError, ValueError) as error:
             raise ValueError(f"Load Motion LoRA: {error}") from None
         return io.NodeOutput(with_lora(model, lora, strength), lora)
@@ -148,14 +150,14 @@ class SaveMotionLora(io.ComfyNode):
         stem = Path(folder) / f"{name}_{counter:05d}_"
         if form == FORMS[0]:
             path = stem.with_suffix(".safetensors")
-            motion_node.write(path, lora)
+            write(path, lora)
         else:
             if model is None:
                 raise ValueError(f"{node}: the authors' form lists the layers of a network without names. Connect the model that "
                                  "the LoRA was trained on to 'model'.")
             path = stem.with_name(f"{stem.name}unet.pt")
             try:
-                motion_node.save_published(path, lora, model)
+                save_published(path, lora, model)
             except LoraFileError as error:
                 raise ValueError(f"{node}: {error}") from None
         return io.NodeOutput(ui={"text": [f"{path} ({path.stat().st_size / 1e6:.1f} MB)"]})

@@ -6,7 +6,8 @@ import comfy.utils
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..host.patches import set_guidance, svd_layout
+from ..host.network import svd_layout
+from ..host.sampling.guidance import set_guidance
 from .schema import check_choice, schema
 
 SCHEDULES = ["inverse square", "constant"]

@@ -15,8 +15,9 @@ from ..core.signals.pieces import place_clip, place_pieces, read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
-from ..host.patches import apply_control, apply_drag
 from ..host.report import page_waits, send, warn
+from ..host.signals.control import apply_control
+from ..host.signals.drag import apply_drag
 from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, one_of, schema
 
 ASPECT_TOLERANCE = 0.02

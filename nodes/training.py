@@ -8,8 +8,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.training.presets import MATCHING, PRECISIONS, PRESETS, PURPOSE, SIGNALS, WHAT, choose
-from ..host import trainer_node
+from ..core.training.framepainter.presets import MATCHING, PRECISIONS, PRESETS, PURPOSE, SIGNALS, WHAT, choose
+from ..host.training.framepainter import train
 from .schema import FramePainterType, advanced, check_choice, schema
 
 NODE = "FramePainter Train"
@@ -125,7 +125,7 @@ class TrainFramePainter(io.ComfyNode):
                 preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
         except ValueError as error:
             raise ValueError(f"{NODE}: {error}") from None
-        made = trainer_node.train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name),
+        made = train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name),
                                   settings)
         return io.NodeOutput(made.model, made.weights, made.curve, made.previews, made.report)
 

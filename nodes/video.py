@@ -8,14 +8,16 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
-from ..core.data.videos import VideoError
-from ..core.training.motion_presets import MotionSettings
+from ..core.training.motion_lora.presets import MotionSettings
 from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
 from ..core.video.drift import table as drift_table
+from ..core.video.source import VideoError
 from ..core.video.store import StoreError
-from ..host import attention_matching, progress, propagate, report
-from .attention_matching import PRESETS
+from ..host import report
+from ..host.attention.injection_run import Settings
+from ..host.video import propagate
+from .injection import PRESETS
 from .schema import advanced, check_choice, schema
 
 ClipPlanType = io.Custom("CLIP_PLAN")
@@ -64,7 +66,7 @@ class ReadVideo(io.ComfyNode):
             if isinstance(source, str):
                 ends = [begin + end] * (end != -1) + [begin + duration] * (duration > 0)
                 found = reading.read(Path(source), fps, begin + start, min(ends, default=-1.0), even_size,
-                                     lambda total: progress.Steps(total).step)
+                                     lambda total: report.Steps(total).step)
             else:  # made by nodes, at an even rate
                 parts = video.get_components()
                 found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size)
@@ -228,7 +230,7 @@ class PropagateEdit(io.ComfyNode):
         for name, value, options in (("lora", lora, propagate.LORAS), ("matching", matching, MATCHING),
                                      ("carry", carry, propagate.CARRIES), ("precision", precision, ("bf16", "fp16", "fp32"))):
             check_choice(PROPAGATE, name, value, options)
-        match = attention_matching.Settings(thresholds=(threshold, threshold))
+        match = Settings(thresholds=(threshold, threshold))
         if matching != "off":
             match = replace(match, betas=PRESETS[matching])
         settings = propagate.Settings(

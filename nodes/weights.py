@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host import folders, loading, saving
+from ..host.weights import folders, loading, saving
 from .schema import FramePainterType, advanced, check_choice, schema
 
 INSIDE = "(in the model file)"

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _tool(name: str):
     """A module of tools/, imported without putting the repository's root on sys.path."""
-    full = f"framepainter_tools_{name}"
+    full = f"framepainter_tools_{name.replace('.', '_')}"
     if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, ROOT / "tools" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(full, ROOT.joinpath("tools", *name.split(".")).with_suffix(".py"))
         sys.modules[full] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[full])
     return sys.modules[full]
@@ -53,11 +53,11 @@ def pack():
 
 @pytest.fixture(scope="session")
 def tool():
-    """Import a module of tools/ by name: tool("server")."""
+    """Import a module of tools/ by name: tool("hosting.server")."""
     return _tool
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, pack):
     """A small single-file checkpoint with random weights, all parts inside."""
-    return _tool("random_model").write(tmp_path_factory.mktemp("models") / "random.safetensors", pack)
+    return _tool("making.random_model").write(tmp_path_factory.mktemp("models") / "random.safetensors", pack)

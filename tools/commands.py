@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools import browser, demo
-from tools.hosts import Host
-from tools.problem import Problem
-from tools.provision import Setup, overlay_command
-from tools.server import Server, ServerProblem
+from tools import demo
+from tools.hosting import browser
+from tools.hosting.hosts import Host
+from tools.hosting.problem import Problem
+from tools.hosting.provision import Setup, overlay_command
+from tools.hosting.server import Server, ServerProblem
 
 REPO = Path(__file__).resolve().parent.parent
 PYTEST_NO_TESTS = 5
@@ -24,7 +25,7 @@ WORKERS = ("-n", "2", "--dist", "loadfile")
 _SCRIPTS = {
     "bench": "bench/run.py",
     "ablation": "bench/ablation.py",
-    "models": "tools/small_model.py",
+    "models": "tools/making/small_model.py",
 }
 
 

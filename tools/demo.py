@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.problem import Problem
-from tools.server import HostLike, Server, ServerProblem, free_port, images, port_is_free
-from tools.steps import Say, write_atomically
+from tools.hosting.problem import Problem
+from tools.hosting.server import HostLike, Server, ServerProblem, free_port, images, port_is_free
+from tools.hosting.steps import Say, write_atomically
 
 WORKFLOWS = Path("workflows") / "api"
 INPUTS = Path("workflows") / "inputs"

@@ -124,3 +124,35 @@ def draw_cross(picture: Tensor, x: float, y: float, colour: tuple[float, float, 
             left, right = max(column - dx - grow, 0), column + dx + grow + 1
             out[:, top:bottom, left:right] = value
     return out
+
+
+class TokenMatches(NamedTuple):
+    """C and M of equations 5 to 7 at one attention resolution.
+
+    index: (B, L) source token that each target token corresponds to.
+    visible: (B, L) bool, whether it has one.
+    """
+
+    index: Tensor
+    visible: Tensor
+
+
+def token_matches(flow: Tensor, visible: Tensor, height: int, width: int) -> TokenMatches:
+    """Correspondence of tokens from that of pixels.
+
+    A token follows the mean motion of the visible pixels in its cell; it counts as visible if most of them are.
+
+    Args:
+        flow: (B, 2, H, W).  visible: (B, H, W).  height, width: h, w; they divide H and W.
+    """
+    rows, columns = flow.shape[-2] // height, flow.shape[-1] // width
+    mask = visible[:, None].to(flow)
+    share = F.avg_pool2d(mask, (rows, columns))
+    motion = F.avg_pool2d(flow * mask, (rows, columns)) / share.clamp_min(1e-6)  # (B, 2, h, w) pixels
+    y, x = torch.meshgrid(torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij")
+    # From the middle of the target token's cell, along the motion, to the cell it lands in.
+    column = torch.floor(x + 0.5 + motion[:, 0] / columns).long()
+    row = torch.floor(y + 0.5 + motion[:, 1] / rows).long()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    return TokenMatches(index.flatten(1), (inside & (share[:, 0] > 0.5)).flatten(1))

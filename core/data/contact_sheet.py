@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..evaluation.sheet import contact_sheet
 from ..signals.drag import draw_drag
-from .shards import Sample
+from .sample import Sample
 
 COLUMNS = ("source", "target", "flow (hue: direction)", "visible", "sketch", "drags, red to green", "coarse edit")
 

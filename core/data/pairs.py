@@ -2,7 +2,7 @@
 
 The paper takes frames more than a second apart whose flow is neither too small nor too large, prefers a static camera, and
 does not state its bounds; the defaults here are ours. Its flow is SEA-RAFT's and its tracks CoTracker's, both not among
-ComfyUI's packages; see core/data/flow.py for what stands in.
+ComfyUI's packages; see core/flow/consistency.py for what stands in.
 
 Legend: H W pixels, K drags. Flow is (dx, dy) in pixels from each target pixel to its place in the source.
 """
@@ -11,33 +11,24 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..signals.splat import softmax_splat
-from . import procedural
-from .flow import FlowError, FlowFunction, Tracks, chain, consistent, flow_from_points, inverse
-from .shards import Sample, ShardWriter, key_stem
-from .signals import drag_points, sketch_from_flow
-from .videos import Clip, VideoError
+from ..flow.consistency import FlowError
+from ..video.source import Clip, VideoError
+from .motion import Measures, Motion, MotionSource, measure, still_length
+from .sample import Sample, key_stem
+from .shard_writer import ShardWriter
+from .signals import HOLES, calmed, coarse_edit, drag_points, sketch_from_flow
 
-HOLES = ("black", "source")
-BACKGROUNDS = ("smooth", "textured")
 ROUNDS = 4         # a video is asked for candidates this often, each time for as many as pairs are wanted
-BORDER = 0.1       # of each side: the band in which the camera shows
-STILL = 0.002      # of the diagonal, at least half a pixel: shorter flow counts as still
-AGREE = 0.0015     # of the diagonal, at least 0.7 pixels: flow and flow back may miss each other by this
 LEAST_MOVING = 0.002  # of the picture, below which there is no motion to speak of
-IMPORTANCE = 20.0  # of splatted pixels, by colour error in [0, 1] and by inconsistency
-SCENES = 16        # procedural scenes that are made, and counted as one source, together
 
 
 @dataclass(frozen=True)
@@ -76,138 +67,6 @@ class PairSettings:
         return self
 
 
-class Motion(NamedTuple):
-    """flow: (1, 2, H, W) target to source.  back: (1, 2, H, W) source to target.  visible: (1, H, W), where flow holds."""
-
-    flow: Tensor
-    back: Tensor
-    visible: Tensor
-
-
-class MotionSource(Protocol):
-    """Tells the motion between two frames of a clip. `name` goes into the dataset's settings."""
-
-    name: str
-    sparse: bool  # known at some points only
-
-    def __call__(self, target: Tensor, source: Tensor, numbers: tuple[int, int]) -> Motion:
-        """(1, 3, H, W) in [0, 1] each, and their numbers in the clip."""
-        ...
-
-
-def agree(flow: Tensor, back: Tensor) -> Tensor:
-    """Where two flows agree, at any size of picture. (1, 2, H, W) twice -> (1, H, W)."""
-    return consistent(flow, back, absolute=max(0.5, (AGREE * math.hypot(*flow.shape[-2:])) ** 2))
-
-
-class Estimated:
-    """Motion estimated from the pictures, both ways; visible is where the two agree."""
-
-    sparse = False
-
-    def __init__(self, name: str, flow: FlowFunction, device: torch.device | str = "cpu"):
-        self.name, self.flow, self.device = name, flow, device
-
-    def __call__(self, target: Tensor, source: Tensor, numbers: tuple[int, int]) -> Motion:
-        both = torch.cat([target, source]).to(self.device), torch.cat([source, target]).to(self.device)
-        flow, back = self.flow(*both).float().cpu().split(1)
-        if not (flow.isfinite().all() and back.isfinite().all()):
-            raise FlowError(f"{self.name} gave flow that is not finite")
-        return Motion(flow, back, agree(flow, back))
-
-
-class GivenFlow:
-    """Motion from flow between consecutive frames, (T - 1, 2, h, w), followed from frame to frame."""
-
-    sparse = False
-
-    def __init__(self, fields: Tensor, picture: tuple[int, int]):
-        self.name, self.fields, self.picture = "given flow", fields, picture
-
-    def __call__(self, target: Tensor, source: Tensor, numbers: tuple[int, int]) -> Motion:
-        last, first = numbers  # the target comes later in the clip
-        size = target.shape[-2:]
-        steps = torch.cat([crop_flow(f[None], self.picture, size) for f in self.fields[first:last]])
-        back = chain(steps)
-        flow = chain(torch.cat([inverse(steps[i:i + 1]) for i in reversed(range(len(steps)))]))
-        return Motion(flow, back, agree(flow, back))
-
-
-class GivenTracks:
-    """Motion of tracked points, (T, N, 2); around each as far as `radius`, in parts of the diagonal."""
-
-    sparse = True
-
-    def __init__(self, tracks: Tracks, picture: tuple[int, int], radius: float = 0.02):
-        self.name, self.tracks, self.picture, self.radius = "given tracks", tracks, picture, radius
-
-    def __call__(self, target: Tensor, source: Tensor, numbers: tuple[int, int]) -> Motion:
-        height, width = target.shape[-2:]
-        scale, left, top = crop_geometry(self.picture, (height, width))
-        shown = self.tracks.visible[numbers[0]] & self.tracks.visible[numbers[1]]
-        ends = [(self.tracks.path[n][shown] + 0.5) * torch.tensor(scale) - 0.5 - torch.tensor([left, top]) for n in numbers]
-        radius = self.radius * math.hypot(height, width)
-        flow, visible = flow_from_points(*ends, height, width, radius)
-        back, _ = flow_from_points(ends[1], ends[0], height, width, radius)
-        return Motion(flow, back, visible)
-
-
-def crop_geometry(picture: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[float, float], int, int]:
-    """What crop_to does to (h, w) pictures: scales of x and y, then pixels cut off left and above."""
-    (h, w), (height, width) = picture, size
-    scale = max(height / h, width / w)
-    full = max(height, round(h * scale)), max(width, round(w * scale))
-    return (full[1] / w, full[0] / h), (full[1] - width) // 2, (full[0] - height) // 2
-
-
-def crop_flow(flow: Tensor, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Flow (1, 2, h, w) at any size, of frames of size `picture`, as that of the cropped frames: (1, 2, H, W)."""
-    (sx, sy), left, top = crop_geometry(picture, size)
-    full = round(picture[0] * sy), round(picture[1] * sx)
-    unit = flow.new_tensor([full[1] / flow.shape[-1], full[0] / flow.shape[-2]])[:, None, None]
-    if flow.shape[-2:] != full:
-        flow = F.interpolate(flow, full, mode="bilinear")
-    return (flow * unit)[..., top:top + size[0], left:left + size[1]]
-
-
-# ---- measures and signals --------------------------------------------------------------------------------------------
-
-
-class Measures(NamedTuple):
-    """Of one pair's motion.
-
-    motion: mean length over what moves, in parts of the diagonal.  moving: its share of the picture.
-    static: share of the border band that stands still.  visible: share of the picture with consistent flow.
-    """
-
-    motion: float
-    moving: float
-    static: float
-    visible: float
-
-
-def still_length(height: int, width: int) -> float:
-    """Pixels up to which flow counts as still."""
-    return max(0.5, STILL * math.hypot(height, width))
-
-
-def measure(flow: Tensor, visible: Tensor) -> Measures:
-    """Measures of (1, 2, H, W) and (1, H, W). Only visible pixels are looked at."""
-    height, width = flow.shape[-2:]
-    length, still = flow[0].norm(dim=0), still_length(height, width)
-    seen = visible[0]
-    moving = seen & (length > still)
-    band = torch.ones_like(seen)
-    rows, columns = max(1, round(BORDER * height)), max(1, round(BORDER * width))
-    band[rows:-rows, columns:-columns] = False
-    band &= seen
-    return Measures(
-        motion=float(length[moving].mean()) / math.hypot(height, width) if moving.any() else 0.0,
-        moving=float(moving.float().mean()),
-        static=float((length <= still)[band].float().mean()) if band.any() else 1.0,
-        visible=float(seen.float().mean()))
-
-
 def rejection(found: Measures, settings: PairSettings, sparse: bool = False) -> str | None:
     """Why a pair is not kept, or None. Motion at some points only says little about the whole picture."""
     if not sparse and found.visible < settings.min_visible:
@@ -221,58 +80,6 @@ def rejection(found: Measures, settings: PairSettings, sparse: bool = False) -> 
     return None
 
 
-def coarse_edit(source: Tensor, target: Tensor, motion: Motion, holes: str = "black",
-                importance: Tensor | None = None) -> Tensor:
-    """The source splatted to the target: (1, 3, H, W).
-
-    Where pixels meet, those win whose colour fits the target and whose motion is consistent (after Niklaus and Liu 2020,
-    equation 14).
-
-    Args:
-        holes: what shows where nothing landed.  importance: (1, 1, H, W) instead.
-    """
-    trusted = agree(motion.back, motion.flow)
-    if importance is None:
-        error = (procedural.warp(target, motion.back) - source).abs().mean(1, keepdim=True)
-        importance = -IMPORTANCE * (error + (~trusted)[:, None].float())
-    out = softmax_splat(source, motion.back, importance)
-    # Pixels that the target hides point anywhere. Alone they would sprinkle what has come into view.
-    outside = torch.full_like(motion.back, 4.0 * max(source.shape[-2:]))
-    sure = softmax_splat(source[:, :1], torch.where(trusted[:, None], motion.back, outside)).cover > 0.5
-    landed = (out.cover > 0) & (sure | motion.visible[:, None])
-    return torch.where(landed, out.image, source if holes == "source" else torch.zeros_like(source))
-
-
-def calmed(flow: Tensor, visible: Tensor) -> Tensor:
-    """Flow whose invisible parts, where an estimate means nothing, go on with the slowest visible motion beside them.
-
-    What a moving thing uncovers was behind it, and mostly stands still: still ground grows into the invisible parts first,
-    the rest takes what is left around it. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
-    """
-    known, vectors = visible[:, None], flow
-    if not bool(known.any()):
-        return flow
-    ground = known & (flow.norm(dim=1, keepdim=True) <= still_length(*flow.shape[-2:]))
-    for seeds in (ground, None):
-        while not bool(known.all()):
-            grown, vectors = _grow(vectors, known if seeds is None else seeds, known)
-            if torch.equal(grown, known):
-                break
-            seeds = None if seeds is None else seeds | (grown & ~known)
-            known = grown
-    windows = F.unfold(F.pad(vectors.movedim(1, 0), (2, 2, 2, 2), mode="replicate"), 5)  # (2, 25, H*W)
-    return windows.median(1).values.reshape(flow.shape)  # single wrong vectors would be dots in a sketch
-
-
-def _grow(vectors: Tensor, seeds: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Unknown pixels within two of a seed take the slowest such seed's vector."""
-    rank = seeds / (1 + vectors.norm(dim=1, keepdim=True))
-    best, index = F.max_pool2d(rank, 5, 1, 2, return_indices=True)
-    found = vectors.flatten(2).gather(2, index.flatten(2).expand(-1, 2, -1)).reshape(vectors.shape)
-    take = ~known & (best > 0)
-    return known | take, torch.where(take, found, vectors)
-
-
 def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settings: PairSettings, info: dict[str, Any],
                 estimated: bool = True, importance: Tensor | None = None) -> Sample:
     """All signals of one pair.
@@ -282,7 +89,7 @@ def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settin
         estimated: whether flow means nothing where it is not visible.
         importance: see coarse_edit.
     """
-    generator = torch.Generator().manual_seed(_number(f"{settings.seed}/{key}"))
+    generator = torch.Generator().manual_seed(seed_number(f"{settings.seed}/{key}"))
     moving = motion.flow.norm(dim=1) > still_length(*motion.flow.shape[-2:])
     points = drag_points(motion.flow, motion.visible & moving, settings.drags, generator)
     found = measure(motion.flow, motion.visible)
@@ -294,7 +101,7 @@ def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settin
                   {**info, "measures": {name: round(value, 6) for name, value in found._asdict().items()}})
 
 
-def _number(text: str) -> int:
+def seed_number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
@@ -406,99 +213,3 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
 def pair_settings(settings: PairSettings, motion_of: MotionSource) -> dict[str, Any]:
     """What decides about the contents of a set from videos."""
     return {"kind": "videos", **asdict(settings), "flow_source": motion_of.name}
-
-
-# ---- from procedural scenes ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProceduralSettings:
-    """A set of procedural pairs; lengths in half the shorter side, see core/data/procedural.py."""
-
-    count: int = 256
-    width: int = 256
-    height: int = 256
-    sprites: tuple[int, int] = (1, 2)
-    radius: tuple[float, float] = (0.25, 0.45)
-    shift: tuple[float, float] = (0.2, 0.55)
-    turn: float = 26.0
-    growth: float = 0.15
-    texture: int = 4
-    background: str = "smooth"
-    drags: int = 4
-    holes: str = "black"
-    seed: int = 0
-
-    def checked(self) -> ProceduralSettings:
-        """The settings themselves.
-
-        Raises:
-            ValueError: they cannot be met; the text names them.
-        """
-        if min(self.width, self.height) < 16 or self.count < 1:
-            raise ValueError(f"width x height is {self.width} x {self.height} and count {self.count}; sides need 16 pixels or "
-                             "more, and a set one pair")
-        if not 1 <= self.sprites[0] <= self.sprites[1]:
-            raise ValueError(f"sprites are {self.sprites[0]} to {self.sprites[1]}; give the fewest first, one or more")
-        if self.background not in BACKGROUNDS or self.holes not in HOLES:
-            raise ValueError(f"background is '{self.background}', holes '{self.holes}'; choose from {', '.join(BACKGROUNDS)} "
-                             f"and {', '.join(HOLES)}")
-        return self
-
-
-def procedural_settings(settings: ProceduralSettings) -> dict[str, Any]:
-    """What decides about the contents of a procedural set."""
-    return {"kind": "procedural", **asdict(settings)}
-
-
-def textured(scenes: procedural.Scenes, generator: torch.Generator) -> procedural.Scenes:
-    """The same scenes over noise of three sizes."""
-    background = scenes.background
-    count, channels, height, width = background.shape
-    for cell in (2, 4, 16):
-        noise = torch.randn(count, channels, max(1, height // cell), max(1, width // cell), generator=generator)
-        background = background + 0.08 * F.interpolate(noise, (height, width), mode="bicubic")
-    return scenes._replace(background=background.clamp(0, 1))
-
-
-def procedural_samples(settings: ProceduralSettings, chunk: int) -> list[Sample]:
-    """The pairs of one chunk, with exact motion. Frame 0 is the source."""
-    count = min(SCENES, settings.count - chunk * SCENES)
-    generator = torch.Generator().manual_seed(_number(f"{settings.seed}/procedural/{chunk}"))
-    drawn = procedural.SceneSettings(settings.height, settings.width, settings.sprites, settings.radius, settings.shift,
-                                     settings.turn, settings.growth, settings.texture)
-    scenes = procedural.draw_scenes(SCENES, 2, drawn, generator)
-    if settings.background == "textured":
-        scenes = textured(scenes, generator)
-    scenes = procedural.Scenes(*(part[:count] for part in scenes))
-    frames = procedural.render(scenes)
-    truth, forward = procedural.correspondence(scenes, 0, 1), procedural.correspondence(scenes, 1, 0)
-    signals = PairSettings(settings.width, settings.height, drags=settings.drags, holes=settings.holes, seed=settings.seed)
-    out = []
-    for i in range(count):
-        one = slice(i, i + 1)
-        motion = Motion(truth.flow[one], forward.flow[one], truth.visible[one])
-        number = chunk * SCENES + i
-        info = {"video": f"procedural {number}", "frames": [0, 1], "seconds": None, "flow_source": "exact"}
-        out.append(make_sample(f"scene_{number:06d}", frames[one, 0], frames[one, 1], motion, signals, info, False,
-                               IMPORTANCE * forward.owner[one, None].float()))
-    return out
-
-
-def build_procedural(writer: ShardWriter, settings: ProceduralSettings, watch: Watch | None = None) -> None:
-    """Write a set of procedural pairs."""
-    watch = watch or Watch()
-    for chunk in range(-(-settings.count // SCENES)):
-        watch.progress(chunk * SCENES, settings.count)
-        watch.check()
-        name = f"scenes {chunk:06d}"
-        if name in writer.done:
-            continue
-        for sample in procedural_samples(settings, chunk):
-            sample.info["settings"] = writer.hash
-            writer.add(sample)
-        writer.finish_source(name)
-    watch.progress(settings.count, settings.count)
-    writer.finish()
-
-

@@ -172,11 +172,3 @@ def correspondence(scenes: Scenes, source: int, target: int) -> Correspondence:
     limit = torch.tensor([width, height]) / 2 / half
     visible = (shown == owner) & (origin.abs() <= limit).all(-1)
     return Correspondence(((origin - points) * half).movedim(-1, 1), visible, owner)
-
-
-def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """Look an image up along a flow: (B, C, H, W), (B, 2, H, W) -> (B, C, H, W), bilinear, borders repeated."""
-    height, width = image.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij")
-    grid = torch.stack([(x + flow[:, 0] + 0.5) / width, (y + flow[:, 1] + 0.5) / height], -1) * 2 - 1
-    return F.grid_sample(image, grid.to(image), mode="bilinear", padding_mode="border", align_corners=False)

@@ -12,6 +12,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..flow.warp import softmax_splat, warp
+from .motion import Motion, agree, still_length
+
+HOLES = ("black", "source")
+IMPORTANCE = 20.0  # of splatted pixels, by colour error in [0, 1] and by inconsistency
+
+
+def coarse_edit(source: Tensor, target: Tensor, motion: Motion, holes: str = "black",
+                importance: Tensor | None = None) -> Tensor:
+    """The source splatted to the target: (1, 3, H, W).
+
+    Where pixels meet, those win whose colour fits the target and whose motion is consistent (after Niklaus and Liu 2020,
+    equation 14).
+
+    Args:
+        holes: what shows where nothing landed.  importance: (1, 1, H, W) instead.
+    """
+    trusted = agree(motion.back, motion.flow)
+    if importance is None:
+        error = (warp(target, motion.back) - source).abs().mean(1, keepdim=True)
+        importance = -IMPORTANCE * (error + (~trusted)[:, None].float())
+    out = softmax_splat(source, motion.back, importance)
+    # Pixels that the target hides point anywhere. Alone they would sprinkle what has come into view.
+    outside = torch.full_like(motion.back, 4.0 * max(source.shape[-2:]))
+    sure = softmax_splat(source[:, :1], torch.where(trusted[:, None], motion.back, outside)).cover > 0.5
+    landed = (out.cover > 0) & (sure | motion.visible[:, None])
+    return torch.where(landed, out.image, source if holes == "source" else torch.zeros_like(source))
+
+
+def calmed(flow: Tensor, visible: Tensor) -> Tensor:
+    """Flow whose invisible parts, where an estimate means nothing, go on with the slowest visible motion beside them.
+
+    What a moving thing uncovers was behind it, and mostly stands still: still ground grows into the invisible parts first,
+    the rest takes what is left around it. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
+    """
+    known, vectors = visible[:, None], flow
+    if not bool(known.any()):
+        return flow
+    ground = known & (flow.norm(dim=1, keepdim=True) <= still_length(*flow.shape[-2:]))
+    for seeds in (ground, None):
+        while not bool(known.all()):
+            grown, vectors = _grow(vectors, known if seeds is None else seeds, known)
+            if torch.equal(grown, known):
+                break
+            seeds = None if seeds is None else seeds | (grown & ~known)
+            known = grown
+    windows = F.unfold(F.pad(vectors.movedim(1, 0), (2, 2, 2, 2), mode="replicate"), 5)  # (2, 25, H*W)
+    return windows.median(1).values.reshape(flow.shape)  # single wrong vectors would be dots in a sketch
+
+
+def _grow(vectors: Tensor, seeds: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Unknown pixels within two of a seed take the slowest such seed's vector."""
+    rank = seeds / (1 + vectors.norm(dim=1, keepdim=True))
+    best, index = F.max_pool2d(rank, 5, 1, 2, return_indices=True)
+    found = vectors.flatten(2).gather(2, index.flatten(2).expand(-1, 2, -1)).reshape(vectors.shape)
+    take = ~known & (best > 0)
+    return known | take, torch.where(take, found, vectors)
+
+
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
@@ -59,35 +118,3 @@ def drag_points(flow: Tensor, visible: Tensor, count: int, generator: torch.Gene
     target = torch.stack([chosen % width, torch.div(chosen, width, rounding_mode="floor")], -1).to(flow)
     step = flow.flatten(2).gather(2, chosen[:, None].expand(-1, 2, -1)).movedim(1, -1)  # (B, K, 2)
     return DragPoints(target + step, target, moving[:, None].expand(pairs, count))
-
-
-class TokenMatches(NamedTuple):
-    """C and M of equations 5 to 7 at one attention resolution.
-
-    index: (B, L) source token that each target token corresponds to.
-    visible: (B, L) bool, whether it has one.
-    """
-
-    index: Tensor
-    visible: Tensor
-
-
-def token_matches(flow: Tensor, visible: Tensor, height: int, width: int) -> TokenMatches:
-    """Correspondence of tokens from that of pixels.
-
-    A token follows the mean motion of the visible pixels in its cell; it counts as visible if most of them are.
-
-    Args:
-        flow: (B, 2, H, W).  visible: (B, H, W).  height, width: h, w; they divide H and W.
-    """
-    rows, columns = flow.shape[-2] // height, flow.shape[-1] // width
-    mask = visible[:, None].to(flow)
-    share = F.avg_pool2d(mask, (rows, columns))
-    motion = F.avg_pool2d(flow * mask, (rows, columns)) / share.clamp_min(1e-6)  # (B, 2, h, w) pixels
-    y, x = torch.meshgrid(torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij")
-    # From the middle of the target token's cell, along the motion, to the cell it lands in.
-    column = torch.floor(x + 0.5 + motion[:, 0] / columns).long()
-    row = torch.floor(y + 0.5 + motion[:, 1] / rows).long()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    return TokenMatches(index.flatten(1), (inside & (share[:, 0] > 0.5)).flatten(1))

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..attention.correspondence import SiteAttention, attention_matches
-from ..data.signals import TokenMatches, token_matches
+from ..attention.correspondence import SiteAttention, TokenMatches, attention_matches, token_matches
 
 
 class HitRate(NamedTuple):

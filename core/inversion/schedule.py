@@ -9,17 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # SVD's range, and Karras et al. 2022, equation 5
 LONE_STEP = 10.0  # a schedule of one step has no ratio to continue; its start lies this factor below
-
-
-def karras_sigmas(steps: int, highest: float = SIGMA_MAX, lowest: float = SIGMA_MIN, rho: float = RHO) -> list[float]:
-    """The released schedule: (highest^(1/rho) + k / (N - 1) (lowest^(1/rho) - highest^(1/rho)))^rho for k < N, then 0.
-
-    The host's own Karras schedule is the same up to 4e-6; this one is computed in double precision.
-    """
-    ends = highest ** (1 / rho), lowest ** (1 / rho)
-    return [*((ends[0] + k / max(steps - 1, 1) * (ends[1] - ends[0])) ** rho for k in range(steps)), 0.0]
 
 
 def inversion_levels(sigmas: Sequence[float]) -> list[float]:

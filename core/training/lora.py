@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import Linear
 from torch.nn.functional import dropout
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-# Of a temporal transformer block, in the order of I2VEdit's files.
-TEMPORAL = ("ff_in.net.0.proj", "ff_in.net.2", *(f"attn{n}.{leaf}" for n in (1, 2) for leaf in ATTENTION),
-            "ff.net.0.proj", "ff.net.2")
+from ..weights.diffusers_svd import ATTENTION, TEMPORAL
+
 _TEMPORAL_NAME = re.compile(r"(.*\.time_stack\.\d+)\.(" + "|".join(re.escape(leaf) for leaf in TEMPORAL) + ")$")
 
 

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .examples import Examples
+from .framepainter.objective import Network, Objective, losses
 from .loop import BatchLoss, step_generator
-from .objective import Network, Objective, losses
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..edm import inverse_square_guidance, network_timestep
 from .examples import Examples
-from .objective import Network
+from .framepainter.objective import Network
 
 SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # SVD's range of noise
 

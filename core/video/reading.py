@@ -14,8 +14,8 @@ import av
 import torch
 from torch import Tensor
 
-from ..data.videos import VideoError, VideoFile
 from .clips import whole
+from .source import VideoError, VideoFile
 
 EVEN = 0.5  # frames that a time may be off from even spacing and still count as evenly spaced
 

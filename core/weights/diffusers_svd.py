@@ -12,6 +12,10 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+# Of a temporal transformer block, in the order of I2VEdit's files.
+TEMPORAL = ("ff_in.net.0.proj", "ff_in.net.2", *(f"attn{n}.{leaf}" for n in (1, 2) for leaf in ATTENTION),
+            "ff.net.0.proj", "ff.net.2")
 # Inside a residual block. diffusers splits it in two halves; ComfyUI keeps the temporal half under `time_stack`.
 _RESNET = {
     "norm1": "in_layers.0",

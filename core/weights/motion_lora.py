@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..training.lora import TEMPORAL
 from . import diffusers_svd
+from .diffusers_svd import TEMPORAL
 
 PREFIX = "diffusion_model."
 _PLACES = ("down_blocks.", "up_blocks.", "mid_block.")

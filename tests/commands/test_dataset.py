@@ -21,7 +21,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 def test_from_frames_to_a_sheet(pack, tmp_path):
     data, generator = pack("core.data.procedural"), torch.Generator().manual_seed(1)
     settings = data.SceneSettings(48, 64, sprites=(1, 1), texture=5, shift=(0.5, 0.6))
-    scenes = pack("core.data.pairs").textured(data.draw_scenes(1, 14, settings, generator), generator)
+    scenes = pack("core.data.procedural_pairs").textured(data.draw_scenes(1, 14, settings, generator), generator)
     (tmp_path / "videos" / "clip").mkdir(parents=True)
     for n, frame in enumerate(data.render(scenes)[0]):
         Image.fromarray((frame.movedim(0, -1) * 255).round().byte().numpy()).save(tmp_path / "videos" / "clip" / f"{n}.png")

@@ -181,7 +181,7 @@ def test_two_processes_are_one_with_two_batches(whole, kind, steps):
 
 def test_what_it_writes_loads(whole, pack):
     """Single file and the authors' two files give the same MODEL and FRAMEPAINTER, which are what was trained."""
-    loading = pack("host.loading")
+    loading = pack("host.weights.loading")
     folder = whole.folder / "whole"
     pair = [folder / f"framepainter_{part}.safetensors" for part in ("unet", "encoder")]
     with torch.inference_mode():

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tools import browser, commands
-from tools.hosts import Choice, Host
-from tools.problem import Problem
-from tools.provision import Setup
+from tools import commands
+from tools.hosting import browser
+from tools.hosting.hosts import Choice, Host
+from tools.hosting.problem import Problem
+from tools.hosting.provision import Setup
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from tools import demo
 from tools.demo import ModelChoice, choose_model, fill, loader_inputs
-from tools.problem import Problem
-from tools.server import PlainHost
+from tools.hosting.problem import Problem
+from tools.hosting.server import PlainHost
 
 
 def touch(path: Path) -> Path:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import hosts
-from tools.hosts import PythonFacts
-from tools.problem import Problem
+from tools.hosting import hosts
+from tools.hosting.hosts import PythonFacts
+from tools.hosting.problem import Problem
 
 COMPLETE = PythonFacts("3.11.7", "2.11.0", "3.13.2", "25.0")
 BARE = PythonFacts("3.11.7", "", "", "25.0")

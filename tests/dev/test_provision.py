@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools import hosts, provision
-from tools.hosts import Host, PythonFacts
-from tools.problem import Problem
-from tools.provision import Setup
-from tools.steps import CommandFailed
+from tools.hosting import hosts, provision
+from tools.hosting.hosts import Host, PythonFacts
+from tools.hosting.problem import Problem
+from tools.hosting.provision import Setup
+from tools.hosting.steps import CommandFailed
 
 MINOR = "{}.{}".format(*sys.version_info[:2])
 COMPLETE = PythonFacts(f"{MINOR}.1", "2.11.0", "3.13.2", "25.0")

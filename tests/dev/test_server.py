@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tools import server as module
-from tools.server import PlainHost, PromptRefused, RunFailed, RunInterrupted, RunTimedOut, Server, StartFailed
+from tools.hosting import server as module
+from tools.hosting.server import PlainHost, PromptRefused, RunFailed, RunInterrupted, RunTimedOut, Server, StartFailed
 
 OK = {"status": {"status_str": "success", "completed": True, "messages": []}, "outputs": {}}
 
@@ -312,7 +312,7 @@ def test_a_dying_parent_leaves_no_server(
 ) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(repo)!r})\n"
-        "from pathlib import Path; from tools.server import Server, PlainHost; import time\n"
+        "from pathlib import Path; from tools.hosting.server import Server, PlainHost; import time\n"
         f"host = PlainHost(Path({str(host.directory)!r}), Path(sys.executable))\n"
         f"server = Server(host, Path({str(pack)!r}), Path({str(tmp_path / 'base')!r}), cpu=True).start()\n"
         "print(server.pid, flush=True)\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import steps
-from tools.steps import CommandFailed, Lock, Stamps, run_step
+from tools.hosting import steps
+from tools.hosting.steps import CommandFailed, Lock, Stamps, run_step
 
 
 def test_a_step_runs_once_and_again_when_its_inputs_change(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_lock_makes_a_second_run_wait(tmp_path: Path) -> None:
 def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, repo: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(repo)!r})\n"
-        "from pathlib import Path; from tools.steps import Lock; import time\n"
+        "from pathlib import Path; from tools.hosting.steps import Lock; import time\n"
         f"with Lock(Path({str(tmp_path / 'lock')!r})):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )

@@ -9,7 +9,7 @@ from framepainter_tests.networks import Edit
 def edit(pack, checkpoint) -> Edit:
     """The small checkpoint, loaded in fp32, and a 64 x 96 pixel edit. Its middle block has 2 tokens for 2 frames."""
     with torch.inference_mode():
-        loaded = pack("host.loading").load(checkpoint, None, None, torch.float32)
+        loaded = pack("host.weights.loading").load(checkpoint, None, None, torch.float32)
         picture = torch.rand(1, 50, 75, 3, generator=torch.Generator().manual_seed(1))
         made = pack("host.conditioning").edit_conditioning(loaded.clip_vision, loaded.vae, picture, 64, 96, 6, 128, 0.02,
                                                            0)

@@ -9,7 +9,7 @@ import torch
 @pytest.fixture(scope="module")
 def edit(pack, checkpoint):
     """The small checkpoint and a finished 64 x 96 edit of it."""
-    loading = pack("host.loading")
+    loading = pack("host.weights.loading")
     with torch.inference_mode():
         loaded = loading.load(checkpoint, None, None, torch.float32)
         picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(1))
@@ -40,7 +40,7 @@ def identity(pack, edit):
         if name.endswith((".to_q.weight", ".to_k.weight")):
             changes[name] = ("set", (torch.eye(len(weight)) * 4,))
     matching.add_patches(changes)
-    return pack("host.patches").attach_matching(loaded.model, matching, "release", 1.0)
+    return pack("host.attention.matching").attach_matching(loaded.model, matching, "release", 1.0)
 
 
 def test_equal_frames_match_in_place(node, edit, identity):
@@ -66,7 +66,7 @@ def test_the_crosses_are_drawn(node, edit):
 
 
 def test_cross_frame_can_be_looked_at(node, edit, pack):
-    model = pack("host.patches").attach_matching(edit[0].model, None, "cross-frame", 1.0)
+    model = pack("host.attention.matching").attach_matching(edit[0].model, None, "cross-frame", 1.0)
     _, _, attention, _ = call(node, edit, torch.randn(2, 4, 8, 12), model)
     assert attention.max() == 1 and attention.min() >= 0
 
@@ -80,6 +80,6 @@ def test_the_look_leaves_the_model_alone(node, edit, pack):
 def test_what_it_needs(node, edit, pack):
     with pytest.raises(ValueError, match="the latent has 1 frame; it needs both"):
         call(node, edit, torch.randn(1, 4, 8, 12))
-    bare = pack("host.patches").attach_matching(edit[0].model, None, "off", 1.0)
+    bare = pack("host.attention.matching").attach_matching(edit[0].model, None, "off", 1.0)
     with pytest.raises(ValueError, match="no matching attention.*Matching Attention node"):
         call(node, edit, torch.randn(2, 4, 8, 12), bare)

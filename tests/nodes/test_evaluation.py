@@ -31,7 +31,7 @@ def node(pack):
 
 @pytest.fixture(scope="module")
 def clip(pack, checkpoint):
-    return pack("host.loading").load_clip_and_vae(checkpoint)[0]
+    return pack("host.weights.loading").load_clip_and_vae(checkpoint)[0]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def scenes(pack):
     drawn = data.draw_scenes(6, 2, data.SceneSettings(40, 48), torch.Generator().manual_seed(1))
     frames, truth = data.render(drawn), data.correspondence(drawn, 0, 1)
     areas = pack("core.evaluation.metrics").areas_from_flow(truth.flow, truth.visible)
-    edited = data.warp(frames[:, 0], truth.flow)
+    edited = pack("core.flow.warp").warp(frames[:, 0], truth.flow)
     source, edited, target = (x.movedim(1, -1).contiguous() for x in (frames[:, 0], edited, frames[:, 1]))
     return {"edited": edited, "truth": target, "source": source, "moved": areas.moved.float(),
             "disoccluded": areas.disoccluded.float()}
@@ -152,7 +152,7 @@ def test_clip_fid_of_one_picture_is_left_out(node, scenes, clip):
 
 
 def test_clip_vision_that_is_not_there(node, pack, scenes):
-    absent = pack("host.loading").Absent("CLIP_VISION", "small.safetensors")
+    absent = pack("host.weights.loading").Absent("CLIP_VISION", "small.safetensors")
     with pytest.raises(AttributeError, match="'small.safetensors' holds no CLIP_VISION"):
         run(node, edited=scenes["edited"], truth=scenes["truth"], clip_vision=absent)
 

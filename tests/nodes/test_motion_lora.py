@@ -13,7 +13,7 @@ SETTINGS = {"preset": "small network", "steps": 6, "learning_rate": 2e-3, "rank"
 def loaded(pack, tool, tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
     with torch.inference_mode():
-        return pack("host.loading").load(path, None, None, torch.float32)
+        return pack("host.weights.loading").load(path, None, None, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_loss_falls_on_the_clip(pack, train):
 
 def test_an_equal_run_is_not_trained_again(train, monkeypatch, pack):
     _, first, *_ = train()
-    monkeypatch.setattr(pack("host.motion_trainer"), "run", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(pack("host.training.motion_lora"), "run", lambda *a: pytest.fail("trained again"))
     model, second, _, _, report = train(strength=0.5)
     assert all(torch.equal(first[n], second[n]) for n in first) and "finished earlier" in report
     assert {patch[0] for patches in model.patches.values() for patch in patches} == {0.5}

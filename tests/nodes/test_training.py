@@ -14,7 +14,7 @@ from framepainter_tests import tiny
 def loaded(pack, tool, tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
     with torch.inference_mode():
-        return pack("host.loading").load(path, None, None, torch.float32)
+        return pack("host.weights.loading").load(path, None, None, torch.float32)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def dataset(pack, output, monkeypatch) -> str:
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text('{"format": 1}')
     index = tiny.samples(pack, 5, 32, 48)
-    monkeypatch.setattr(pack("host.trainer_node"), "open_dataset", lambda _: index)
+    monkeypatch.setattr(pack("host.training.framepainter"), "open_dataset", lambda _: index)
     return "framepainter_datasets/pairs"
 
 
@@ -171,12 +171,12 @@ def test_the_result_samples(pack, loaded, dataset, output):
     with torch.inference_mode():
         made = pack("host.conditioning").edit_conditioning(loaded.clip_vision, loaded.vae, torch.rand(1, 32, 48, 3), 32, 48, 6,
                                                            128, 0.02, 0)
-        model = pack("host.patches").apply_control(model, parts.encoder, torch.ones(1, 32, 48, 3), 0.8, 0, 1, "release")
+        model = pack("host.signals.control").apply_control(model, parts.encoder, torch.ones(1, 32, 48, 3), 0.8, 0, 1, "release")
     assert torch.isfinite(sample(model, Edit(None, made.positive, made.negative, made.latent["samples"]))).all()
 
 
 def test_not_a_number_keeps_the_last_good_state(pack, loaded, dataset, output, monkeypatch):
-    objective, loop = pack("core.training.objective"), pack("core.training.loop")
+    objective, loop = pack("core.training.framepainter.objective"), pack("core.training.loop")
     parallel = pack("core.training.parallel")
     plain, calls = objective.losses, {"n": 0}
 
@@ -230,7 +230,7 @@ def test_other_settings_need_another_name(pack, loaded, dataset, output):
 
 def test_sizes_that_do_not_fit(pack, loaded, dataset, output, monkeypatch):
     index = tiny.samples(pack, 1, 40, 48)
-    monkeypatch.setattr(pack("host.trainer_node"), "open_dataset", lambda _: index)
+    monkeypatch.setattr(pack("host.training.framepainter"), "open_dataset", lambda _: index)
     with pytest.raises(ValueError, match="pictures are 48 x 40; this network needs sides that are multiples of 16"):
         train(pack, loaded, dataset)
 

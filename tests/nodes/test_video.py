@@ -21,7 +21,7 @@ SETTINGS = {"width": 48, "height": 32, "lora": "one for all clips", "lora_steps"
 def loaded(pack, tool, tmp_path_factory):
     path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
     with torch.inference_mode():
-        return pack("host.loading").load(path, None, None, torch.float32)
+        return pack("host.weights.loading").load(path, None, None, torch.float32)
 
 
 @pytest.fixture(scope="module")

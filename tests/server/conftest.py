@@ -18,8 +18,8 @@ from torch import Tensor
 
 @pytest.fixture(scope="session")
 def server_tools(tool):
-    """The module tools/server.py."""
-    return tool("server")
+    """The module tools/hosting/server.py."""
+    return tool("hosting.server")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def prompt(server) -> examples.Prompt:
 @pytest.fixture(scope="module")
 def flow_error(pack):
     """Mean end-point error over the moving object: flow from each later frame to the first, measured against the truth."""
-    procedural, flow = pack("core.data.procedural"), pack("core.data.flow")
+    procedural, flow = pack("core.data.procedural"), pack("core.flow.weight_free")
     scenes = procedural.draw_scenes(1, 4, procedural.SceneSettings(**SCENE), torch.Generator().manual_seed(SEED))
     scenes = scenes._replace(present=torch.tensor([[True, False]]))
     true = [procedural.correspondence(scenes, 0, t) for t in (1, 2, 3)]

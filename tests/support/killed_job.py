@@ -37,9 +37,10 @@ def main() -> None:
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(1)  # threads do not survive a fork
-    propagate, clips, presets = load("host.propagate"), load("core.video.clips"), load("core.training.motion_presets")
+    propagate, clips, presets = load("host.video.propagate"), load("core.video.clips"), load("core.training.motion_lora.presets")
     sys.path.insert(0, str(ROOT / "tools"))
-    path = tiny.write(folder / "tiny.safetensors", load, lambda name: __import__(name))
+    path = tiny.write(folder / "tiny.safetensors", load, lambda name: module(
+        f"framepainter_tools_{name}", ROOT.joinpath("tools", *name.split(".")).with_suffix(".py")))
     frames = torch.full((8, 33, 47, 3), 0.2)
     for i in range(8):
         frames[i, 8:24, 2 + 4 * i:12 + 4 * i] = torch.tensor([0.9, 0.5, 0.1])
@@ -49,7 +50,7 @@ def main() -> None:
 
     def child(place: Path, result: Path) -> None:
         with torch.inference_mode():
-            loaded = load("host.loading").load(path, None, None, torch.float32)
+            loaded = load("host.weights.loading").load(path, None, None, torch.float32)
             models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
             made = propagate.Job(models, frames, 1 - frames[:1], plan, settings, place).run()
         save_file({"frames": made.frames.clone()}, str(result))

@@ -25,7 +25,7 @@ def write(path: Path, load: Any, tool: Any) -> Path:
 
     names, encoder, matching = (load(m) for m in ("core.weights.framepainter", "core.models.control_encoder",
                                                   "core.attention.matching"))
-    random_model = tool("random_model")
+    random_model = tool("making.random_model")
     ops = comfy.ops.disable_weight_init
     with torch.device("meta"):
         unet = UNetModel(**{**random_model.svd_unet_settings(UNET), **UNET}, device="meta", dtype=torch.float32,
@@ -76,6 +76,6 @@ def samples(load: Any, count: int, height: int = 48, width: int = 64, seed: int 
     frames, truth = procedural.render(scenes), procedural.correspondence(scenes, 0, 1)
     points = signals.drag_points(truth.flow, truth.visible, 3, generator)
     sketch = signals.sketch_from_flow(truth.flow)
-    coarse = procedural.warp(frames[:, 0], truth.flow) * truth.visible[:, None]
+    coarse = load("core.flow.warp").warp(frames[:, 0], truth.flow) * truth.visible[:, None]
     return [Sample(f"clip_{i}", frames[i, 0], frames[i, 1], sketch[i].contiguous(), coarse[i], truth.flow[i],
                    truth.visible[i], points.source[i], points.target[i], {}) for i in range(count)]

@@ -31,7 +31,7 @@ def prepare() -> Any:
     command = module("framepainter_train_command", ROOT / "commands" / "train.py")
     tiny = module("framepainter_tests_tiny", ROOT / "tests" / "support" / "tiny.py")
     load = command.open_pack(Path(os.environ["FRAMEPAINTER_HOST"]))
-    run = load("host.trainer_command")
+    run = load("host.training.command")
     import torch.distributed.fsdp  # noqa: F401  else every fork would take seconds to import them
     import torch.distributed.tensor  # noqa: F401
 

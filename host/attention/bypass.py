@@ -1,0 +1,127 @@
+"""Weight patches beside the weights: LoRAs that act on some rows of a pass only.
+
+ComfyUI bakes weight patches into the weights. Where a source without them shares a pass with an edit that has them, they come
+off the weights and their effect is added to the layers' outputs, for the rows that a Gate names.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import comfy.lora
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...core.inversion.trajectory import TrajectoryError
+from ..network import UNET
+
+
+class Gate:
+    """Says for which share of the rows weight patches act: (first, last) of the pass, as shares."""
+
+    def __init__(self) -> None:
+        self.share = (0.0, 1.0)
+
+
+class BypassedLayer:
+    """The forward of a layer whose weight patches are added to its output instead of its weights, so that the source's rows
+    can do without."""
+
+    def __init__(self, forward: Callable, delta: Callable[[Tensor], Tensor], gate: Gate):
+        self.forward, self.delta, self.gate = forward, delta, gate
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = self.forward(x, *args, **kwargs)
+        first, last = (round(share * len(x)) for share in self.gate.share)
+        if first >= last:
+            return out
+        if (first, last) == (0, len(x)):
+            return out + self.delta(x).to(out)
+        out = out.clone()
+        out[first:last] += self.delta(x[first:last]).to(out)
+        return out
+
+
+class _LowRank:
+    """x -> sum of scale * up(down(x)) of a Linear."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
+        self.pairs = pairs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = 0
+        for up, down, scale in self.pairs:
+            out = out + scale * F.linear(F.linear(x, down.to(x)), up.to(x))
+        return out
+
+
+class _Dense:
+    """x -> layer of the weights' difference, for patches of any kind on a Linear or convolution."""
+
+    def __init__(self, layer: torch.nn.Module, weight: Tensor | None, bias: Tensor | None):
+        self.layer, self.weight, self.bias = layer, weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        if self.weight is None:
+            shape = (-1,) if isinstance(self.layer, torch.nn.Linear) else (-1, *[1] * (x.ndim - 2))
+            return bias.reshape(shape).expand(1, *[-1] * len(shape)) if len(shape) > 1 else bias
+        if isinstance(self.layer, torch.nn.Linear):
+            return F.linear(x, self.weight.to(x), bias)
+        convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[self.weight.ndim]
+        layer = self.layer
+        return convolution(x, self.weight.to(x), bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _low_rank(patches: list) -> _LowRank | None:
+    """Plain LoRAs on a Linear as factors; None if any patch is something else."""
+    pairs = []
+    for strength, value, strength_model, offset, function in (p[:5] for p in patches):
+        weights = getattr(value, "weights", None)
+        if getattr(value, "name", "") != "lora" or strength_model != 1.0 or offset is not None or function is not None:
+            return None
+        up, down, alpha, *rest = weights
+        if up.ndim != 2 or down.ndim != 2 or any(part is not None for part in rest):
+            return None
+        pairs.append((up, down, strength * (1.0 if alpha is None else alpha / down.shape[0])))
+    return _LowRank(pairs)
+
+
+def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
+    """Take the weight patches of a clone's UNet off and add their effect to the layers' outputs instead.
+
+    Raises:
+        TrajectoryError: a patch on something that is neither a linear layer nor a convolution.
+    """
+    by_layer: dict[str, dict[str, list]] = {}
+    for key, patches in model.patches.items():
+        if key.startswith(UNET) and patches:
+            layer, _, leaf = key.rpartition(".")
+            by_layer.setdefault(layer, {})[leaf] = patches
+    if not by_layer:
+        return
+    originals = model.get_key_patches(UNET)
+    for name, leaves in by_layer.items():
+        layer = model.model.get_submodule(name)
+        linear = isinstance(layer, torch.nn.Linear)
+        if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
+                "weight", "bias"}:
+            raise TrajectoryError(f"Match Attention: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
+                                  "cannot be kept from the source. Use a LoRA of linear layers and convolutions, or invert with "
+                                  "it on.")
+        delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None
+        if delta is None:
+            change = {}
+            for leaf, patches in leaves.items():
+                weight, convert = originals[f"{name}.{leaf}"][0]
+                weight = convert(weight.detach().float().cpu().clone(), inplace=True)
+                change[leaf] = comfy.lora.calculate_weight(patches, weight.clone(), f"{name}.{leaf}") - weight
+            delta = _Dense(layer, change.get("weight"), change.get("bias"))
+        path = f"{name}.forward"
+        model.add_object_patch(path, BypassedLayer(model.get_model_object(path), delta, gate))
+    model.patches = {k: p for k, p in model.patches.items() if not k.startswith(UNET)}
+    model.patches_uuid = uuid.uuid4()  # tells the host that loaded weights are stale

@@ -1,0 +1,207 @@
+"""Match Attention: the edit's network sees the source's attention, step by step.
+
+One sampling run has one MatchRun, which the outer wrapper puts into the run's own copy of the options and takes out again.
+Around every evaluation the source network runs at the paired state of the trajectory (or its features come from a record),
+and the edit's attention is mixed with what it found. A model without a run in its options does what it always did.
+
+Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups * h * w, T, C) in temporal attention.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...core.attention.record import AttentionRecord
+from ...core.attention.sites import attention_sites
+from ...core.inversion.schedule import source_step
+from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
+from .. import keys
+from ..inversion.source import Unguided
+from ..network import model_digest, svd_layout
+from .bypass import Gate, bypass_patches
+from .injection_run import NODE, SCHEDULE_TOLERANCE, MatchRun, Plan, ReadOut, Settings, apply, evaluate_matched
+from .record import record_source
+from .watched import watch_attention
+
+log = logging.getLogger(__name__)
+KEY = f"{keys.PREFIX}_match_attention"
+
+
+@dataclass
+class _Attached:
+    """What Match Attention leaves on a model: the gate of its bypassed LoRAs, the read-out of its last run."""
+
+    gate: Gate
+    read_out: ReadOut
+    plan: Plan | None = None
+
+
+def _sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """OUTER_SAMPLE wrapper: a run begins, is checked against the trajectory, and ends whatever happens."""
+    guider = executor.class_obj
+    attached = guider.model_patcher.get_attachment(keys.READ_OUT)
+    if attached is None or attached.plan is None or isinstance(guider, Unguided):
+        return executor(*args, **kwargs)
+    plan = attached.plan
+    noise, sigmas = args[0], args[3]
+    _check_run(plan, guider.model_patcher, noise.shape, [float(s) for s in sigmas])
+    options = guider.model_options.setdefault("transformer_options", {})
+    run = options[keys.RUN] = MatchRun(plan, len(noise))
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(keys.RUN, None)
+        run.close()
+
+
+def _check_run(plan: Plan, model: ModelPatcher, shape: tuple[int, ...], sigmas: list[float]) -> None:
+    found = plan.trajectory
+    if len(shape) != 4 or shape[0] != found.frames:
+        raise TrajectoryError(f"{NODE}: the trajectory has {found.frames} frames, the latent to sample has {shape[0]}. Sample "
+                              "the LATENT of Invert EDM, or invert a clip of that length.")
+    if tuple(shape[-2:]) != found.size:
+        sizes = [f"{w * 8} x {h * 8} pixels" for h, w in (found.size, shape[-2:])]
+        raise TrajectoryError(f"{NODE}: the trajectory is for {sizes[0]}, the latent to sample for {sizes[1]}. Sample the "
+                              "LATENT of Invert EDM, or invert the clip at that size.")
+    if not _part_of(sigmas, found.sigmas):
+        raise TrajectoryError(f"{NODE}: the trajectory was made with {describe(found.sigmas)}, the sampler runs "
+                              f"{describe(sigmas)}. Give the sampler the same SIGMAS as Invert EDM (Load Trajectory has them, "
+                              "too), or invert again with these.")
+    patches = sum(len(p) for p in model.patches.values())
+    if patches != plan.patched:
+        raise TrajectoryError(f"{NODE}: the model has {patches} weight patches where the source had {plan.patched}; a LoRA "
+                              f"put on after {NODE} would change the source, too. Put it before {NODE}.")
+
+
+def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
+    """Whether a schedule is a stretch of another; its last level may be a forced 0."""
+
+    def close(a: float, b: float) -> bool:
+        return abs(a - b) <= SCHEDULE_TOLERANCE * max(abs(a), abs(b))
+
+    for start in range(len(whole) - len(sigmas) + 1):
+        stretch = whole[start:start + len(sigmas)]
+        if all(close(a, b) for a, b in zip(sigmas[:-1], stretch, strict=False)):
+            return close(sigmas[-1], stretch[-1]) or sigmas[-1] == 0.0
+    return False
+
+
+# ---- holding areas on the source -------------------------------------------------------------------------------------
+
+
+def _hold(args: dict) -> Tensor:
+    """Post-guidance function: where the user's mask says stay, a prediction that lands an Euler step on the source's state."""
+    run: MatchRun | None = args["model_options"].get("transformer_options", {}).get(keys.RUN)
+    denoised, x = args["denoised"], args["input"]
+    if run is None or run.plan.stay is None:
+        return denoised
+    found = run.plan.trajectory
+    sigma = float(args["sigma"].flatten()[0])
+    step = run.step(args["sigma"])
+    here, following = found.sigmas[step], found.sigmas[step + 1]
+    if abs(sigma - here) > SCHEDULE_TOLERANCE * here:  # a sampler's look between two levels
+        return denoised
+    target = found.states[source_step(step, found.steps)].to(x)
+    landing = x + (target - x) * (here / (here - following))
+    # A latent that the edit shares with a held area is the edit's: half of each would be neither.
+    stay = run.mask(run.plan.stay, found.size, x.device, least=True).unflatten(1, found.size)[:, None].to(x)
+    return torch.lerp(denoised, landing, stay)
+
+
+# ---- LoRAs beside the weights ----------------------------------------------------------------------------------------
+
+
+# ---- attaching -------------------------------------------------------------------------------------------------------
+
+
+def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),  # noqa: B008
+                    record: AttentionRecord | None = None, change: Tensor | None = None, stay: Tensor | None = None,
+                    hold: bool = True) -> ModelPatcher:
+    """A clone whose sampling follows a source clip's attention. An earlier Match Attention on it is replaced.
+
+    Args:
+        model: the SVD model that the clip was inverted with, possibly with LoRAs besides: they act on the edit alone.
+        record: attention recorded before; steps that it lacks, and all without one, are replayed.
+        change, stay: (1 or T, H, W) in [0, 1], areas that must follow the edit, or the source.
+        hold: keep `stay` areas on the source's own latents, too, not on its attention alone.
+
+    Raises:
+        WrongModel: not an SVD model.
+        TrajectoryError: the trajectory, or the record, belongs to something else.
+    """
+    layout = svd_layout(model, NODE)
+    if trajectory.reached != trajectory.steps:
+        raise TrajectoryError(f"{NODE}: the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
+                              "interrupted. Run Invert EDM to its end.")
+    plain, patched = model_digest(model, False), model_digest(model, True)
+    if trajectory.model not in (plain, patched):
+        raise TrajectoryError(f"{NODE}: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
+                              f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
+                              + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
+                                "clip with this one.")
+    if record is not None and record.source != record_source(trajectory):
+        raise TrajectoryError(f"{NODE}: 'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
+                              f"{record_source(trajectory)[:SHOWN]}. Connect the same trajectory to Record Attention.")
+    for name, mask in (("change", change), ("stay", stay)):
+        if mask is not None and len(mask) not in (1, trajectory.frames):
+            raise TrajectoryError(f"{NODE}: '{name}' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
+                                  "Give one mask for all frames, or one a frame.")
+    clone = model.clone()
+    before = clone.get_attachment(keys.READ_OUT)
+    gate = Gate() if before is None else before.gate
+    read_out = ReadOut()
+    if trajectory.model == plain:
+        bypass_patches(clone, gate)
+    watch_attention(clone)
+    plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, change, stay, gate, read_out,
+                sum(len(p) for p in clone.patches.values()))
+    clone.set_attachments(keys.READ_OUT, _Attached(gate, read_out, plan))
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, evaluate_matched),
+                          (WrappersMP.APPLY_MODEL, apply)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    after = clone.model_options.get("sampler_post_cfg_function", [])
+    clone.model_options["sampler_post_cfg_function"] = [f for f in after if f is not _hold]
+    if stay is not None and hold:
+        clone.set_model_sampler_post_cfg_function(_hold)
+    replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
+    if replaced:
+        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; those are not matched.", NODE,
+                    len(replaced))
+    return clone
+
+
+def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:
+    """The differences of a matched model's last run, and its plan; None if the model has no Match Attention."""
+    attached = model.get_attachment(keys.READ_OUT)
+    return None if attached is None or attached.plan is None else (attached.read_out, attached.plan)
+
+
+def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable[int]) -> None:
+    """Fill a matched model's read-out from a finished edit, without its run: at each of the given steps the network sees the
+    edit with the noise that the source has there.
+
+    Args:
+        latent: (T, 4, h, w) the finished edit, as the sampler returns it.
+    """
+    found = read_out_of(model)[1].trajectory
+
+    def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,
+             disable: Any = None) -> Tensor:
+        edit = model.model.process_latent_in(latent).to(x)
+        for step in steps:
+            state = edit + (found.states[found.steps - step] - found.states[0]).to(x)
+            model_k(state, sigmas[step].expand(len(x)), **(extra_args or {}))
+        return x
+
+    comfy.sample.sample_custom(model, torch.zeros_like(latent), 1.0, comfy.samplers.KSAMPLER(look),
+                               torch.tensor(found.sigmas), positive, positive, latent, disable_pbar=True, seed=0)

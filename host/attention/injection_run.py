@@ -1,0 +1,311 @@
+"""One sampling run with attention injection: what it keeps, which source features serve a step, how they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.attention import row_kernel
+from ...core.attention.injection import (
+    Matched,
+    apply_probabilities,
+    frame_thresholds,
+    matched_attention,
+    matched_attention_fused,
+    stage_bounds,
+    temporal_probabilities,
+)
+from ...core.attention.record import AttentionRecord
+from ...core.attention.sites import Site, coarse_sites
+from ...core.edm import step_position
+from ...core.inversion.schedule import source_step
+from ...core.inversion.trajectory import Trajectory, TrajectoryError
+from .. import keys
+from ..inversion.source import conditioning_of
+from .bypass import Gate
+from .record import Recorder
+from .watched import SPATIAL, TEMPORAL, with_pass
+
+NODE = "Match Attention"
+SOURCE = 2  # in cond_or_uncond, beside the host's 0 (conditional) and 1 (unconditional): rows of the source
+BRANCHES = ("auto", "together", "one after another")
+SCHEDULE_TOLERANCE = 1e-4  # relative; two schedulers' float arithmetic differs by 1e-6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of the method, the paper's for local edits (section 5.1).
+
+    thresholds: of the difference, at the first and towards the last frame.
+    betas: shares of the steps at which the temporal selector's second and third stage begin.
+    coarse_scale: the second stage replaces attention at 1 / this of the latent's size and smaller.
+    """
+
+    thresholds: tuple[float, float] = (0.35, 0.35)
+    betas: tuple[float, float] = (0.5, 0.8)
+    coarse_scale: int = 4
+    spatial: bool = True
+    temporal: bool = True
+    branches: str = BRANCHES[0]
+
+
+@dataclass
+class ReadOut:
+    """Attention differences of a model's last run: path -> [sum of differences, sum of weights, count, (h, w), Site]."""
+
+    sites: dict[str, list] = field(default_factory=dict)
+
+    def add(self, site: Site, difference: Tensor, weight: Tensor, size: tuple[int, int]) -> None:
+        found = self.sites.get(site.path)
+        if found is None or found[0].shape != difference.shape:
+            self.sites[site.path] = [difference.clone(), weight.clone(), 1, size, site]
+        else:
+            found[0] += difference
+            found[1] += weight
+            found[2] += 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run of a matched model follows. Shared by clones and never changed."""
+
+    trajectory: Trajectory
+    settings: Settings
+    sites: tuple[Site, ...]
+    record: AttentionRecord | None
+    change: Tensor | None  # (1 or T, H, W) in [0, 1]
+    stay: Tensor | None
+    gate: Gate
+    read_out: ReadOut
+    patched: int  # weight patches that the source has, too
+
+    def __deepcopy__(self, memo: dict) -> Plan:
+        return self  # older hosts deep-copy options with every clone
+
+
+# ---- one pass --------------------------------------------------------------------------------------------------------
+
+
+class MatchPass:
+    """attend() of an edit's pass at one step: conditional rows are matched, all others are not."""
+
+    def __init__(self, run: MatchRun, step: int, features: Mapping[str, Tensor] | None):
+        self.run, self.step, self.features = run, step, features  # None: the source's rows are in the same pass
+
+    def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
+               attention: Callable, options: dict) -> Tensor:
+        run, groups = self.run, list(options.get("cond_or_uncond", (0,)))
+        name = f"q|{block}" if kind == SPATIAL else f"p|{block}"
+        if name not in run.wanted(self.step):
+            return attention(q, k, v, heads)
+        rows = len(q) // len(groups)
+
+        def part(x: Tensor, group: int) -> Tensor:
+            return x[group * rows:(group + 1) * rows]
+
+        def source() -> tuple[Tensor, ...]:
+            if self.features is None:
+                at = groups.index(SOURCE)
+                return part(q, at), part(k, at)
+            found = [self.features[f"{n}|{block}"].to(q.device) for n in ("qk" if kind == SPATIAL else "p")]
+            if len(found[0]) != rows:
+                raise TrajectoryError(f"{NODE}: the record of {block} has {len(found[0])} rows, this run has {rows}. "
+                                      "Record Attention again for this trajectory.")
+            return tuple(found)
+
+        out = []
+        for group, kind_of_rows in enumerate(groups):
+            own = part(q, group), part(k, group), part(v, group)
+            if kind_of_rows != 0:
+                out.append(attention(*own, heads))
+            elif kind == SPATIAL:
+                size = tuple(options["activations_shape"][-2:])
+                matched = _matched(own, source(), heads, run.thresholds, run.mask(run.plan.change, size, q.device),
+                                   run.mask(run.plan.stay, size, q.device), attention)
+                run.plan.read_out.add(run.by_path[site], matched.difference, matched.weight, size)
+                out.append(matched.out)
+            else:
+                found = source()
+                probabilities = found[0] if self.features is not None else temporal_probabilities(*found, heads)
+                out.append(apply_probabilities(probabilities, own[2]))
+        return torch.cat(out)
+
+
+def _matched(own: tuple[Tensor, ...], source: tuple[Tensor, ...], heads: int, thresholds: list[float], change: Tensor | None,
+             stay: Tensor | None, attention: Callable) -> Matched:
+    """Spatial matching by the kernel where there is a card for it, else rows at a time in torch."""
+    if row_kernel.usable(own[0]):
+        try:
+            return matched_attention_fused(*own, *source, heads, thresholds, attention, row_kernel.total_variation, change, stay)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler's errors have no common type
+            row_kernel.give_up(error)
+    return matched_attention(*own, *source, heads, thresholds, change, stay)
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+class MatchRun:
+    """State of one sampling run. Its end is the run's end."""
+
+    def __init__(self, plan: Plan, frames: int):
+        self.plan = plan
+        self.by_path = {site.path: site for site in plan.sites}
+        self.thresholds = frame_thresholds(*plan.settings.thresholds, frames)
+        self.coarse = coarse_sites(list(plan.sites), plan.settings.coarse_scale)
+        self._conds: list | None = None
+        self._features: tuple[int, Mapping[str, Tensor]] | None = None
+        self._masks: dict[tuple, Tensor] = {}
+        self._wanted: dict[int, set[str]] = {}
+        plan.read_out.sites.clear()
+
+    def step(self, sigma: Tensor) -> int:
+        """The schedule's step that a noise level belongs to; between two levels, the noisier one's."""
+        return int(step_position(float(sigma.flatten()[0]), self.plan.trajectory.sigmas))
+
+    def wanted(self, step: int) -> set[str]:
+        """Names of the features that a sampling step needs: none, and the source need not run."""
+        if step not in self._wanted:
+            settings, steps = self.plan.settings, self.plan.trajectory.steps
+            second, third = stage_bounds(*settings.betas, steps)
+            out = set()
+            for site in self.plan.sites:
+                if settings.spatial:
+                    out |= {f"{n}|{site.path}.{SPATIAL}.0" for n in "qk"}
+                if settings.temporal and (step < second or (step < third and site.path in self.coarse)):
+                    out.add(f"p|{site.path}.{TEMPORAL}.0")
+            self._wanted[step] = out
+        return self._wanted[step]
+
+    def mask(self, mask: Tensor | None, size: tuple[int, int], device: torch.device, least: bool = False) -> Tensor | None:
+        """A user's mask at a token grid: (1 or T, L), each token the mean, or the least, of its area."""
+        if mask is None:
+            return None
+        key = (id(mask), size, device, least)
+        if key not in self._masks:
+            pixels = mask[:, None].float()
+            pooled = 1.0 - F.adaptive_max_pool2d(1.0 - pixels, size) if least else F.adaptive_avg_pool2d(pixels, size)
+            self._masks[key] = pooled.flatten(1).to(device)
+        return self._masks[key]
+
+    def source_conds(self, model: Any, device: torch.device) -> list:
+        """The source's conditioning as the host's batching takes it."""
+        if self._conds is None:
+            converted = comfy.sampler_helpers.convert_cond(conditioning_of(self.plan.trajectory.conditioning))
+            state = self.plan.trajectory.states[0].to(device)
+            self._conds = comfy.samplers.process_conds(model, state, {"positive": converted}, device)["positive"]
+        return self._conds
+
+    def paired(self, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """State and noise level at which the source is evaluated for a sampling step: (T, 4, h, w), (T,)."""
+        index = source_step(step, self.plan.trajectory.steps)
+        level = self.plan.trajectory.levels[index]
+        return self.plan.trajectory.states[index].to(x), torch.full((len(x),), level, device=x.device, dtype=torch.float32)
+
+    def features(self, step: int, replay: Callable[[Recorder], None], device: torch.device) -> Mapping[str, Tensor]:
+        """What the source's attention does at a sampling step: from the record if it is there, else by running it."""
+        if self._features is not None and self._features[0] == step:  # samplers and other nodes may ask again
+            return self._features[1]
+        self._features = None
+        found = None if self.plan.record is None else self.plan.record.get(source_step(step, self.plan.trajectory.steps))
+        if found is None:
+            recorder = Recorder(self.wanted(step), spare_memory=not mm.is_device_cpu(device))
+            replay(recorder)
+            found = recorder.features
+        self._features = step, found
+        return found
+
+    def together(self, model: Any, conds: list, x: Tensor) -> bool:
+        """Whether the source's rows are to share the pass of the edit's."""
+        if self.plan.settings.branches != "auto":
+            return self.plan.settings.branches == "together"
+        groups = 1 + sum(len(c) for c in conds if c is not None)
+        return model.memory_required([groups * len(x), *x.shape[1:]]) * 1.5 < mm.get_free_memory(x.device)
+
+    def close(self) -> None:
+        self._conds, self._features = None, None
+        self._masks.clear()
+        for found in self.plan.read_out.sites.values():
+            found[0], found[1] = found[0].cpu(), found[1].cpu()
+
+
+def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
+    """CALC_COND_BATCH wrapper: the source first, then the edit with what it found."""
+    options = model_options.get("transformer_options", {})
+    run: MatchRun | None = options.get(keys.RUN)
+    if run is None or keys.PASS in options:
+        return executor(model, conds, x, timestep, model_options)
+    mm.throw_exception_if_processing_interrupted()
+    step = run.step(timestep)
+    if not run.wanted(step):
+        return executor(model, conds, x, timestep, model_options)
+    recorded = run.plan.record is not None and run.plan.record.get(source_step(step, run.plan.trajectory.steps)) is not None
+    if not recorded and run.together(model, conds, x):
+        return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, None)))
+
+    def replay(recorder: Recorder) -> None:
+        state, level = run.paired(step, x)
+        gate = run.plan.gate
+        gate.share = (0.0, 0.0)
+        try:
+            executor(model, [run.source_conds(model, x.device)], state, level, with_pass(model_options, recorder))
+        finally:
+            gate.share = (0.0, 1.0)
+
+    features = run.features(step, replay, x.device)
+    return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, features)))
+
+
+def apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
+           control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
+    """APPLY_MODEL wrapper: where the source shares the pass, its rows go after the edit's, and come off the result."""
+    options = transformer_options or {}
+    at_work = options.get(keys.PASS)
+    groups = list(options.get("cond_or_uncond", (0,)))
+    if not isinstance(at_work, MatchPass) or at_work.features is not None or 0 not in groups:
+        at_work_here = isinstance(at_work, MatchPass) and at_work.features is None
+        if at_work_here:  # unconditional rows alone: nothing to match
+            options = {k: v for k, v in options.items() if k != keys.PASS}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    run, frames = at_work.run, len(x) // len(groups)
+    state, level = run.paired(at_work.step, x[:frames])
+    model = executor.class_obj
+    (cond,) = run.source_conds(model, x.device)
+    found = comfy.samplers.get_area_and_mult(cond, state, level).conditioning
+    own = {name: comfy.samplers.cond_cat([{name: value}])[name] for name, value in found.items()}
+    given = {"c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+    if control is not None or not _fit(given, own, len(x)):
+        raise TrajectoryError(f"{NODE}: the edit's conditioning has other parts than the source's, so they cannot share a "
+                              "pass. Set 'branches' to 'one after another'.")
+    joined = {name: torch.cat([value, own[name].to(value)]) if isinstance(value, Tensor) else value
+              for name, value in given.items()}
+    options = {**options, "cond_or_uncond": [*groups, SOURCE]}
+    gate = run.plan.gate
+    gate.share = (0.0, len(groups) / (len(groups) + 1))
+    try:
+        out = executor(torch.cat([x, state]), torch.cat([t, level.to(t)]), joined.pop("c_concat"),
+                       joined.pop("c_crossattn"), None, options, **joined)
+    finally:
+        gate.share = (0.0, 1.0)
+    return out[:len(x)]
+
+
+def _fit(given: dict[str, Any], own: dict[str, Any], rows: int) -> bool:
+    """Whether the source's inputs can be appended to the edit's."""
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            other = own.get(name)
+            if len(value) != rows or not isinstance(other, Tensor) or other.shape[1:] != value.shape[1:]:
+                return False
+        elif value is not None and own.get(name) != value:
+            return False
+    return True

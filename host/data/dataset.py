@@ -1,0 +1,40 @@
+"""Building datasets as nodes show it: progress, cancel, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+
+from ...core.data.pairs import Watch
+from ...core.data.shard_writer import ShardWriter, report
+
+
+def watch() -> Watch:
+    """Progress bar and cancel button."""
+    bar: Any = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or comfy.utils.ProgressBar(max(1, total))
+        bar.update_absolute(done, max(1, total))
+
+    return Watch(mm.throw_exception_if_processing_interrupted, progress)
+
+
+def build(folder: Path, settings: dict[str, Any], run: Callable[[ShardWriter], None]) -> str:
+    """Open or go on with a set, run what fills it, and report.
+
+    Raises:
+        DatasetError: the folder holds another set.
+    """
+    writer = ShardWriter(folder, settings)
+    before = writer.samples
+    try:
+        run(writer)
+    finally:
+        writer.close()
+    return report(folder, before)

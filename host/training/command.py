@@ -1,0 +1,148 @@
+"""A training run from the command line, see commands/train.py."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sd
+import torch
+from safetensors.torch import save_file
+
+from ...core.training import curve, parallel
+from ...core.training.framepainter.cache import CacheError
+from ...core.training.framepainter.presets import RunSettings, choose, setting_names
+from ...core.training.loop import NotANumber, Step
+from ...core.training.parallel import Processes
+from ...core.training.state import StateError
+from ...core.weights.framepainter import file_kind
+from ...core.weights.safetensors_header import BrokenFile, read_header
+from ..network import WrongModel
+from ..weights import loading, saving
+from ..weights.loading import Absent, WeightsError
+from . import framepainter, progress
+from .framepainter import estimated, open_dataset
+from .run import Finished, Watch, differentiable
+
+STOPPED = 130  # exit status of a run that was asked to stop
+TELL_EVERY = 10.0  # seconds between lines
+
+
+class Stopped(Exception):
+    """Ctrl-C, or a scheduler's notice."""
+
+
+def load_models(options: argparse.Namespace) -> framepainter.Inputs:
+    """The models that the options name.
+
+    Raises:
+        WeightsError: a file is missing, broken or of another kind; or CLIP vision or VAE are nowhere.
+    """
+    try:
+        kind = file_kind({n: e.shape for n, e in read_header(options.model).tensors.items()})
+    except (FileNotFoundError, BrokenFile) as error:
+        raise WeightsError(f"--model '{options.model}' cannot be read: {error}") from None
+    weights = None
+    if kind == "svd checkpoint":
+        model, _, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
+            str(options.model), output_vae=True, output_clip=False, output_clipvision=True)
+    else:
+        model, weights, clip_vision, vae = loading.load(options.model, options.encoder, options.clip_and_vae, None)
+    if options.clip_and_vae is not None and kind == "svd checkpoint":
+        clip_vision, vae = loading.load_clip_and_vae(options.clip_and_vae)
+    if options.framepainter is not None:
+        weights = loading.load(options.framepainter, None, options.clip_and_vae or options.model, None).weights
+    for what, part in (("CLIP vision", clip_vision), ("VAE", vae)):
+        if part is None or isinstance(part, Absent):
+            raise WeightsError(f"--model '{options.model}' holds no {what}. Give an SVD checkpoint with --clip-and-vae.")
+    return framepainter.Inputs(model, None if options.new else weights, clip_vision, vae, options.dataset)
+
+
+class _Tell:
+    """What the first process prints."""
+
+    def __init__(self, settings: RunSettings, places: Processes, folder: Path):
+        self.settings, self.quiet, self.folder, self.last = settings, places.rank != 0, folder, 0.0
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+    def cached(self, done: int, count: int) -> None:
+        if done == count or time.monotonic() - self.last > TELL_EVERY:
+            self.last = time.monotonic()
+            self.say(f"prepared {done} of {count} pairs")
+
+    def stepped(self, step: Step) -> None:
+        if step.step == self.settings.steps or time.monotonic() - self.last > TELL_EVERY:
+            self.last = time.monotonic()
+            values = ", ".join(f"{name} {value:.4f}" for name, value in step.losses.items())
+            self.say(f"step {step.step} of {self.settings.steps}: {values}, gradient norm {step.gradient_norm:.3g}, "
+                     f"{step.seconds:.2f} s a step")
+
+    def preview(self, step: int, picture: torch.Tensor) -> None:
+        progress.save_preview(self.folder, step, picture)
+
+
+def export(options: argparse.Namespace, inputs: framepainter.Inputs, settings: RunSettings,
+           finished: Finished) -> list[Path]:
+    """Write the run's results; returns the files."""
+    model, weights = framepainter.export(finished, inputs.model, settings, options.out.name)
+    path = options.out / "framepainter.safetensors"
+    note = {"framepainter.training": repr(settings), "framepainter.steps": str(finished.steps)}
+    parts = (None, None) if options.bare else (inputs.clip_vision, inputs.vae)
+    files = [saving.save(path, model, weights, *parts, note), *saving.save_pair(path, model, weights, note)]
+    lora = framepainter.lora_tensors(finished)
+    if lora:
+        files.append(options.out / "lora.safetensors")
+        save_file(lora, str(files[-1]), metadata=note)
+    curve.draw_curve(*progress.read_log(options.out)).save(options.out / "loss_curve.png")
+    return files
+
+
+def train(options: argparse.Namespace, places: Processes, index: Any, stop: dict[str, bool]) -> None:
+    """The run itself, in one of the processes."""
+    given = {n: getattr(options, n) for n in setting_names() if getattr(options, n, None) is not None}
+    settings = choose(options.preset, **given)
+    with torch.inference_mode():
+        inputs = load_models(options)
+    tell = _Tell(settings, places, options.out)
+    tell.say(estimated(settings, inputs.model, *index[0].source.shape[-2:]))
+    device = mm.get_torch_device()
+
+    def check_stop() -> None:
+        if parallel.any_asks(stop["asked"], places, device):
+            raise Stopped
+
+    watch = Watch(tell.cached, tell.stepped, tell.preview, check_stop)
+    with differentiable():
+        finished = framepainter.run(inputs, settings, options.out, index, watch, places, options.fsdp)
+    if places.rank == 0:
+        with torch.inference_mode():
+            for path in export(options, inputs, settings, finished):
+                tell.say(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def main(options: argparse.Namespace, open_dataset: Any = open_dataset) -> int:
+    """Run the command; its exit status. What a user can mend is printed, not raised."""
+    stop = {"asked": False}
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.__setitem__("asked", True))
+    places = parallel.join(mm.get_torch_device().type)
+    try:
+        train(options, places, open_dataset(options.dataset), stop)
+        return 0
+    except Stopped:
+        if places.rank == 0:
+            print(f"stopped; run it again to go on. The state is in {options.out}", flush=True)
+        return STOPPED
+    except (CacheError, StateError, NotANumber, WeightsError, WrongModel, ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr, flush=True)
+        return 1
+    finally:
+        parallel.leave()

@@ -1,0 +1,42 @@
+"""Where weight files are looked for, under the host's own model folders (extra_model_paths.yaml included)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+OWN = "framepainter"
+SUFFIXES = (".safetensors", ".sft")
+UNETS = (OWN, "diffusion_models", "checkpoints")
+ENCODERS = (OWN, "controlnet", "diffusion_models")
+PICTURES = ("checkpoints", OWN)  # files with CLIP vision and VAE inside
+SHIPPED = Path(__file__).resolve().parents[1] / "models"
+
+
+def register() -> None:
+    """Add models/framepainter, and the small models that come with the pack, to the host's model folders."""
+    folder_paths.add_model_folder_path(OWN, str(Path(folder_paths.models_dir, OWN)))
+    folder_paths.add_model_folder_path(OWN, str(SHIPPED))
+    folder_paths.folder_names_and_paths[OWN][1].update(SUFFIXES)
+
+
+def names(kinds: tuple[str, ...]) -> list[str]:
+    """Safetensors files in the given folders, those of the first folder first, each name once."""
+    found = [n for kind in kinds for n in folder_paths.get_filename_list(kind) if n.lower().endswith(SUFFIXES)]
+    return list(dict.fromkeys(found))
+
+
+def find(name: str, kinds: tuple[str, ...]) -> Path:
+    """The file of that name in the first of the folders that has it.
+
+    Raises:
+        FileNotFoundError: none has; the text lists the folders searched.
+    """
+    for kind in kinds:
+        path = folder_paths.get_full_path(kind, name)
+        if path is not None:
+            return Path(path)
+    searched = ", ".join(p for kind in kinds for p in folder_paths.get_folder_paths(kind))
+    raise FileNotFoundError(f"'{name}' is in none of the folders {searched}. Put the file into one of them, press R to "
+                            "refresh the lists, and choose it again.")

@@ -1,0 +1,101 @@
+"""Models -> files that `loading` reads: the pack's single file, or the two files of the authors' form."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ...core.weights import diffusers_svd, framepainter
+from ...core.weights.safetensors_header import read_header
+from .building import EPSILON_DIFFUSERS
+from .loading import Absent, FramePainterWeights, WeightsError, read_tensors, under
+
+
+def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vision: Any, vae: Any,
+         metadata: dict[str, str]) -> Path:
+    """Write the pack's single file. Appears whole or not at all.
+
+    Args:
+        path: the .safetensors file to make.
+        model: the UNet, LoRAs on it included (they are merged, as core's checkpoint saving does).
+        clip_vision, vae: None or Absent are left out.
+        metadata: text fields to add, such as the workflow.
+
+    Raises:
+        WeightsError: not enough room on the disk, or it cannot be written.
+    """
+    clip_vision, vae = (None if part is None or isinstance(part, Absent) else part for part in (clip_vision, vae))
+    unet = model.model.diffusion_model
+    norm = diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(unet.state_dict()))[0]
+    metadata = {
+        **metadata,
+        "framepainter.format": "1",
+        "framepainter.head_width": str(model.model.model_config.unet_config["num_head_channels"]),
+        "framepainter.group_norm_epsilon": "diffusers" if unet.get_submodule(norm).eps == EPSILON_DIFFUSERS else "svd",
+    }
+    extra = {framepainter.MATCHING + n: t for n, t in weights.matching.model.state_dict().items()}
+    extra |= {framepainter.ENCODER + n: t for n, t in weights.encoder.model.state_dict().items()}
+    parts = [unet, weights.matching.model, weights.encoder.model]
+    parts += [vae.first_stage_model] if vae is not None else []
+    parts += [clip_vision.model] if clip_vision is not None else []
+    need = sum(mm.module_size(part) for part in parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if need > free:
+        raise WeightsError(f"'{path}' needs {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free. "
+                           "Make room or choose another output folder.")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        comfy.sd.save_checkpoint(str(partial), model, vae=vae, clip_vision=clip_vision, metadata=metadata,
+                                 extra_keys=extra)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"'{path}' could not be written: {error}. Check the folder's permissions and space."
+                           ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, metadata: dict[str, str]) -> tuple[Path, Path]:
+    """Write the two files of the authors' form: the UNet with diffusers' names, and the control encoder.
+
+    Args:
+        path: `<name>.safetensors`; the files are `<name>_unet.safetensors` and `<name>_encoder.safetensors`.
+        model, weights, metadata: see `save`.
+
+    Raises:
+        WeightsError: see `save`.
+    """
+    # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
+    whole = save(path.with_name(path.stem + ".whole.safetensors"), model, weights, None, None, metadata)
+    try:
+        header = read_header(whole)
+        unet = under(header, framepainter.UNET)
+        names = framepainter.join_diffusers_unet(unet, under(header, framepainter.MATCHING))
+        contents = {
+            "unet": {new: framepainter.UNET + old if old in unet else old for old, new in names.items()},
+            "encoder": under(header, framepainter.ENCODER),
+        }
+        files = {part: path.with_name(f"{path.stem.rstrip('_')}_{part}.safetensors") for part in contents}
+        for part, wanted in contents.items():
+            partial = files[part].with_name(files[part].name + ".partial")
+            try:
+                save_file(read_tensors(whole, wanted), str(partial), metadata=header.metadata)
+                os.replace(partial, files[part])
+            except (OSError, SafetensorError) as error:
+                raise WeightsError(f"'{files[part]}' could not be written: {error}. Check the folder's permissions and "
+                                   "space.") from None
+            finally:
+                partial.unlink(missing_ok=True)
+    finally:
+        whole.unlink(missing_ok=True)
+    return files["unet"], files["encoder"]

@@ -1,0 +1,332 @@
+"""Build Dataset, Procedural Dataset, Dataset Preview."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..core.data import contact_sheet, pairs
+from ..core.data.motion import GivenFlow, GivenTracks, MotionSource
+from ..core.data.procedural_pairs import BACKGROUNDS, ProceduralSettings, build_procedural, procedural_settings
+from ..core.data.sample import DatasetError
+from ..core.data.shards import ShardIndex
+from ..core.data.signals import HOLES
+from ..core.flow.consistency import FlowError
+from ..core.flow.given import parse_flow, parse_tracks
+from ..core.video.source import Clip, FrameBatch, find_clips
+from ..host.data import dataset as building
+from ..host.data import flow as flows
+from ..host.report import warn
+from .schema import advanced, check_choice, schema
+
+FlowType = io.Custom("FLOW")
+TracksType = io.Custom("TRACKS")
+SETS = "framepainter_datasets"
+BUILD, PROCEDURAL, PREVIEW = "Build Dataset", "Procedural Dataset", "Dataset Preview"
+flows.register()
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory()).resolve()
+
+
+def new_folder(node: str, name: str) -> Path:
+    """The folder of a dataset to write.
+
+    Raises:
+        ValueError: the name would leave the folder of all datasets, or no system could write it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")) or ".." in name:
+        raise ValueError(f"{node}: name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter or "
+                         "digit.")
+    place = (_output() / SETS / name).resolve()
+    if not place.is_relative_to(_output()):  # a link may lead out
+        raise ValueError(f"{node}: name is '{name}', which leads out of the output folder '{_output()}'. Choose another name.")
+    return place
+
+
+def old_folder(node: str, name: str) -> Path:
+    """The folder of a dataset to read: whole, or relative to the output folder or to that of all datasets.
+
+    Raises:
+        ValueError: it is not under the output folder, or not there.
+    """
+    given = name.strip()
+    for base in (_output(), _output() / SETS):
+        place = (base / given).resolve()
+        if given and place.is_relative_to(_output()) and (place / "dataset.json").is_file():
+            return place
+    raise ValueError(f"{node}: dataset is '{name}', which is no finished dataset under the output folder '{_output()}'. "
+                     "Connect the dataset output of a dataset node, or run the node that makes it to its end.")
+
+
+def video_folder(name: str) -> Path:
+    """A folder to read, whole or relative to the input folder.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    place = Path(folder_paths.get_input_directory(), name.strip())
+    if not place.is_dir():
+        raise ValueError(f"{BUILD}: videos is '{name}', and there is no folder '{place}'. Give the folder's whole path, or its "
+                         "name under ComfyUI's input folder.")
+    return place
+
+
+class BuildDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterBuildDataset",
+            display_name=BUILD,
+            description="Makes training pairs from videos: two frames in which something moves, the motion between them, and "
+                        "the three editing signals. Cancel at any time; queue again with the same settings to go on.",
+            search_aliases=["training data", "frame pairs", "optical flow", "webdataset"],
+            is_output_node=True,
+            inputs=[
+                io.String.Input("videos", default="",
+                                tooltip="Folder of videos, whole path or under ComfyUI's input folder. Sub-folders count too; "
+                                        "one of pictures counts as a video. Empty: use images."),
+                io.String.Input("name", default="my_videos",
+                                tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
+                                        "go on with it, and take in new videos."),
+                io.Int.Input("width", default=1024, min=16, max=8192, step=8,
+                             tooltip="Of the pairs, in pixels: frames are resized, and cropped in the middle. A network of "
+                                     "four levels needs multiples of 64."),
+                io.Int.Input("height", default=576, min=16, max=8192, step=8, tooltip="Of the pairs, in pixels."),
+                io.Float.Input("min_seconds", default=1.0, min=0.0, max=3600.0, step=0.1, round=0.001,
+                               tooltip="The two frames are more than this apart; the paper takes one second. Longer: larger "
+                                       "edits."),
+                io.Float.Input("max_seconds", default=5.0, min=0.01, max=3600.0, step=0.1, round=0.001,
+                               tooltip="And at most this. Shorter: fewer cuts and disappearing objects between them."),
+                io.Float.Input("min_motion", default=0.02, min=0.0, max=2.0, step=0.005, round=0.0001,
+                               tooltip="Least mean motion of what moves, in parts of the diagonal. Higher drops small edits."),
+                io.Float.Input("max_motion", default=0.25, min=0.001, max=2.0, step=0.005, round=0.0001,
+                               tooltip="Most mean motion of what moves, in parts of the diagonal. Lower drops what moves so "
+                                       "far that flow is seldom right."),
+                io.Float.Input("static_camera", default=0.7, min=0.0, max=1.0, step=0.05, round=0.001,
+                               tooltip="Least share of the picture's border that must stand still. 1: tripod; 0: any camera."),
+                io.Int.Input("pairs_per_video", default=4, min=1, max=1000, tooltip="Most pairs taken from one video."),
+                io.Combo.Input("flow_source", options=flows.choices(), default=flows.AUTOMATIC,
+                               tooltip="What estimates motion: a RAFT file in models/optical_flow, or an estimator without "
+                                       "weights. automatic: RAFT if there is one. Not used if flow or tracks are connected."),
+                io.Int.Input("drag_points", default=4, min=1, max=64, tooltip="Drags of each pair."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Of the choice of frames and drags. Same seed, same videos: same pairs."),
+                io.Image.Input("images", optional=True, tooltip="Frames of one video, in addition to the folder."),
+                io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, round=0.001, optional=True,
+                               tooltip="Pictures a second, for images and for folders of pictures."),
+                FlowType.Input("flow", optional=True,
+                               tooltip="Flow of images from each frame to the next, (frames - 1, height, width, 2) in pixels, "
+                                       "from another node. Takes the place of flow_source."),
+                io.MultiType.Input("tracks", [TracksType, io.String], optional=True,
+                                   tooltip="Tracked points of images: TRACKS, or JSON as CoTracker nodes put out. Motion is "
+                                           "known around them only."),
+                advanced(io.Combo.Input("holes", options=list(HOLES), default="black", optional=True,
+                                        tooltip="What the coarse edit shows where a moved part was. black: as in the training "
+                                                "of the models that come with the pack. source: the source picture.")),
+            ],
+            outputs=[
+                io.String.Output(display_name="dataset", tooltip="The dataset's folder, for FramePainter Train and Dataset "
+                                                                 "Preview."),
+                io.String.Output(display_name="report", tooltip="Pairs kept, pairs left out and why, videos skipped by name."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, videos: str = "", **_):
+        """New or changed videos make the node run again."""
+        place = Path(folder_paths.get_input_directory(), (videos or "").strip())
+        if not (videos or "").strip() or not place.is_dir():
+            return str(videos)
+        state = hashlib.sha256()
+        for path in sorted(place.rglob("*")):
+            try:
+                state.update(f"{path}{path.stat().st_size}\0".encode(errors="replace"))
+            except OSError:  # gone meanwhile
+                continue
+        return state.hexdigest()
+
+    @classmethod
+    def execute(cls, videos: str, name: str, width: int, height: int, min_seconds: float, max_seconds: float,
+                min_motion: float, max_motion: float, static_camera: float, pairs_per_video: int, flow_source: str,
+                drag_points: int, seed: int, images: Tensor | None = None, fps: float = 24.0, flow: Any = None,
+                tracks: Any = None, holes: str = "black") -> io.NodeOutput:
+        check_choice(BUILD, "holes", holes, HOLES)
+        if fps <= 0:
+            raise ValueError(f"{BUILD}: fps is {fps:g}; give the pictures a second, above 0.")
+        folder = new_folder(BUILD, name)
+        try:
+            settings = pairs.PairSettings(width, height, min_seconds, max_seconds, min_motion, max_motion, static_camera,
+                                          pairs=pairs_per_video, drags=drag_points, holes=holes, seed=seed).checked()
+            clips = _clips(videos, images, fps, flow is not None or tracks is not None)
+            motion = _motion(images, flow, tracks, flow_source, clips)
+            text = building.build(folder, pairs.pair_settings(settings, motion),
+                                 lambda writer: pairs.build_from_clips(writer, clips, motion, settings, building.watch()))
+        except (ValueError, FileNotFoundError) as error:
+            known = str(error).startswith(BUILD)
+            raise ValueError(str(error) if known else f"{BUILD}: {error}") from error
+        return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
+
+
+def _clips(folder: str, images: Tensor | None, fps: float, given: bool) -> list[Clip]:
+    """The folder's videos, and the images. Raises ValueError."""
+    if given and images is None:
+        raise ValueError(f"{BUILD}: flow or tracks is connected, images is not. Connect the frames that they belong to.")
+    if not folder.strip() and images is None:
+        raise ValueError(f"{BUILD}: there is nothing to take pairs from. Give a folder in videos, or connect images.")
+    if given and folder.strip():
+        raise ValueError(f"{BUILD}: flow or tracks belong to images; videos is '{folder}'. Empty videos, or disconnect flow "
+                         "and tracks.")
+    clips = find_clips(video_folder(folder), fps) if folder.strip() else []
+    return clips if images is None else [*clips, FrameBatch(images, fps)]
+
+
+def _motion(images: Tensor | None, fields: Any, tracks: Any, choice: str, clips: list[Clip]) -> MotionSource:
+    """Where motion comes from. A clip with motion of its own gets a name of its own: the same frames may come with other."""
+    if fields is not None and tracks is not None:
+        raise ValueError(f"{BUILD}: both flow and tracks are connected. Disconnect one.")
+    if fields is None and tracks is None:
+        check_choice(BUILD, "flow_source", choice, flows.choices())
+        return flows.estimator(choice)
+    size = tuple(images.shape[1:3])
+    if fields is not None:
+        parts = [parse_flow(fields, len(images))]
+        motion = GivenFlow(parts[0], size)
+    else:
+        parsed = parse_tracks(tracks)
+        if len(parsed.path) != len(images):
+            raise FlowError(f"tracks have {len(parsed.path)} frames, images {len(images)}. Connect all the frames that were "
+                            "tracked.")
+        parts, motion = [parsed.path, parsed.visible.to(torch.uint8)], GivenTracks(parsed, size)
+    state = hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts))
+    clips[0].name += f"-{state.hexdigest()[:8]}"
+    return motion
+
+
+class ProceduralDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterProceduralDataset",
+            display_name=PROCEDURAL,
+            description="Makes training pairs of moving textured shapes whose motion is known exactly. To try training, and to "
+                        "check it.",
+            search_aliases=["synthetic data", "toy data", "training data"],
+            is_output_node=True,
+            inputs=[
+                io.String.Input("name", default="my_shapes",
+                                tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
+                                        "go on with it."),
+                io.Int.Input("count", default=256, min=1, max=1_000_000, tooltip="Pairs to make."),
+                io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Of the pictures, in pixels."),
+                io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Of the pictures, in pixels."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Same seed and settings, same pairs."),
+                io.Int.Input("min_sprites", default=1, min=1, max=16, tooltip="Fewest shapes in a picture."),
+                io.Int.Input("max_sprites", default=2, min=1, max=16,
+                             tooltip="Most shapes in a picture; more of them hide each other more."),
+                io.Float.Input("max_shift", default=0.55, min=0.01, max=2.0, step=0.05, round=0.001,
+                               tooltip="Longest way of a shape, in halves of the shorter side. The shortest is 0.36 of it."),
+                io.Float.Input("turn", default=26.0, min=0.0, max=180.0, step=1.0, round=0.1,
+                               tooltip="Largest rotation between the frames, in degrees either way."),
+                io.Float.Input("growth", default=0.15, min=0.0, max=1.0, step=0.05, round=0.001,
+                               tooltip="Largest change of size between the frames, in parts of it, either way."),
+                io.Int.Input("texture", default=4, min=2, max=64,
+                             tooltip="Patches of colour across a shape. More: finer texture, for larger pictures."),
+                io.Combo.Input("background", options=list(BACKGROUNDS), default="smooth",
+                               tooltip="smooth: slow changes of colour, as the small models were trained on. textured: noise, "
+                                       "which flow estimators find easier."),
+                io.Int.Input("drag_points", default=4, min=1, max=64, tooltip="Drags of each pair."),
+                advanced(io.Combo.Input("holes", options=list(HOLES), default="black", optional=True,
+                                        tooltip="What the coarse edit shows where a moved part was.")),
+            ],
+            outputs=[
+                io.String.Output(display_name="dataset", tooltip="The dataset's folder, for FramePainter Train and Dataset "
+                                                                 "Preview."),
+                io.String.Output(display_name="report", tooltip="How many pairs, and where they lie."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str, count: int, width: int, height: int, seed: int, min_sprites: int, max_sprites: int,
+                max_shift: float, turn: float, growth: float, texture: int, background: str, drag_points: int,
+                holes: str = "black") -> io.NodeOutput:
+        check_choice(PROCEDURAL, "background", background, BACKGROUNDS)
+        check_choice(PROCEDURAL, "holes", holes, HOLES)
+        if min_sprites > max_sprites:
+            raise ValueError(f"{PROCEDURAL}: min_sprites is {min_sprites}, more than max_sprites, {max_sprites}. Raise "
+                             "max_sprites.")
+        folder = new_folder(PROCEDURAL, name)
+        settings = ProceduralSettings(
+            count, width, height, sprites=(min_sprites, max_sprites), shift=(round(max_shift * 0.2 / 0.55, 6), max_shift),
+            turn=turn, growth=growth, texture=texture, background=background, drags=drag_points, holes=holes, seed=seed)
+        try:
+            text = building.build(folder, procedural_settings(settings),
+                                 lambda writer: build_procedural(writer, settings, building.watch()))
+        except DatasetError as error:
+            raise ValueError(f"{PROCEDURAL}: {error}") from None
+        return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
+
+
+class DatasetPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterDatasetPreview",
+            display_name=PREVIEW,
+            description="Shows pairs of a dataset and their editing signals as a contact sheet, a row a pair.",
+            search_aliases=["contact sheet", "training data"],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.String.Input("dataset", default="",
+                                tooltip="Folder of the dataset under the output folder, as the dataset nodes put it out."),
+                io.Int.Input("first", default=0, min=0, max=10_000_000, tooltip="Number of the first pair shown, from 0."),
+                io.Int.Input("count", default=8, min=1, max=64, tooltip="Pairs shown."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="sheet", tooltip="Columns: source, target, flow, where it is visible, sketch, "
+                                                              "drags, coarse edit."),
+                io.String.Output(display_name="counts", tooltip="Pairs in all, those shown, and damaged ones by name."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str = "", **_):
+        try:
+            stamp = (old_folder(PREVIEW, dataset) / "dataset.json").stat()
+        except (OSError, ValueError):
+            return dataset
+        return [dataset, stamp.st_mtime_ns, stamp.st_size]
+
+    @classmethod
+    def execute(cls, dataset: str, first: int, count: int) -> io.NodeOutput:
+        try:
+            index = ShardIndex(old_folder(PREVIEW, dataset), check=False)  # only what is shown is read
+        except DatasetError as error:
+            raise ValueError(f"{PREVIEW}: {error}") from None
+        if not 0 <= first < len(index):
+            raise ValueError(f"{PREVIEW}: first is {first}, the dataset has {len(index)} pairs, numbered from 0. Lower it.")
+        watch = building.watch()
+        last = min(first + count, len(index))
+        samples = []
+        for number in range(first, last):
+            watch.check()
+            samples.append(index[number])
+            watch.progress(number + 1 - first, last - first)
+        sheet = contact_sheet.sheet(samples)
+        if index.skipped:
+            warn(f"{PREVIEW}: {len(index.skipped)} damaged pairs are skipped, first {index.skipped[0]}.", cls.hidden.unique_id)
+        text = contact_sheet.counts(len(index), index.skipped, (first, last - 1))
+        return io.NodeOutput(sheet, text, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+NODES = [BuildDataset, ProceduralDataset, DatasetPreview]

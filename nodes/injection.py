@@ -1,0 +1,241 @@
+"""Edited Frame Conditioning, Match Attention, Record Attention, Difference Mask."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..core.attention import difference
+from ..core.attention.record import RecordError
+from ..core.inversion import condition
+from ..host.attention import injection as host
+from ..host.attention.injection_run import BRANCHES, Settings
+from ..host.attention.record import record_attention
+from ..host.conditioning import check_latent, edited_conditioning
+from .inversion import check_size
+from .schema import AttentionRecordType, TrajectoryType, advanced, check_choice, schema
+
+NODE, MASK_NODE = "Match Attention", "Difference Mask"
+CUSTOM = "custom"
+# Section 5.1: shares of the steps at which temporal attention's second and third stage begin.
+PRESETS = {"local edit": (0.5, 0.8), "global style": (0.8, 0.9), "large shape change": (0.4, 0.5), CUSTOM: None}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PLACES = ["RAM", "disk"]
+LOOKS = 4  # noise levels at which a finished edit is looked at if its run left no read-out
+SAME_SHAPE = 0.05  # relative difference of aspect ratios that a mask may have
+
+
+class EditedFrameConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterEditedConditioning",
+            display_name="Edited Frame Conditioning",
+            description="Conditioning from the edited first frame, for sampling an edited clip as I2VEdit does.",
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
+                io.Vae.Input("vae", tooltip="SVD's VAE."),
+                io.Image.Input("image", tooltip="The edited first frame, at the clip's size."),
+                io.Latent.Input("latent", tooltip="The clip's latent, to check the size against."),
+                io.Int.Input("fps", default=7, min=1, max=1024, optional=True,
+                             tooltip="Frame rate of the clip; the network is told one less, as released."),
+                io.Int.Input("motion_bucket_id", default=condition.MOTION_BUCKET, min=0, max=1023, optional=True,
+                             tooltip="Amount of motion as the network sees it; released value 127."),
+                io.Float.Input("augmentation", default=condition.AUGMENTATION, min=0.0, max=10.0, step=0.005, round=0.001,
+                               optional=True,
+                               tooltip="Standard deviation of the noise added to the condition's latent, the same for all "
+                                       "frames; also told to the network. Released value 0.02."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, optional=True,
+                             tooltip="Seed of that noise."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="Zero embedding and zero latent, the same numbers."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision, vae, image, latent, fps: int = 7, motion_bucket_id: int = condition.MOTION_BUCKET,
+                augmentation: float = condition.AUGMENTATION, seed: int = 0) -> io.NodeOutput:
+        node = "Edited Frame Conditioning"
+        samples = check_latent(latent, node)
+        height, width = check_size(node, "image", image)
+        h, w = samples.shape[-2:]
+        if (height, width) != (8 * h, 8 * w):
+            raise ValueError(f"{node}: 'image' is {width} x {height} pixels, the clip {8 * w} x {8 * h}. Fit the edited frame "
+                             "in the same way as the clip.")
+        # The released code draws for both halves of the guided batch and uses the second draw.
+        noise = torch.randn((2, 4, h, w), generator=torch.Generator("cpu").manual_seed(seed))[1:]
+        return io.NodeOutput(*edited_conditioning(clip_vision, vae, image[:1, ..., :3], fps, motion_bucket_id, augmentation,
+                                                  noise))
+
+
+class MatchAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterMatchAttention",
+            display_name="Match Attention",
+            description="Lets an edited clip follow a source clip's attention (I2VEdit): structure where the two agree, motion "
+                        "in the first steps. The source runs beside the edit; nothing is stored on disk.",
+            search_aliases=["I2VEdit", "attention injection", "video edit", "first frame"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the clip was inverted with. LoRAs on it act on the edit only."),
+                TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Load Trajectory."),
+                io.Combo.Input("preset", options=list(PRESETS), default="local edit",
+                               tooltip="How long temporal attention is the source's. local edit: 0.5 and 0.8 of the steps. "
+                                       "global style: 0.8 and 0.9. large shape change: 0.4 and 0.5. custom: beta_1 and beta_2."),
+                io.Float.Input("threshold", default=0.35, min=0.0, max=1.01, step=0.01, round=0.0001,
+                               tooltip="Spatial attention that differs by at least this much is the edit's own. More keeps "
+                                       "more of the source. In the first frame."),
+                io.Float.Input("threshold_last", default=0.35, min=0.0, max=1.01, step=0.01, round=0.0001,
+                               tooltip="The same towards the last frame; between them it runs in a line."),
+                io.Float.Input("beta_1", default=0.5, min=0.0, max=1.0, step=0.05, round=0.0001, optional=True,
+                               tooltip="With custom: share of the steps in which all temporal attention is the source's."),
+                io.Float.Input("beta_2", default=0.8, min=0.0, max=1.0, step=0.05, round=0.0001, optional=True,
+                               tooltip="With custom: share of the steps after which no temporal attention is the source's; "
+                                       "until then the coarse layers' is."),
+                io.Mask.Input("change_mask", optional=True,
+                              tooltip="White: these areas are free of the source's structure. One mask, or one a frame."),
+                io.Mask.Input("stay_mask", optional=True,
+                              tooltip="White: these areas stay as in the source. One mask, or one a frame."),
+                io.Boolean.Input("hold_stay", default=True, optional=True,
+                                 tooltip="Keep the areas of stay_mask on the source's own latents, so that they come out as "
+                                         "they were. Off: only their attention is the source's."),
+                AttentionRecordType.Input("record", optional=True,
+                                          tooltip="From Record Attention: read instead of running the source again."),
+                advanced(io.Boolean.Input("spatial", default=True, optional=True, tooltip="Match spatial attention.")),
+                advanced(io.Boolean.Input("temporal", default=True, optional=True, tooltip="Match temporal attention.")),
+                advanced(io.Int.Input("coarse_scale", default=4, min=1, max=64, optional=True,
+                                      tooltip="Between beta_1 and beta_2 the layers at 1 / this of the latent's size and "
+                                              "smaller are the source's; released value 4.")),
+                advanced(io.Combo.Input("branches", options=list(BRANCHES), default=BRANCHES[0], optional=True,
+                                        tooltip="Run the source in one pass with the edit, or before it. auto: together if "
+                                                "memory allows. The result is the same up to rounding.")),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy that follows the source; for the sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory, preset: str, threshold: float, threshold_last: float, beta_1: float = 0.5,
+                beta_2: float = 0.8, change_mask=None, stay_mask=None, hold_stay: bool = True, record=None,
+                spatial: bool = True, temporal: bool = True, coarse_scale: int = 4,
+                branches: str = BRANCHES[0]) -> io.NodeOutput:
+        check_choice(NODE, "preset", preset, PRESETS)
+        check_choice(NODE, "branches", branches, BRANCHES)
+        betas = PRESETS[preset] or (beta_1, beta_2)
+        if betas[0] > betas[1]:
+            raise ValueError(f"{NODE}: beta_1 {betas[0]} is after beta_2 {betas[1]}. Lower beta_1 or raise beta_2.")
+        settings = Settings((threshold, threshold_last), betas, coarse_scale, spatial, temporal, branches)
+        masks = [clip_mask(name, m, trajectory.size) for name, m in (("change_mask", change_mask), ("stay_mask", stay_mask))]
+        return io.NodeOutput(host.match_attention(model, trajectory, settings, record, *masks, hold=hold_stay))
+
+
+def clip_mask(name: str, mask, size: tuple[int, int]):
+    """A mask that fits a clip of (h, w) latent pixels; an empty one is none (Load Image gives a small black one).
+
+    Raises:
+        ValueError: another aspect ratio.
+    """
+    if mask is None or float(mask.max()) <= 0.0:
+        return None
+    mask = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0.0, 1.0)
+    ratios = mask.shape[-1] / mask.shape[-2], size[1] / size[0]
+    if abs(ratios[0] / ratios[1] - 1.0) > SAME_SHAPE:
+        raise ValueError(f"{NODE}: '{name}' is {mask.shape[-1]} x {mask.shape[-2]} pixels, the clip {size[1] * 8} x "
+                         f"{size[0] * 8}. Fit the mask in the same way as the clip.")
+    return mask.cpu()
+
+
+class RecordAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterRecordAttention",
+            display_name="Record Attention",
+            description="Keeps a source clip's attention for many edits. Needed on slow cards with much memory only: Match "
+                        "Attention runs the source again by itself.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the clip was inverted with, without the edit's LoRAs."),
+                TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Load Trajectory."),
+                io.Combo.Input("place", options=PLACES, default=PLACES[0],
+                               tooltip="RAM, or files in ComfyUI's temp folder, which are deleted when the record is no longer "
+                                       "in use."),
+                io.Combo.Input("precision", options=list(DTYPES), default="fp16",
+                               tooltip="fp32 gives the same result as running the source again. 16 bit takes half the room; "
+                                       "single values at the threshold may fall to the other side."),
+                io.Float.Input("budget_gb", default=8.0, min=0.0, max=10000.0, step=0.5, round=0.0001,
+                               tooltip="Gigabytes to fill at most. Steps that do not fit are run again instead. 14 frames of "
+                                       "1024 x 576 and 25 steps take 40 GB in 16 bit."),
+            ],
+            outputs=[AttentionRecordType.Output(display_name="record", tooltip="For Match Attention.")],
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory, place: str, precision: str, budget_gb: float) -> io.NodeOutput:
+        check_choice("Record Attention", "place", place, PLACES)
+        check_choice("Record Attention", "precision", precision, DTYPES)
+        folder = None
+        if place == "disk":
+            folder = Path(folder_paths.get_temp_directory(), f"framepainter_attention_{uuid.uuid4().hex[:12]}")
+        try:
+            found = record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9))
+        except RecordError as error:
+            raise RecordError(f"Record Attention: {error}") from error
+        return io.NodeOutput(found)
+
+
+class DifferenceMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterDifferenceMask",
+            display_name="Difference Mask",
+            description="Where an edited clip's attention differs from the source's, averaged over the steps and layers of the "
+                        "run (I2VEdit, Fig. 15): what the edit has changed.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the sampler ran, Match Attention on it."),
+                io.Conditioning.Input("positive", tooltip="The edit's positive conditioning."),
+                io.Latent.Input("latent", tooltip="The finished edit, from the sampler."),
+                io.Combo.Input("layers", options=list(difference.LAYERS), default="all",
+                               tooltip="Layers to average over. third on the way down: the one that the paper shows."),
+                io.Combo.Input("values", options=list(difference.VALUES), default="difference",
+                               tooltip="difference: half the sum of absolute differences, 0 to 1. weight: the share of the "
+                                       "edit's own attention, which is 1 from the threshold on."),
+                io.Boolean.Input("normalise", default=False, optional=True,
+                                 tooltip="Stretch the mask so that its largest value is 1. The picture always is."),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="One mask a frame, 0 to 1, at the clip's size."),
+                io.Image.Output(display_name="picture", tooltip="The same in colour: black, red, yellow, white."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, layers: str, values: str, normalise: bool = False) -> io.NodeOutput:
+        check_choice(MASK_NODE, "layers", layers, difference.LAYERS)
+        check_choice(MASK_NODE, "values", values, difference.VALUES)
+        found = host.read_out_of(model)
+        if found is None:
+            raise ValueError(f"{MASK_NODE}: 'model' has no Match Attention. Connect the MODEL that goes into the sampler.")
+        read_out, plan = found
+        if not plan.settings.spatial:
+            raise ValueError(f"{MASK_NODE}: spatial attention is not matched, so there is no difference. Turn 'spatial' on in "
+                             "Match Attention.")
+        samples = check_latent(latent, MASK_NODE)
+        if not read_out.sites:  # the sampler's result came from the host's cache, or another process
+            steps = plan.trajectory.steps
+            host.measure(model, positive, samples, sorted({round(i * (steps - 1) / (LOOKS - 1)) for i in range(LOOKS)}))
+        height, width = (8 * side for side in samples.shape[-2:])
+        mask = difference.average(list(read_out.sites.values()), layers, values, height, width)
+        if mask is None:
+            raise ValueError(f"{MASK_NODE}: this network has no layers '{layers}'. Choose another entry of 'layers'.")
+        stretched = mask / mask.max().clamp_min(1e-6)
+        return io.NodeOutput(stretched if normalise else mask, difference.colours(stretched))
+
+
+NODES = [EditedFrameConditioning, MatchAttention, RecordAttention, DifferenceMask]

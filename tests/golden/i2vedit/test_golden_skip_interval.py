@@ -1,0 +1,128 @@
+"""Skip-interval attention against recorded values of the published code: inversion and matched editing of a second clip."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from framepainter_tests.golden import Case, cases
+
+CASES = [c for c in cases("i2vedit") if c.kind == "skip_interval"]
+SCALE = 0.18215
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, case: Case, what: str) -> None:
+    tolerance = case.info["tolerance"]
+    found, expected = found.double(), expected.double()
+    assert found.shape == expected.shape, f"{what}: {tuple(found.shape)} against {tuple(expected.shape)}"
+    rms = float((found - expected).norm() / expected.norm())
+    assert rms <= tolerance["rms_relative"], f"{what}: {rms:.2e}"
+    assert float((found - expected).abs().max() / expected.pow(2).mean().sqrt()) <= tolerance["max_over_rms"], what
+
+
+@pytest.fixture
+def model(pack):
+    def build(case: Case):
+        tensors = case.network("unet")
+        names = pack("core.weights.diffusers_svd").to_comfy(tensors)
+        return pack("host.weights.building").build_unet({names[n]: t for n, t in tensors.items()}, torch.float32, 64, False)
+
+    return build
+
+
+def schedule(model, steps: int) -> torch.Tensor:
+    import comfy.samplers
+
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", steps)
+
+
+def source(pack, case: Case, clip: int):
+    """CONDITIONING and LATENT of a source clip."""
+    t, frames = case.tensors, case.info["parameters"][f"frames_clip{clip}"]
+    image = pack("core.inversion.condition").source_condition(t[f"clip{clip}_source_key_latents"],
+                                                              t[f"clip{clip}_source_first_latents"], frames)
+    embedding = t[f"clip{clip}_source_image_embeds"].reshape(1, 1, -1)
+    positive, _ = pack("host.conditioning").svd_conditioning(embedding, image, 8, 127, 0.02)
+    return positive, {"samples": t[f"clip{clip}_source_latents"][0] / SCALE}
+
+
+def edit(pack, model, case: Case, trajectory, embedding, image, noise):
+    """Core's sampler from the inverted latent; conditioning, states before each step, predictions, final state."""
+    import comfy.sample
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
+
+    p = case.info["parameters"]
+    (model,) = VideoLinearCFGGuidance().patch(model, 1.0)
+    image = pack("core.inversion.condition").edit_condition(image, noise, 0.02)
+    positive, negative = pack("host.conditioning").svd_conditioning(embedding.reshape(1, 1, -1), image, p["fps_id"], 127, 0.02)
+    start, states, predicted = pack("host.inversion.edm").start_latent(trajectory)["samples"], [], []
+
+    def callback(i, x0, x, total):
+        states.append(x.clone())
+        predicted.append(x0.clone())
+
+    with torch.inference_mode():
+        out = comfy.sample.sample(model, torch.zeros_like(start), p["steps"], p["guidance_max"], "euler", "karras", positive,
+                                  negative, start, disable_noise=True, callback=callback, disable_pbar=True)
+    return positive, negative, torch.stack(states), predicted, out * SCALE
+
+
+@pytest.mark.parametrize("branches", ["one after another", "together"])
+def test_a_second_clip(pack, model, branches: str):
+    if not CASES:
+        pytest.skip("no case skip_interval in the folder of golden cases")
+    (case,) = CASES
+    inversion, matching, skip = pack("host.inversion.edm"), pack("host.attention.injection"), pack("host.attention.skip_interval")
+    t, p, base = case.tensors, case.info["parameters"], model(case)
+    sigmas = schedule(base, p["steps"])
+    settings = pack("host.attention.injection_run").Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), branches=branches)
+
+    first = inversion.invert(base, *source(pack, case, 0), sigmas)
+    check(first.inverted, t["clip0_inverted_latents"][0], case, "clip 0 inverted")
+    edited = edit(pack, matching.match_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
+                  t["clip0_edited_image_latents"], t["clip0_augmentation_noise"])
+    check(edited[-1], t["clip0_final_latents"][0], case, "clip 0 edited")
+
+    second = inversion.invert(skip.remember_inversion(base, first), *source(pack, case, 1), sigmas)
+    for i, expected in enumerate(t["clip1_trajectory"]):
+        check(second.states[i], expected, case, f"clip 1 state {i}")
+    check(second.inverted, t["clip1_inverted_latents"][0], case, "clip 1 inverted")
+
+    past = skip.PastEdit(edited[2], edited[0], edited[1], first)
+    patched = skip.remember_edit(matching.match_attention(base, second, settings), past)
+    *_, predicted, final = edit(pack, patched, case, second, t["clip1_edited_image_embeds"], edited[-1][-1:] / SCALE,
+                                t["clip1_augmentation_noise"])
+    for i, expected in enumerate(t["clip1_pred_original"]):
+        check(predicted[i], expected, case, f"clip 1 prediction {i}")
+    check(final, t["clip1_final_latents"][0], case, "clip 1 edited")
+
+
+def test_training_of_a_second_clip(pack, model):
+    if not CASES:
+        pytest.skip("no case skip_interval in the folder of golden cases")
+    (case,) = CASES
+    t, p, base = case.tensors, case.info["parameters"], model(case)
+    trainer, motion, presets = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective"), pack("core.training.motion_lora.presets")
+    past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
+    network = trainer.make_network(base, presets.MotionSettings(rank=2, precision="fp32", dropout=0.0, checkpointing=True),
+                                   watched=True)
+    remember = trainer.with_memory(network, past, "cpu")
+    clip = motion.MotionClip(t["clip1_source_latents"][0], t["clip1_source_first_latents"][0],
+                             t["clip1_source_image_embeds"].reshape(1, -1))
+    for i, row in enumerate(p["training"]):
+        seen = []
+
+        def recorded(*inputs, seen=seen):
+            out = network(*inputs)
+            seen.append(out[0].detach())
+            return out
+
+        assert pack("core.inversion.schedule").sampling_step(row["sigma"], past.sigmas) == row["denoising_index"]
+        with torch.enable_grad():
+            remember(row["sigma"])
+            loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"],
+                                      t["train_condition_noise"][:, 0], torch.tensor([motion.NUMBERS["release"]]))
+            loss.backward()
+        check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
+        assert abs(float(loss) / row["loss"] - 1) < 1e-5
+        ups = [q for n, q in network.named_parameters() if n.endswith("attn1.to_v.lora_up.weight") and "time_stack" in n]
+        assert all(q.grad is not None and float(q.grad.norm()) > 0 for q in ups)

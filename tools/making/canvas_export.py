@@ -1,0 +1,306 @@
+"""Rewrite the canvas forms workflows/*.json from the API forms workflows/api/*.json.
+
+    <python with playwright> tools/making/canvas_export.py http://127.0.0.1:8188 --chrome /usr/bin/chromium [NAME ...]
+
+The page of a running server lays it out and serialises it, so the file is what that ComfyUI itself would save. Use the
+oldest supported one (the pinned host, `python dev.py serve`): newer ones read its files, not the other way round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from playwright.sync_api import Page, sync_playwright
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+
+
+class Layout(NamedTuple):
+    """note: text of the Markdown note.  groups: title -> (x, y, width, height).  nodes: node id in the API file, or
+    "note" -> the same. Room is left below every node: nodes are taller in the newer renderer, and nodes
+    that show pictures grow: nothing stands below them."""
+
+    note: str
+    groups: dict[str, tuple[int, int, int, int]]
+    nodes: dict[int | str, tuple[int, int, int, int]]
+
+
+SKETCH_NOTE = """\
+### Weight files
+
+| widget | file | folder |
+| --- | --- | --- |
+| model_file | unet_diffusion_pytorch_model.safetensors | models/framepainter |
+| encoder_file | encoder_diffusion_pytorch_model.safetensors | models/framepainter |
+| clip_and_vae | an SVD checkpoint, such as svd_xt_1_1.safetensors | models/checkpoints |
+
+The first two: Hugging Face, **Yabo/FramePainter**. The third: **stabilityai/stable-video-diffusion-img2vid-xt-1-1**.
+A new file shows in the lists after pressing R.
+
+**Your own edit:** load a picture, then draw over it: right click it > *Open in Mask Editor*, mask brush, and bypass
+the Sketch node (Ctrl+B). Or load a drawing of the same shape, as here: any colour on any plain ground.
+
+**Values:** cfg 3, 25 steps and strength 0.8 are the FramePainter authors'.
+"""
+SMALL_NOTE = """\
+### Runs as it is
+
+The small model comes with the pack: coloured shapes on smooth grounds, 96 x 96 pixels, trained from nothing on made-up
+scenes. It shows what the nodes do; it knows nothing of photographs. For those see *framepainter_sketch*.
+
+Put `workflows/inputs/scene.png` and `scene_sketch.png` of this pack into **Picture** and **Sketch**.
+
+**Your own edit:** draw the outline of the shape where it shall be, about as large as it is, on white.
+"""
+EVALUATE_NOTE = """\
+### How far is an edit from the truth?
+
+Runs with the small model of the pack. Put `workflows/inputs/scene.png`, `scene_sketch.png` and `scene_truth.png` of this
+pack into **Picture**, **Sketch** and **Truth**.
+
+**Evaluate Edits** writes a table: the edit's errors, and beside them those of leaving the picture alone. Connect batches
+to measure sets, masks to measure areas, a CLIP vision model for CLIP-FID.
+"""
+TRAIN_NOTE = """\
+### Training, in small
+
+Makes pairs of moving shapes, shows them, and trains a sketch model from the small base model that comes with the pack: a
+minute or two on a CPU. Cancel at any time and queue again to go on; raise `steps` to train longer.
+
+**From your own videos:** replace *Procedural Dataset* by *Build Dataset*, *Load FramePainter* by *Image Only Checkpoint
+Loader* with an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
+
+Everything lies under `output/framepainter_datasets` and `output/framepainter_training`.
+"""
+DRAG_NOTE = """\
+### Drag
+
+Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+
+In **Drag Signal**: press on something, pull it to where it shall go, release. Several points move it more surely than one.
+
+**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+"""
+COARSE_NOTE = """\
+### Coarse edit
+
+Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+
+In **Coarse Edit Signal**: lasso something, then move, turn, scale, flip, copy or delete it. Leave the background black:
+so the model was trained.
+
+**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+"""
+COMBINED_NOTE = """\
+### All three ways at once
+
+Runs as it is, on the small sketch model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into
+**Picture**.
+
+The sketch says where the outline shall be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
+first half), and the coarse edit is what the run starts from (**FramePainter Dual Clock**), which needs no training.
+"""
+EDIT_GROUPS = {
+    "1 Picture and sketch": (0, 0, 360, 930),
+    "2 Model": (380, 0, 560, 930),
+    "3 Edit": (960, 0, 1280, 930),
+    "4 Result": (2260, 0, 1840, 930),
+}
+EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 360), 2: (20, 530, 320, 360),
+    3: (400, 80, 520, 190), "note": (400, 390, 520, 500),
+    5: (980, 80, 280, 480), 4: (980, 650, 280, 250),
+    6: (1300, 80, 280, 180), 7: (1620, 80, 280, 70), 8: (1940, 80, 280, 270),
+    9: (2280, 80, 280, 60), 10: (2600, 80, 280, 60), 11: (2920, 80, 560, 460),
+    12: (2280, 530, 280, 160), 13: (2600, 530, 280, 160), 14: (3520, 80, 560, 460),
+}
+CLIP_NOTE = """\
+### Edit the first frame, the clip follows
+
+Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` and `clip_edited.png` of this pack into **Clip** and
+**Edited first frame**.
+
+**Smooth Area Perturbation** adds invisible noise to areas without detail, **Invert EDM** finds the noise that the clip could have
+been made from, **Match Attention** makes the edit follow the source. **Difference Mask** shows where it did not.
+
+**Your own clip:** an SVD checkpoint in *Load FramePainter* (or *Image Only Checkpoint Loader*), 14 frames at 1024 x 576, motion
+bucket 127, preset *local edit*, guidance 2, and a motion LoRA from *Train Motion LoRA* between model and *Match Attention*.
+"""
+LONG_NOTE = """\
+### A video of any length
+
+Runs with the small base model of the pack: put `workflows/inputs/long_clip.mp4` and `long_clip_edited.png` of this pack into
+**Video** and **Edited first frame**.
+
+**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling, clip after
+clip. Cancel at any time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
+
+**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps
+at 0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
+"""
+PAINT_NOTE = """\
+### Paint on the first frame, the whole video follows
+
+Runs with the small models of the pack: put `workflows/inputs/paint_clip.mp4` of this pack into **Video** and run.
+
+In **Coarse Edit Signal** open the editor: it shows the first frame after one run. Lasso something, move, turn, scale, copy or
+delete it. **Painted first frame** is the edit, **Propagate Edit** carries it through the video. Cancel at any time and
+queue again to go on.
+
+**Another signal:** put *Sketch Signal* or *Drag Signal* and its model in the place of the coarse edit.
+"""
+LORA_NOTE = """\
+### A motion LoRA of one clip
+
+Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` of this pack into **Clip**.
+
+**Train Motion LoRA** learns how the clip moves; both samplers then make a clip from its first frame, with the same noise. The
+saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attention** and **Propagate Edit**.
+
+**Your own clip:** an SVD checkpoint, 14 frames, preset *8 GB* or *12 GB*, 250 steps at 0.0005 and rank 32.
+"""
+LAYOUTS = {
+    "paint_and_propagate": Layout(
+        PAINT_NOTE,
+        {"1 Video": (-360, 0, 1120, 930), "2 Paint on its first frame": (780, 0, 1020, 930),
+         "3 Edit of the frame": (1820, 0, 1320, 930),
+         "4 The video follows": (3160, 0, 980, 930), "5 Result": (4160, 0, 2020, 930)},
+        {1: (-340, 80, 320, 300), 2: (20, 80, 320, 200), 3: (20, 400, 320, 400), 4: (380, 80, 360, 460),
+         6: (800, 80, 420, 700), 5: (1260, 80, 520, 190), "note": (1260, 390, 520, 500),
+         7: (1840, 80, 280, 250), 8: (2160, 80, 280, 180), 9: (2160, 400, 280, 70), 10: (1840, 500, 280, 240),
+         11: (2160, 600, 280, 100), 12: (2480, 80, 280, 270), 13: (2480, 480, 280, 60), 14: (2480, 660, 280, 60),
+         15: (2820, 80, 300, 240), 17: (3180, 80, 520, 190), 18: (3740, 80, 360, 800), 16: (3180, 390, 520, 460),
+         19: (4180, 80, 280, 130), 20: (4500, 80, 460, 560), 21: (5000, 80, 560, 560), 22: (5600, 80, 560, 460)}),
+    "i2vedit_motion_lora": Layout(
+        LORA_NOTE,
+        {"1 Clip": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Train": (960, 0, 720, 930),
+         "4 The same noise with and without": (1700, 0, 1320, 930), "5 Result": (3040, 0, 2000, 930)},
+        {1: (-340, 80, 320, 300), 2: (20, 80, 320, 100), 6: (20, 300, 320, 130), 7: (20, 530, 320, 160), 3: (400, 80, 520, 190),
+         "note": (400, 390, 520, 500),
+         4: (980, 80, 340, 760), 5: (1360, 80, 300, 100), 8: (1720, 80, 300, 300), 9: (2060, 80, 300, 270),
+         12: (2060, 520, 300, 270), 10: (2400, 80, 280, 60), 13: (2400, 520, 280, 60), 16: (2720, 80, 280, 130),
+         11: (3060, 80, 460, 460), 14: (3560, 80, 460, 460), 15: (4060, 80, 460, 460), 17: (4560, 80, 460, 560)}),
+    "i2vedit_small": Layout(
+        CLIP_NOTE,
+        {"1 Clip and edited frame": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Invert the source": (960, 0, 1320, 930),
+         "4 Edit": (2300, 0, 980, 930), "5 Result": (3300, 0, 2240, 930)},
+        {1: (20, 80, 320, 300), 3: (-340, 80, 320, 360), 4: (400, 80, 520, 190), "note": (400, 390, 520, 500),
+         2: (980, 80, 280, 100), 5: (980, 300, 280, 300), 6: (1300, 80, 280, 340), 7: (1620, 80, 300, 240), 8: (1960, 80, 300, 420),
+         9: (2320, 80, 280, 300), 12: (2320, 560, 280, 90), 10: (2640, 80, 300, 560), 11: (2980, 80, 280, 90),
+         13: (2980, 300, 280, 460), 14: (3320, 80, 280, 70), 15: (3320, 290, 280, 130), 17: (3320, 560, 280, 240),
+         16: (3640, 80, 420, 500), 18: (4100, 80, 420, 500), 19: (4560, 80, 960, 500)}),
+    "i2vedit_long": Layout(
+        LONG_NOTE,
+        {"1 Video and edited frame": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Propagate": (960, 0, 720, 930),
+         "4 Result": (1700, 0, 2020, 930)},
+        {1: (20, 80, 320, 300), 3: (-340, 80, 320, 360), 4: (400, 80, 520, 190), "note": (400, 390, 520, 500),
+         2: (980, 80, 300, 200), 5: (980, 400, 300, 400), 6: (1320, 80, 340, 800), 7: (1720, 80, 280, 130),
+         8: (2040, 80, 460, 560), 9: (2540, 80, 560, 560), 10: (3140, 80, 560, 460)}),
+    "framepainter_sketch": Layout(SKETCH_NOTE, EDIT_GROUPS, EDIT_NODES),
+    "framepainter_small": Layout(SMALL_NOTE, EDIT_GROUPS, {**EDIT_NODES, 15: (2600, 790, 280, 80)}),
+    "framepainter_evaluate": Layout(EVALUATE_NOTE, EDIT_GROUPS, {
+        **{k: v for k, v in EDIT_NODES.items() if k != 12}, 12: (2280, 480, 280, 380), 13: (2600, 480, 280, 200)}),
+    "framepainter_train": Layout(
+        TRAIN_NOTE,
+        {"1 Model and pairs": (0, 0, 560, 930), "2 Look at the pairs": (580, 0, 1160, 930), "3 Train": (1760, 0, 440, 930),
+         "4 Result": (2220, 0, 1740, 930)},
+        {"note": (-520, 80, 480, 420), 1: (20, 80, 520, 190), 2: (20, 390, 520, 420), 3: (600, 80, 540, 130),
+         4: (1180, 80, 540, 260), 5: (1780, 80, 400, 700), 6: (2240, 80, 540, 420), 7: (2820, 80, 540, 420),
+         8: (3400, 80, 540, 190)}),
+}
+KEEP_GROUPS = {
+    "1 Picture and signal": (0, 0, 800, 930),
+    "2 Model": (820, 0, 560, 930),
+    "3 Edit": (1400, 0, 1280, 930),
+    "4 Keep the rest": (2700, 0, 680, 930),
+    "5 Result": (3400, 0, 1840, 930),
+}
+KEEP_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 360), 5: (360, 80, 420, 700),
+    3: (840, 80, 520, 190), "note": (840, 390, 520, 500),
+    4: (1420, 80, 280, 250), 6: (1740, 80, 280, 180), 7: (2060, 80, 280, 70), 8: (2380, 80, 280, 270),
+    9: (2060, 480, 280, 60), 10: (2380, 480, 280, 60),
+    16: (2720, 80, 300, 240), 17: (3060, 80, 300, 240),
+    12: (3420, 80, 280, 160), 13: (3740, 80, 280, 160), 15: (3740, 390, 280, 80),
+    11: (4060, 80, 560, 460), 14: (4660, 80, 560, 460),
+}
+COMBINED_GROUPS = {
+    "1 Picture": (0, 0, 360, 930), "2 Signals": (380, 0, 1360, 930), "3 Model": (1760, 0, 560, 930),
+    "4 Edit": (2340, 0, 1280, 930), "5 Keep the rest": (3640, 0, 680, 930), "6 Result": (4340, 0, 1840, 930),
+}
+COMBINED_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 360), 5: (400, 80, 420, 700), 18: (840, 80, 420, 700), 21: (1280, 80, 420, 700),
+    3: (1780, 80, 520, 190), "note": (1780, 390, 520, 500),
+    4: (2360, 80, 280, 250), 6: (2680, 80, 280, 180), 20: (2680, 480, 280, 180), 22: (3000, 80, 280, 180),
+    7: (3000, 480, 280, 70), 8: (3320, 80, 280, 270), 9: (3320, 570, 280, 60), 10: (3320, 750, 280, 60),
+    16: (3660, 80, 300, 240), 17: (4000, 80, 300, 240),
+    12: (4360, 80, 280, 160), 13: (4680, 80, 280, 160), 15: (4680, 390, 280, 80),
+    11: (5000, 80, 560, 460), 14: (5600, 80, 560, 460),
+}
+LAYOUTS |= {
+    "framepainter_drag": Layout(DRAG_NOTE, KEEP_GROUPS, KEEP_NODES),
+    "framepainter_coarse": Layout(COARSE_NOTE, KEEP_GROUPS, {**KEEP_NODES, 18: (3420, 390, 280, 160)}),
+    "framepainter_combined": Layout(COMBINED_NOTE, COMBINED_GROUPS, COMBINED_NODES),
+}
+VIEW = {"scale": 0.62, "offset": [130, 240]}
+BUILD = """([api, name, nodes, groups, note, view]) => {
+  app.loadApiJson(api, name)
+  const place = (node, box) => { node.pos = box.slice(0, 2); node.setSize(box.slice(2)) }
+  const text = LiteGraph.createNode('MarkdownNote')
+  text.title = 'Read me'
+  text.widgets[0].value = note
+  app.graph.add(text)
+  for (const node of app.graph.nodes) place(node, nodes[node === text ? 'note' : node.id])
+  const sampler = app.graph.nodes.find(n => n.type === 'KSampler')
+  const control = sampler?.widgets.find(w => w.name === 'control_after_generate')
+  if (control) control.value = 'fixed'
+  for (const [title, box] of Object.entries(groups)) {
+    const group = new LiteGraph.LGraphGroup(title)
+    group.pos = box.slice(0, 2)
+    group.size = box.slice(2)
+    app.graph.add(group)
+  }
+  const workflow = app.graph.serialize()
+  // Without a view the page fits one after loading, and frontend 1.32.9 in Vue mode then tears the nodes apart.
+  workflow.extra.ds = view
+  return JSON.stringify(workflow)
+}"""
+
+
+def export(page: Page, name: str) -> dict[str, Any]:
+    """The canvas form of an API prompt, laid out as LAYOUTS says."""
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    note, groups, nodes = LAYOUTS[name]
+    page.wait_for_function("window.app?.extensionManager && window.app.graph && window.LiteGraph")
+    page.wait_for_timeout(5000)  # its own first workflow would otherwise replace ours
+    places = {str(k): v for k, v in nodes.items()}
+    workflow = json.loads(page.evaluate(BUILD, [api, f"{name}.json", places, groups, note, VIEW]))
+    for node in workflow["nodes"]:
+        if not node.get("widgets_values"):  # the page writes an empty list or nothing, by chance
+            node.pop("widgets_values", None)
+    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("server", help="address of a running server that has this pack")
+    parser.add_argument("--chrome", required=True, help="a Chromium-like browser")
+    parser.add_argument("names", nargs="*", help="workflows; all if none is named")
+    options = parser.parse_intermixed_args()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=options.chrome, args=["--headless", "--no-sandbox"])
+        for name in options.names or LAYOUTS:
+            page = browser.new_page()
+            page.goto(options.server)
+            text = json.dumps(export(page, name), indent=1, ensure_ascii=False) + "\n"
+            (WORKFLOWS / f"{name}.json").write_text(text, encoding="utf-8")
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
