@@ -276,7 +276,7 @@ def test_an_interrupted_recording_leaves_no_files(matching, recording, model, fo
         if len(calls) == 3:
             raise mm.InterruptProcessingException()
 
-    monkeypatch.setattr(matching.mm, "throw_exception_if_processing_interrupted", stop)
+    monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", stop)
     with pytest.raises(mm.InterruptProcessingException), torch.inference_mode():
         recording.record_attention(model, found, tmp_path / "record", torch.float32, 1 << 30)
     assert list(tmp_path.iterdir()) == []
@@ -336,7 +336,7 @@ def test_masks_one_a_frame(inversion, matching, model, found, edited, settings, 
         matching.match_attention(model, found, settings, change=change[:2])
 
 
-def test_read_out_of_a_run_and_of_a_finished_edit(inversion, matching, model, found, edited, settings):
+def test_read_out_of_a_run_and_of_a_finished_edit(pack, inversion, matching, model, found, edited, settings):
     matched = matching.match_attention(model, found, settings)
     out = run(inversion, matched, found, edited)
     read_out, plan = matching.read_out_of(matched.clone())
@@ -350,7 +350,7 @@ def test_read_out_of_a_run_and_of_a_finished_edit(inversion, matching, model, fo
     assert all(s[2] == 2 for s in read_out.sites.values()) and len(read_out.sites) == len(sites)
     matching.read_out_of(matched)[0].sites.clear()
     same = matching.match_attention(model, found, settings)
-    run(inversion, same, found, (matching.conditioning_of(found.conditioning), edited[1]), cfg=1.0)
+    run(inversion, same, found, (pack("host.inversion.source").conditioning_of(found.conditioning), edited[1]), cfg=1.0)
     none = torch.cat([(s[0] / s[2]).flatten() for s in matching.read_out_of(same)[0].sites.values()])
     assert none.mean() < 0.7 * own.mean()  # the same picture differs less
 

@@ -20,17 +20,17 @@ def coarse() -> torch.Tensor:
     return torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(3))
 
 
-def control(pack, patches, edit, model, picture, strength=1.0, start=0.0, end=1.0):
+def control(pack, edit, model, picture, strength=1.0, start=0.0, end=1.0):
     return pack("host.signals.control").apply_control(model, edit.loaded.weights.encoder, picture, strength, start, end, "release")
 
 
 def test_order_does_not_matter(pack, patches, edit, strokes, coarse):
     """Sketch, coarse edit and drags, each with its own strength and schedule, attached in any order."""
     def sketch(model):
-        return control(patches, edit, model, strokes, 0.8, 0.0, 0.7)
+        return control(pack, edit, model, strokes, 0.8, 0.0, 0.7)
 
     def rough(model):
-        return control(patches, edit, model, coarse, 1.3, 0.2, 1.0)
+        return control(pack, edit, model, coarse, 1.3, 0.2, 1.0)
 
     def drag(model):
         return pack("host.signals.drag").apply_drag(model, POINTS, 0.6, 0.0, 0.9)
@@ -50,8 +50,8 @@ def test_order_does_not_matter(pack, patches, edit, strokes, coarse):
 
 def test_drags_beside_control_are_bit_exact_in_either_order(pack, patches, edit, strokes):
     model = edit.loaded.model
-    one = pack("host.signals.drag").apply_drag(control(patches, edit, model, strokes), POINTS, 1.0, 0.0, 1.0)
-    other = control(patches, edit, pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), strokes)
+    one = pack("host.signals.drag").apply_drag(control(pack, edit, model, strokes), POINTS, 1.0, 0.0, 1.0)
+    other = control(pack, edit, pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), strokes)
     assert torch.equal(sample(one, edit), sample(other, edit))
 
 
@@ -69,7 +69,7 @@ def test_two_controls_are_measured_against_the_same_features(pack, patches, edit
     torch.manual_seed(0)
     h = torch.randn(2, 64, 8, 12)
     options = {"block": ("input", 3), "sigmas": torch.tensor([5.0]), "cond_or_uncond": [0], "original_shape": [2, 8, 8, 12]}
-    model = control(patches, edit, control(patches, edit, edit.loaded.model, strokes, 0.5), coarse, 0.9)
+    model = control(pack, edit, control(pack, edit, edit.loaded.model, strokes, 0.5), coarse, 0.9)
     both = model.model_options["transformer_options"]["patches"]["input_block_patch_after_skip"]
     with torch.inference_mode():
         first, second = both
