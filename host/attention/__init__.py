@@ -1,0 +1,1 @@
+"""What the pack puts around the attention layers of ComfyUI's networks."""

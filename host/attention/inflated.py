@@ -1,0 +1,177 @@
+"""Making a Stable Diffusion 1.x model see a whole video (Video-P2P's text-to-set network), as a guest.
+
+`inflate` gives a clone on which sampling works as always, with the frames of the video as the batch: LATENT [V*F, 4, h, w],
+the frame varying faster. Object patches on the `.forward` of layers do the work (see inflated_layers.py), so LoRAs go on
+counting; a wrapper of the network tells them how many frames a video has. Conditional and unconditional rows may come together
+or in separate passes.
+
+Several videos in one batch, such as a source and its edits: `with_videos(model, V)`. Conditioning for them is one embedding
+for each row, (V*F, 77, C), as the host repeats shorter ones in the order of a batch, not of videos.
+
+Whoever wants to see or replace what cross-attentions and temporal attentions compute puts a hook on the model or on one
+evaluation: `hook(place, q, k, v, attention, options) -> out`, see hooks.py for shapes and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import comfy.supported_models
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from ...core.models.inflated import TemporalLayers, block_sites, is_trained
+from .. import keys
+from ..building import _fill, managed
+from ..patches import WrongModel, unet_shapes
+from .inflated_layers import Settings, _Forward, forwards, frames_of_pass
+
+UNET = "diffusion_model."
+KEY = f"{keys.PREFIX}_inflated"
+VIDEOS = f"{KEY}_videos"  # transformer_options: videos in the batch of latents, 1 where absent
+
+
+def _run_with_frames(executor: Callable, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
+                     control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
+    """Wrapper of the network: F from the rows of a pass."""
+    options = {} if transformer_options is None else transformer_options
+    groups, videos = max(len(options.get("cond_or_uncond", (0,))), 1), options.get(VIDEOS, 1)
+    if x.shape[0] % (groups * videos):
+        raise ValueError(f"The batch holds {x.shape[0] // groups} frames, which cannot be divided among {videos} videos of equal "
+                         "length. Connect a LATENT that holds the same number of frames for each prompt.")
+    with frames_of_pass(x.shape[0] // (groups * videos)):
+        return executor(x, timesteps, context, y, control, options, **kwargs)
+
+
+def with_videos(model: ModelPatcher, videos: int) -> ModelPatcher:
+    """A clone whose batches of latents hold this many videos."""
+    clone = model.clone()
+    clone.model_options["transformer_options"][VIDEOS] = videos
+    return clone
+
+
+def check_model(model: ModelPatcher, node: str) -> dict[str, int]:
+    """Transformer blocks of a Stable Diffusion 1.x model, path -> width.
+
+    Raises:
+        WrongModel: the model is of another family; the text names the node, what came and what to connect.
+    """
+    shapes = unet_shapes(model) if hasattr(model.model, "diffusion_model") else {}
+    sites = block_sites(shapes)
+    config = getattr(model.model, "model_config", None)
+    if not isinstance(config, comfy.supported_models.SD15) or not sites or shapes["input_blocks.0.0.weight"][1] != 4:
+        raise WrongModel(
+            f"{node}: the 'model' input is a {type(config).__name__} model ({type(model.model).__name__}), but Video-P2P works on "
+            "Stable Diffusion 1.x networks that take a 4-channel latent. Connect MODEL from Load Checkpoint with an SD 1.5 "
+            "checkpoint."
+        )
+    return sites
+
+
+def heads_of(model: ModelPatcher) -> int:
+    """N, the number of heads at every level."""
+    unet = model.model.diffusion_model
+    return next(unet.get_submodule(site).n_heads for site in block_sites(unet_shapes(model)))
+
+
+def build_temporal(model: ModelPatcher, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> ModelPatcher:
+    """Temporal layers for a model as one that the host loads, offloads and unloads.
+
+    Args:
+        tensors: `<block path>.attn_temp.*` and `.norm_temp.*` of every block.
+        dtype: of the weights, the model's where None; they are cast to the type of what they work on.
+
+    Raises:
+        WrongModel: the tensors belong to a network of another layout or width.
+    """
+    sites = block_sites(unet_shapes(model))
+    dtype = model.model.get_dtype() if dtype is None else dtype
+    module = TemporalLayers(sites, heads_of(model), comfy.ops.manual_cast, dtype, comfy.model_management.unet_offload_device())
+    _check_shapes(tensors, {n: tuple(p.shape) for n, p in module.state_dict().items()})
+    # Weights that ask for gradients take another path through torch's matrix product, with other last bits.
+    return _fill(managed(module.requires_grad_(False)), dict(tensors), dtype)
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = [n for n in {**expected, **tensors} if n not in tensors or n not in expected or tuple(tensors[n].shape) != expected[n]]
+    if wrong:
+        name = wrong[0]
+        here = tuple(tensors[name].shape) if name in tensors else "missing"
+        raise WrongModel(f"The tuned weights belong to another network than 'model': {name} is {here}, this model needs "
+                         f"{expected.get(name, 'no such tensor')}. Connect the model that the video was tuned on.")
+
+
+def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings: Settings = Settings(),  # noqa: B008
+            node: str = "Video Text Model") -> ModelPatcher:
+    """A clone whose frames see each other. On a model that is inflated already, layers and settings are replaced.
+
+    Args:
+        temporal: from build_temporal; None for frame attention and pooled norms alone.
+        node: named in errors.
+
+    Raises:
+        WrongModel: not a Stable Diffusion 1.x model.
+    """
+    check_model(model, node)
+    clone = model.clone()
+    layers = None if temporal is None else temporal.model
+    found = forwards(model.model.diffusion_model, layers, settings, lambda path: model.get_model_object(f"{UNET}{path}.forward"))
+    for path, forward in found.items():
+        clone.add_object_patch(f"{UNET}{path}.forward", forward)
+    clone.remove_additional_models(KEY)
+    if temporal is not None:
+        clone.set_additional_models(KEY, [temporal])
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _run_with_frames)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_copied_network)
+    return clone
+
+
+def with_tuned(model: ModelPatcher, tensors: Mapping[str, Tensor], settings: Settings = Settings(),  # noqa: B008
+               node: str = "Video Text Model") -> ModelPatcher:
+    """A clone that is inflated with the weights of a tuned video.
+
+    Query projections of attn1 and attn2 take the tuned values, which already hold what LoRAs did to them while tuning; LoRAs
+    put on later are added. norm_temp may be missing, as it is not trained.
+
+    Args:
+        tensors: by ComfyUI names without prefix; see `core.models.inflated.is_trained`.
+
+    Raises:
+        WrongModel: not a Stable Diffusion 1.x model, or the tensors are another network's.
+    """
+    sites = check_model(model, node)
+    queries = {n: t for n, t in tensors.items() if ".to_q." in n and ".attn_temp." not in n}
+    shapes = {n: s for n, s in unet_shapes(model).items() if is_trained(n)}
+    _check_shapes(queries, shapes)
+    norms = {f"{site}.norm_temp.{leaf}": make(width) for site, width in sites.items()
+             for leaf, make in (("weight", torch.ones), ("bias", torch.zeros))}
+    temporal = build_temporal(model, {**norms, **{n: t for n, t in tensors.items() if n not in queries}})
+    clone = inflate(model, temporal, settings, node)
+    clone.add_patches({f"{UNET}{n}": ("set", (t,)) for n, t in queries.items()})
+    return clone
+
+
+def temporal_of(model: ModelPatcher) -> ModelPatcher | None:
+    """The temporal layers on an inflated model."""
+    return next(iter(model.get_additional_models_with_key(KEY)), None)
+
+
+def is_inflated(model: ModelPatcher) -> bool:
+    """Whether frames see each other in this model."""
+    return bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))
+
+
+def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
+    """A clone with a network of its own (newer hosts: compiling, training, several GPUs) must run its own layers."""
+    if clone.model is model.model:
+        return
+    for name, patch in list(clone.object_patches.items()):
+        if isinstance(patch, _Forward):
+            clone.object_patches[name] = patch.on(clone.model.get_submodule(name.removesuffix(".forward")))

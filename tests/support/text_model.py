@@ -1,0 +1,81 @@
+"""Stable Diffusion 1.x models that exist only in memory, with and without Video-P2P's layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """An inflated network's tensors -> those of the plain UNet, those of the temporal layers."""
+    added = {n: t for n, t in tensors.items() if ".attn_temp." in n or ".norm_temp." in n}
+    return {n: t for n, t in tensors.items() if n not in added}, added
+
+
+def build(pack: Any, unet: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """A model from a UNet's tensors (ComfyUI names), as the host builds it from a checkpoint."""
+    import comfy.supported_models
+
+    building = pack("host.building")
+    config = comfy.supported_models.SD15(building.unet_config({n: tuple(t.shape) for n, t in unet.items()}))
+    config.set_inference_dtype(dtype, None)
+    tensors = dict(unet)
+    model = config.get_model(tensors, "")
+    model.load_model_weights(tensors, "")
+    return building.managed(model.eval())
+
+
+def inflated(pack: Any, tensors: dict[str, Tensor], **settings: Any) -> Any:
+    """A model with frame attention, pooled norms and the temporal layers of an inflated network's tensors."""
+    inflate = pack("host.attention.inflated")
+    plain, added = split(tensors)
+    model = build(pack, plain)
+    return inflate.inflate(model, inflate.build_temporal(model, added), inflate.Settings(**settings))
+
+
+def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+    """One noise prediction through the host's sampling path.
+
+    Args:
+        latents: (rows, 4, h, w), DDIM's; frames vary faster than videos.
+        text: (1 or rows, tokens, C).
+    """
+    ddim, inversion = pack("core.ddim"), pack("host.inversion")
+    sigma = ddim.sigma_of(ddim.cumulative_alphas()[timestep])
+    found = []
+
+    def sampler(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: Any) -> Tensor:
+        state = latents * (sigma**2 + 1.0) ** 0.5
+        found.append((state - model_k(state, sigmas[:1].expand(len(state)), **extra_args)) / sigma)
+        return x
+
+    with torch.inference_mode():
+        inversion.run_source(model, [[text, {}]], torch.zeros_like(latents), [sigma, sigma], sampler)
+    return found[0].clone()
+
+
+SMALL = {"model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": [1, 1], "context_dim": 16, "transformer_depth": [1, 1],
+         "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1, "num_heads": 8}
+
+
+def small_tensors(pack: Any, seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors of a small inflated network (ComfyUI names), of about 0.9 M parameters."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    models = pack("core.models.inflated")
+    with torch.device("meta"):
+        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, legacy=False, **SMALL)
+    shapes = {n: tuple(p.shape) for n, p in unet.state_dict().items()}
+    with torch.device("meta"):
+        layers = models.TemporalLayers(models.block_sites(shapes), SMALL["num_heads"])
+    shapes |= {n: tuple(p.shape) for n, p in layers.state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, shape in shapes.items():
+        fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 100
+        out[name] = torch.randn(shape, generator=generator) * fan_in**-0.5
+        if len(shape) == 1 and name.endswith("weight"):
+            out[name] += 1.0
+    return out
