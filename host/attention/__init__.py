@@ -1,1 +1,0 @@
-"""What the pack puts around the attention layers of ComfyUI's networks."""

@@ -27,11 +27,10 @@ from torch import Tensor
 
 from ...core.models.inflated import TemporalLayers, block_sites, is_trained
 from .. import keys
-from ..building import _fill, managed
-from ..patches import WrongModel, unet_shapes
+from ..network import UNET, WrongModel, frames_in, unet_shapes
+from ..weights.building import _fill, managed
 from .inflated_layers import Settings, _Forward, forwards, frames_of_pass
 
-UNET = "diffusion_model."
 KEY = f"{keys.PREFIX}_inflated"
 VIDEOS = f"{KEY}_videos"  # transformer_options: videos in the batch of latents, 1 where absent
 
@@ -40,11 +39,11 @@ def _run_with_frames(executor: Callable, x: Tensor, timesteps: Any = None, conte
                      control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
     """Wrapper of the network: F from the rows of a pass."""
     options = {} if transformer_options is None else transformer_options
-    groups, videos = max(len(options.get("cond_or_uncond", (0,))), 1), options.get(VIDEOS, 1)
-    if x.shape[0] % (groups * videos):
-        raise ValueError(f"The batch holds {x.shape[0] // groups} frames, which cannot be divided among {videos} videos of equal "
-                         "length. Connect a LATENT that holds the same number of frames for each prompt.")
-    with frames_of_pass(x.shape[0] // (groups * videos)):
+    rows, videos = frames_in(x.shape[0], options), options.get(VIDEOS, 1)
+    if rows % videos:
+        raise ValueError(f"The batch holds {rows} frames, which cannot be divided among {videos} videos of equal length. Connect "
+                         "a LATENT that holds the same number of frames for each prompt.")
+    with frames_of_pass(rows // videos):
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
 

@@ -32,7 +32,7 @@ def test_an_empty_folder_fails(given):
     with pytest.raises(FileNotFoundError, match="holds no cases"):
         system_folder("framepainter")
     (given / "manifests").mkdir()  # one level too deep
-    with pytest.raises(FileNotFoundError, match="none of framepainter, i2vedit in it"):
+    with pytest.raises(FileNotFoundError, match="none of framepainter, i2vedit, videop2p in it"):
         system_folder("framepainter")
     (given / "framepainter").mkdir()
     with pytest.raises(FileNotFoundError, match="no golden cases in"):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-SYSTEMS = ("framepainter", "i2vedit")
+SYSTEMS = ("framepainter", "i2vedit", "videop2p")
 OWN = Path(__file__).resolve().parents[1] / "golden"
 
 

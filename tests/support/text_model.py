@@ -18,7 +18,7 @@ def build(pack: Any, unet: dict[str, Tensor], dtype: torch.dtype = torch.float32
     """A model from a UNet's tensors (ComfyUI names), as the host builds it from a checkpoint."""
     import comfy.supported_models
 
-    building = pack("host.building")
+    building = pack("host.weights.building")
     config = comfy.supported_models.SD15(building.unet_config({n: tuple(t.shape) for n, t in unet.items()}))
     config.set_inference_dtype(dtype, None)
     tensors = dict(unet)
@@ -42,7 +42,7 @@ def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor
         latents: (rows, 4, h, w), DDIM's; frames vary faster than videos.
         text: (1 or rows, tokens, C).
     """
-    ddim, inversion = pack("core.ddim"), pack("host.inversion")
+    ddim, source = pack("core.ddim"), pack("host.inversion.source")
     sigma = ddim.sigma_of(ddim.cumulative_alphas()[timestep])
     found = []
 
@@ -52,7 +52,7 @@ def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor
         return x
 
     with torch.inference_mode():
-        inversion.run_source(model, [[text, {}]], torch.zeros_like(latents), [sigma, sigma], sampler)
+        source.run_source(model, [[text, {}]], torch.zeros_like(latents), [sigma, sigma], sampler)
     return found[0].clone()
 
 
