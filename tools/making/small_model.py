@@ -137,6 +137,18 @@ def decoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable
     return loss
 
 
+def differentiable(model: Any, layers: Any) -> Any:
+    """A CLIP network of the host whose layers can be trained: the host's own add in place."""
+
+    def forward(layer: Any, x: Any, mask: Any, attention: Any) -> Any:
+        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+        return x + layer.mlp(layer.layer_norm2(x))
+
+    for layer in layers:
+        layer.forward = partial(forward, layer)
+    return model
+
+
 def image_encoder() -> Any:
     """The host's CLIP vision network, small."""
     import comfy.ops
@@ -146,13 +158,7 @@ def image_encoder() -> Any:
     model = initialise(CLIPVisionModelProjection(CLIP, torch.float32, "cpu", comfy.ops.disable_weight_init))
     torch.nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.02)
 
-    def forward(layer: Any, x: Any, mask: Any, attention: Any) -> Any:
-        x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
-        return x + layer.mlp(layer.layer_norm2(x))
-
-    for layer in model.vision_model.encoder.layers:  # the host's own adds in place, which cannot be differentiated
-        layer.forward = partial(forward, layer)
-    return model
+    return differentiable(model, model.vision_model.encoder.layers)
 
 
 def image_encoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> tuple[Any, Callable]:
@@ -171,18 +177,18 @@ def image_encoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> tu
     return readout, loss
 
 
-def unet() -> Any:
-    """The host's SVD UNet, small, its residual branches closed at first."""
+def unet(settings: dict | None = None) -> Any:
+    """A small UNet of the host, its residual branches closed at first. Its SVD network if no settings are given."""
     import comfy.ops
     import torch
-    from comfy.ldm.modules.attention import SpatialVideoTransformer
+    from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
     from random_model import svd_unet_settings
 
-    settings = {**svd_unet_settings(UNET), **UNET}
+    settings = settings or {**svd_unet_settings(UNET), **UNET}
     model = initialise(UNetModel(**settings, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init))
     last = [m.out_layers[3] for m in model.modules() if isinstance(m, ResBlock)]
-    last += [m.proj_out for m in model.modules() if isinstance(m, SpatialVideoTransformer)] + [model.out[2]]
+    last += [m.proj_out for m in model.modules() if isinstance(m, SpatialTransformer)] + [model.out[2]]
     for layer in last:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
@@ -195,9 +201,16 @@ def scaled_autoencoder(load: Callable[[str], Any], tensors: dict) -> dict:
 
     model = load("core.models.small_autoencoder").SmallAutoencoder()
     model.load_state_dict(tensors)
-    shown = pictures(load("core.data.procedural"), 256, torch.Generator().manual_seed(1))
-    scale = 1 / SCALING / model.encode(shown * 2 - 1).pow(2).mean((0, 2, 3)).sqrt()
-    out = {name: t.clone() for name, t in tensors.items()}
+    return scaled_to(model, pictures(load("core.data.procedural"), 256, torch.Generator().manual_seed(1)))
+
+
+def scaled_to(model: Any, shown: Any) -> dict:
+    """The tensors of an autoencoder, scaled so that every latent channel of these pictures (B, 3, H, W) is 1 / 0.18215."""
+    import torch
+
+    with torch.no_grad():
+        scale = 1 / SCALING / model.encode(shown * 2 - 1).pow(2).mean((0, 2, 3)).sqrt()
+    out = {name: t.clone() for name, t in model.state_dict().items()}
     out["encoder.head.weight"] *= scale[:, None, None, None]
     out["encoder.head.bias"] *= scale
     out["decoder.stem.weight"] /= scale[None, :, None, None]
@@ -368,10 +381,11 @@ def train_signal(load: Callable[[str], Any], folder: Path, stage: str) -> None:
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
-def run_stage(name: str, model: Any, loss: Callable, load: Callable[[str], Any], folder: Path, ema: float = 0.0) -> Any:
+def run_stage(name: str, model: Any, loss: Callable, load: Callable[[str], Any], folder: Path, ema: float = 0.0,
+              stage: Stage | None = None) -> Any:
     """Train a module to the end of its stage; returns the trainer."""
     loop = load("core.training.loop")
-    stage = STAGES[name]
+    stage = stage or STAGES[name]
     settings = loop.TrainSettings(steps=stage.steps, learning_rate=stage.learning_rate, warmup=50, weight_decay=0.01,
                                   ema=ema, seed=stage.seed, save_every=250, decay_from=stage.steps // 2)
     trainer = loop.Trainer(dict(model.named_parameters()), settings)

@@ -1,0 +1,286 @@
+"""Train the small text-to-image model that the pack ships, from nothing, on captioned scenes (see models/README.md).
+
+    python dev.py text-model STAGE [--folder WORK]
+
+Stages, in their order: latents (the scenes, encoded), text-to-image (UNet and text encoder together; ends with the
+checkpoint), decoder (sharpens the autoencoder's decoder for these scenes), write (the checkpoint from all parts). Each goes
+on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+import pack as tools_pack  # noqa: E402
+import small_model  # noqa: E402
+from small_model import Stage  # noqa: E402
+
+SIDE = 192  # pixels
+SCENES, HELD = 12000, 256
+WIDTH = 64  # of the text embeddings
+UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
+        "num_res_blocks": [1, 1, 1, 1], "transformer_depth": [0, 1, 1, 0], "transformer_depth_middle": 1,
+        "transformer_depth_output": [0, 0, 1, 1, 1, 1, 0, 0], "context_dim": WIDTH, "use_spatial_transformer": True,
+        "legacy": False, "num_heads": 8, "num_head_channels": -1, "use_linear_in_transformer": False}
+TEXT = {"hidden_act": "quick_gelu", "hidden_size": WIDTH, "intermediate_size": 128, "num_attention_heads": 2,
+        "num_hidden_layers": 2, "max_position_embeddings": 77, "eos_token_id": 49407}
+START, END, OTHER = "<start>", "<end>", "<other>"
+SAME = {"disc": "circle", "ground": "background"}  # a second word for the same thing
+STAGES = {"text-to-image": Stage(5000, 24, 1e-3), "decoder": Stage(1500, 16, 3e-4)}
+EMA = 0.999
+SHORT = 16  # tokens that hold all words of a caption, with the start token
+# Shares of captions: without any word, without the size, without the ground, with second words, with foreign words.
+EMPTY, NO_SIZE, NO_GROUND, SECOND, FOREIGN = 0.1, 0.5, 0.25, 0.15, 0.15
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def vocabulary(captions: Any) -> list[str]:
+    """All words that the model knows; their place is their row in the embedding table. Row 0 is any other word."""
+    named = [OTHER, START, END, "a", "on", "ground", *captions.SIZES, *captions.SUBJECTS, *captions.GROUNDS, *captions.SHAPES,
+             *SAME.values()]
+    return list(dict.fromkeys(named))
+
+
+def token_ids(words: list[str]) -> list[int]:
+    """The host tokenizer's id of each word; -1 for OTHER. Every word is one token."""
+    from comfy.sd1_clip import SDTokenizer
+
+    tokenizer = SDTokenizer().tokenizer
+    start, end = tokenizer("")["input_ids"]
+    out = {OTHER: -1, START: start, END: end}
+    for word in words:
+        if word not in out:
+            _, out[word], *rest = tokenizer(word)["input_ids"]
+            if len(rest) != 1:
+                raise ValueError(f"'{word}' is more than one token")
+    return [out[word] for word in words]
+
+
+class Form(NamedTuple):
+    """How a caption is put: what it leaves unsaid, its second words, and where foreign words stand."""
+
+    size: bool
+    ground: bool
+    second: bool
+    foreign: tuple[int, ...]
+
+
+def draw_form(generator: Any) -> Form:
+    import torch
+
+    def chance(share: float) -> bool:
+        return float(torch.rand(1, generator=generator)) < share
+
+    size, ground, second = not chance(NO_SIZE), not chance(NO_GROUND), chance(SECOND)
+    foreign = ()
+    if chance(FOREIGN):
+        number = int(torch.randint(1, 4, (1,), generator=generator))
+        foreign = tuple(torch.randint(0, 4 + size + 4 * ground, (number,), generator=generator).tolist())
+    return Form(size, ground, second, foreign)
+
+
+def put(captions: Any, subjects: Any, index: int, form: Form) -> list[str]:
+    """A caption's words in a form."""
+    out = captions.words(subjects, index, form.size, form.ground)
+    if form.second:
+        out = [SAME.get(word, word) for word in out]
+    for place in form.foreign:
+        out.insert(place, OTHER)
+    return out
+
+
+class Texts(NamedTuple):
+    """Rows of the embedding table for a batch; see `context`.
+
+    base: (B, 77).  single: (B, K, SHORT), K words that carry meaning.  place: (B, K) each one's place, 0 for none.
+    """
+
+    base: Any
+    single: Any
+    place: Any
+
+
+def draw_texts(captions: Any, rows: dict[str, int], subjects: Any, generator: Any) -> Texts:
+    """Captions for subjects, in forms drawn at random, taken apart word by word.
+
+    A word's vector could tell of all words before it, and the end token's of the whole caption; then maps of where a word
+    looks would mean nothing. So each word's vector is taken from a caption of the same form in which all *other* words are
+    drawn again, and those of the end and of words without a meaning of their own from one in which all are. Nothing then
+    ties a vector to the picture but the word that it stands for.
+    """
+    import torch
+
+    count, part = len(subjects.shape), 4
+    base = torch.full((count, 77), rows[END])
+    single = torch.full((count, part, SHORT), rows[END])
+    place = torch.zeros(count, part, dtype=torch.long)
+    base[:, 0] = single[:, :, 0] = rows[START]
+    others = captions.draw_subjects(count * (part + 1), generator)
+    for b in range(count):
+        if float(torch.rand(1, generator=generator)) < EMPTY:
+            continue
+        form, first = draw_form(generator), b * (part + 1)
+        true = put(captions, subjects, b, form)
+        again = put(captions, others, first, form)
+        base[b, 1:1 + len(again)] = torch.tensor([rows[w] for w in again])
+        meaning = [i for i, w in enumerate(true) if w not in ("a", "on", OTHER, "ground", SAME["ground"])]
+        for k, i in enumerate(meaning):
+            told = put(captions, others, first + 1 + k, form)
+            told[i] = true[i]
+            single[b, k, 1:1 + len(told)] = torch.tensor([rows[w] for w in told])
+            place[b, k] = 1 + i
+    return Texts(base, single, place)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def text_encoder(words: int) -> Any:
+    """The host's CLIP text network, small, with an embedding table of that many rows."""
+    import comfy.ops
+    import torch
+    from comfy.clip_model import CLIPTextModel
+
+    model = CLIPTextModel(TEXT, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    model.set_input_embeddings(comfy.ops.disable_weight_init.Embedding(words, WIDTH))
+    small_model.initialise(model)
+    torch.nn.init.normal_(model.text_model.embeddings.position_embedding.weight, std=0.5)
+    torch.nn.init.eye_(model.text_projection.weight)
+    return small_model.differentiable(model, model.text_model.encoder.layers)
+
+
+def encode(model: Any, rows: Any) -> Any:
+    """(B, n) rows of the embedding table, n <= 77, -> (B, n, WIDTH), as the host encodes the first n tokens."""
+    import torch
+
+    inner, length = model.text_model, rows.shape[1]
+    x = inner.embeddings.token_embedding(rows) + inner.embeddings.position_embedding.weight[:length]
+    mask = torch.full((length, length), -torch.finfo(x.dtype).max).triu_(1)
+    return inner.final_layer_norm(inner.encoder(x, mask=mask)[0])
+
+
+def context(model: Any, texts: Texts) -> Any:
+    """The text embeddings (B, 77, WIDTH) of captions that were taken apart."""
+    import torch
+
+    base, single = encode(model, texts.base), encode(model, texts.single.flatten(0, 1)).unflatten(0, texts.single.shape[:2])
+    for k in range(single.shape[1]):
+        here = torch.nn.functional.one_hot(texts.place[:, k], SHORT).bool() & (texts.place[:, k, None] > 0)
+        base = torch.cat([torch.where(here[..., None], single[:, k], base[:, :SHORT]), base[:, SHORT:]], 1)
+    return base
+
+
+class TextToImage:
+    """UNet and text encoder, trained together."""
+
+    def __init__(self, words: int):
+        import torch
+
+        self.parts = torch.nn.ModuleDict({"unet": small_model.unet(UNET), "text": text_encoder(words)})
+        self.parts.text.text_projection.requires_grad_(False)
+
+
+def text_to_image_loss(model: TextToImage, load: Callable[[str], Any], data: dict, batch: int) -> Callable:
+    """Mean squared error of the predicted noise at SD's noise levels, the higher ones a little more often."""
+    import torch
+    from comfy.model_sampling import ModelSamplingDiscrete
+
+    captions = load("core.data.captions")
+    rows = {word: i for i, word in enumerate(vocabulary(captions))}
+    kept = 1 / (ModelSamplingDiscrete().sigmas ** 2 + 1)
+
+    def loss(step: int, micro: int, generator: torch.Generator) -> dict:
+        chosen = torch.randint(len(data["latents"]), (batch,), generator=generator)
+        subjects = captions.Subjects(*data["subjects"][chosen].unbind(1))
+        texts = draw_texts(captions, rows, subjects, generator)
+        t = (1000 * torch.rand(batch, generator=generator) ** 0.75).long()
+        clean, a = data["latents"][chosen].float(), kept[t][:, None, None, None]
+        noise = torch.randn(clean.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            told = context(model.parts.text, texts)
+            predicted = model.parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told)
+        error = (predicted.float() - noise).pow(2).mean((1, 2, 3))
+        return {"loss": error.mean(), "high": error[t >= 500].mean() if (t >= 500).any() else error.mean()}
+
+    return loss
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def autoencoder(load: Callable[[str], Any], folder: Path) -> Any:
+    """The small models' autoencoder, its latents scaled to these scenes; kept in the work folder."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path, module = folder / "autoencoder.safetensors", load("core.models.small_autoencoder").SmallAutoencoder()
+    if not path.is_file():
+        whole = load_file(str(small_model.MODELS / "framepainter_small_base.safetensors"))
+        module.load_state_dict({n.removeprefix("first_stage_model."): t.float() for n, t in whole.items()
+                                if n.startswith("first_stage_model.")})
+        captions, generator = load("core.data.captions"), torch.Generator().manual_seed(1)
+        shown = captions.render(captions.draw_scenes(captions.draw_subjects(64, generator), 1, generator), SIDE)[:, 0]
+        save_file(small_model.scaled_to(module, shown), str(path))
+    module.load_state_dict(load_file(str(path)))
+    return module
+
+
+def examples(load: Callable[[str], Any], folder: Path, count: int, seed: int, held: bool = False) -> dict:
+    """Latents times SD's factor (N, 4, h, w) in fp16 and subjects (N, 4); kept in the work folder, 200 at a time."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    captions, vae, parts = load("core.data.captions"), autoencoder(load, folder), []
+    for number in range(-(-count // 200)):
+        path = folder / f"latents-{seed}-{number}.safetensors"
+        if not path.is_file():
+            generator = torch.Generator().manual_seed(seed * 100_000 + number)
+            subjects = captions.draw_subjects(min(200, count - 200 * number), generator, held)
+            pictures = captions.render(captions.draw_scenes(subjects, 1, generator), SIDE)[:, 0]
+            with torch.no_grad():
+                latents = torch.cat([vae.encode(p * 2 - 1) for p in pictures.split(20)]) * small_model.SCALING
+            save_file({"latents": latents.half(), "subjects": torch.stack(list(subjects), 1)}, str(path))
+            print(f"latents: {200 * number + len(latents)}/{count}", flush=True)
+        parts.append(load_file(str(path)))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
+    parser.add_argument("--folder", type=Path, default=Path("small_text_model"), help="for states and results")
+    parser.add_argument("stage", choices=["latents", *STAGES, "write"])
+    options = parser.parse_args()
+    load = tools_pack.open_pack(options.host.resolve())
+    import torch
+
+    folder, stage = options.folder, STAGES.get(options.stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        if options.stage == "latents":
+            examples(load, folder, SCENES, 1)
+        elif options.stage == "text-to-image":
+            captions = load("core.data.captions")
+            words = vocabulary(captions)
+            token_ids(words)
+            model = TextToImage(len(words))
+            data = examples(load, folder, SCENES, 1)
+            loss = text_to_image_loss(model, load, data, stage.batch)
+            trained = dict(model.parts.named_parameters())
+            small_model.run_stage("text-to-image", model.parts, loss, load, folder, EMA, stage)
+
+
+if __name__ == "__main__":
+    main()
