@@ -11,7 +11,7 @@ SUFFIXES = (".safetensors", ".sft")
 UNETS = (OWN, "diffusion_models", "checkpoints")
 ENCODERS = (OWN, "controlnet", "diffusion_models")
 PICTURES = ("checkpoints", OWN)  # files with CLIP vision and VAE inside
-SHIPPED = Path(__file__).resolve().parents[1] / "models"
+SHIPPED = Path(__file__).resolve().parents[2] / "models"
 
 
 def register() -> None:
