@@ -22,7 +22,7 @@ import small_model  # noqa: E402
 from small_model import Stage  # noqa: E402
 
 SIDE = 192  # pixels
-SCENES, HELD = 12000, 256
+SCENES, HELD = 8000, 256
 WIDTH = 64  # of the text embeddings
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
         "num_res_blocks": [1, 1, 1, 1], "transformer_depth": [0, 1, 1, 0], "transformer_depth_middle": 1,
