@@ -1,4 +1,4 @@
-"""Load FramePainter, Save FramePainter Checkpoint."""
+"""Load FramePainter, Load Small Text-to-Image Model, Save FramePainter Checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host.weights import folders, loading, saving
+from ..host.weights import folders, loading, saving, text_to_image
 from .schema import FramePainterType, advanced, check_choice, schema
 
 INSIDE = "(in the model file)"
@@ -119,4 +119,42 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText("\n".join(f"{p} ({p.stat().st_size / 1e6:.1f} MB)" for p in written)))
 
 
-NODES = [LoadFramePainter, SaveFramePainterCheckpoint]
+class LoadSmallTextToImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterLoadTextToImage",
+            display_name="Load Small Text-to-Image Model",
+            description="Loads the small text-to-image model that comes with the pack: Stable Diffusion 1.x in miniature, for "
+                        "192 x 192 pictures of one shape, such as 'a small red disc on a green ground'. For real pictures use "
+                        "Load Checkpoint with a Stable Diffusion 1.x checkpoint instead.",
+            search_aliases=["small model", "video-p2p", "example model"],
+            inputs=[
+                io.Combo.Input("model_file", options=text_to_image.listed(),
+                               tooltip="A small text-to-image model, from models/framepainter or the pack itself."),
+                advanced(io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", optional=True,
+                                        tooltip="Precision of the UNet's weights in memory. default: as the host's options "
+                                                "and the card say.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The UNet."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder, with the tokenizer of Stable Diffusion 1.x."),
+                io.Vae.Output(display_name="vae", tooltip="The autoencoder: eight pixels a latent."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_file: str, weight_dtype: str = "default"):
+        try:
+            found = folders.find(model_file, text_to_image.KINDS).stat()
+        except FileNotFoundError:
+            return 0, 0, weight_dtype
+        return found.st_mtime_ns, found.st_size, weight_dtype
+
+    @classmethod
+    def execute(cls, model_file: str, weight_dtype: str = "default") -> io.NodeOutput:
+        check_choice("Load Small Text-to-Image Model", "weight_dtype", weight_dtype, DTYPES)
+        return io.NodeOutput(*text_to_image.load(folders.find(model_file, text_to_image.KINDS), DTYPES[weight_dtype]))
+
+
+NODES = [LoadFramePainter, LoadSmallTextToImage, SaveFramePainterCheckpoint]

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
+import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -55,9 +56,18 @@ class _PlainLayers:
 
 def expected_unet(config: dict[str, Any], head_width: int = HEAD_WIDTH) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the UNet that the host builds from a configuration, made on the meta device."""
+    return _shapes_of(svd_config(config, head_width))
+
+
+def expected_text_unet(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The same for a Stable Diffusion 1.x network."""
+    return _shapes_of(comfy.supported_models.SD15(config))
+
+
+def _shapes_of(config: comfy.supported_models_base.BASE) -> dict[str, tuple[int, ...]]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    settings = {k: v for k, v in svd_config(config, head_width).unet_config.items() if k != "disable_unet_model_creation"}
+    settings = {k: v for k, v in config.unet_config.items() if k != "disable_unet_model_creation"}
     with torch.device("meta"):
         unet = UNetModel(**settings, device="meta", operations=_PlainLayers)
     return {name: tuple(p.shape) for name, p in unet.state_dict().items()}
@@ -111,16 +121,30 @@ def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width
         disable_dynamic: whole weights in the modules even where the host would page them in, as training needs.
     """
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    config = svd_config(unet_config(shapes), head_width)
+    patcher = _managed_unet(svd_config(unet_config(shapes), head_width), tensors, dtype, disable_dynamic)
+    if diffusers_epsilon:
+        for name in diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(shapes)):
+            patcher.model.diffusion_model.get_submodule(name).eps = EPSILON_DIFFUSERS
+    return patcher
+
+
+def build_text_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
+    """A Stable Diffusion 1.x model of any width from its UNet tensors; see `build_unet`.
+
+    The host picks this class at 320 channels and text embeddings of 768 only, so it is named here instead of detected.
+    """
+    config = comfy.supported_models.SD15(unet_config({name: tuple(t.shape) for name, t in tensors.items()}))
+    return _managed_unet(config, tensors, dtype, disable_dynamic)
+
+
+def _managed_unet(config: Any, tensors: dict[str, Tensor], dtype: torch.dtype | None,
+                  disable_dynamic: bool) -> ModelPatcher:
     parameters = sum(t.numel() for t in tensors.values())
     kinds = list(config.supported_inference_dtypes)
     dtype = dtype or mm.unet_dtype(model_params=parameters, supported_dtypes=kinds,
                                    weight_dtype=comfy.utils.weight_dtype(tensors))
     config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), kinds))
     model = config.get_model(tensors, "")
-    if diffusers_epsilon:
-        for name in diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(shapes)):
-            model.diffusion_model.get_submodule(name).eps = EPSILON_DIFFUSERS
     patcher = managed(model, disable_dynamic)
     offload = mm.unet_offload_device()
     if not mm.is_device_cpu(offload):
@@ -129,6 +153,23 @@ def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width
     model.load_model_weights(tensors, "", **({"assign": True} if _is_dynamic(patcher) else {}))
     model.eval()
     return patcher
+
+
+def build_clip(tensors: dict[str, Tensor], heads: int) -> comfy.sd.CLIP:
+    """A CLIP text encoder of any size with the host's SD 1.x tokenizer, through the host's own loader.
+
+    Args:
+        tensors: transformers' names (`text_model.encoder.layers.0...`), all 49408 rows of the embedding table.
+        heads: of its attention; no tensor tells it.
+    """
+    layer = "text_model.encoder.layers.{}.mlp.fc1.weight"
+    count = next(n for n in range(len(tensors)) if layer.format(n) not in tensors)
+    inner, width = tensors[layer.format(0)].shape
+    config = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": heads, "num_hidden_layers": count}
+    # The host's code for longer prompts replaces the second entry by the first.
+    return comfy.sd.load_text_encoder_state_dicts(
+        [tensors], folder_paths.get_folder_paths("embeddings"), comfy.sd.CLIPType.STABLE_DIFFUSION,
+        {"model_config": config, "clip_l_model_config": config})
 
 
 def build_vae(tensors: dict[str, Tensor]) -> comfy.sd.VAE:

@@ -125,7 +125,7 @@ def test_dev_py_runs_from_anywhere_and_lists_its_commands(repo: Path, tmp_path: 
         [sys.executable, str(repo / "dev.py"), "-h"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "test", "serve", "bench", "ablation", "models", "setup", "where"):
+    for command in ("demo", "test", "serve", "bench", "ablation", "models", "text-model", "setup", "where"):
         assert f"\n    {command} " in done.stdout
 
 

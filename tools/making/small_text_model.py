@@ -21,8 +21,9 @@ import pack as tools_pack  # noqa: E402
 import small_model  # noqa: E402
 from small_model import Stage  # noqa: E402
 
+FILE = "small_text_to_image.safetensors"
 SIDE = 192  # pixels
-SCENES, HELD = 8000, 256
+SCENES = 8000
 WIDTH = 64  # of the text embeddings
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
         "num_res_blocks": [1, 1, 1, 1], "transformer_depth": [0, 1, 1, 0], "transformer_depth_middle": 1,
@@ -178,18 +179,12 @@ def context(model: Any, texts: Texts) -> Any:
     return base
 
 
-class TextToImage:
-    """UNet and text encoder, trained together."""
+def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch: int) -> Callable:
+    """Mean squared error of the predicted noise at SD's noise levels, the higher ones a little more often.
 
-    def __init__(self, words: int):
-        import torch
-
-        self.parts = torch.nn.ModuleDict({"unet": small_model.unet(UNET), "text": text_encoder(words)})
-        self.parts.text.text_projection.requires_grad_(False)
-
-
-def text_to_image_loss(model: TextToImage, load: Callable[[str], Any], data: dict, batch: int) -> Callable:
-    """Mean squared error of the predicted noise at SD's noise levels, the higher ones a little more often."""
+    Args:
+        parts: "unet" and "text", trained together.  data: see `examples`.
+    """
     import torch
     from comfy.model_sampling import ModelSamplingDiscrete
 
@@ -205,8 +200,8 @@ def text_to_image_loss(model: TextToImage, load: Callable[[str], Any], data: dic
         clean, a = data["latents"][chosen].float(), kept[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            told = context(model.parts.text, texts)
-            predicted = model.parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told)
+            told = context(parts.text, texts)
+            predicted = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told)
         error = (predicted.float() - noise).pow(2).mean((1, 2, 3))
         return {"loss": error.mean(), "high": error[t >= 500].mean() if (t >= 500).any() else error.mean()}
 
@@ -253,7 +248,74 @@ def examples(load: Callable[[str], Any], folder: Path, count: int, seed: int, he
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def decoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable:
+    """The decoder alone, on crops of fresh scenes: nothing changes for the UNet."""
+    import torch
+
+    captions = load("core.data.captions")
+
+    def loss(step: int, micro: int, generator: torch.Generator) -> dict:
+        scenes = captions.draw_scenes(captions.draw_subjects(batch, generator), 1, generator)
+        target = around(captions.render(scenes, SIDE)[:, 0], scenes, generator) * 2 - 1
+        with torch.no_grad():
+            z = model.encode(target)
+        noisy = z + 0.03 / small_model.SCALING * torch.randn(z.shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = model.decode(noisy)
+        return small_model.reconstruction(decoded.float(), target)
+
+    return loss
+
+
+def around(pictures: Any, scenes: Any, generator: Any, side: int = 80) -> Any:
+    """Squares of pictures (B, 3, H, H) somewhere over their shapes: most of a picture is plain ground."""
+    import torch
+
+    middle = (scenes.centre[:, 0] + 1) / 2 * pictures.shape[-1] + 30 * torch.randn(len(pictures), 2, generator=generator)
+    corner = (middle - side / 2).round().long().clamp(0, pictures.shape[-1] - side).tolist()
+    return torch.stack([p[:, y:y + side, x:x + side] for p, (x, y) in zip(pictures, corner, strict=True)])
+
+
 # ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def write(load: Callable[[str], Any], folder: Path) -> Path:
+    """The checkpoint in fp16, from the averages of the newest state and the autoencoder as it is now."""
+    import torch
+    from safetensors.torch import save_file
+
+    names, state = load("core.weights.text_to_image"), load("core.training.state")
+    tensors, _ = state.load_state(state.states(folder / "text-to-image")[-1], {})
+    averages = {n.removeprefix("average/"): t for n, t in tensors.items() if n.startswith("average/")}
+    parts = {names.UNET: {n.removeprefix("unet."): t for n, t in averages.items() if n.startswith("unet.")},
+             names.TEXT: {n.removeprefix("text."): t for n, t in averages.items() if n.startswith("text.")},
+             names.VAE: autoencoder(load, folder).state_dict()}
+    tensors = {prefix + n: t.detach().half().contiguous() for prefix, part in parts.items() for n, t in part.items()
+               if not n.endswith("position_ids")}
+    ids = token_ids(vocabulary(load("core.data.captions")))
+    tensors[names.VOCABULARY] = torch.tensor(ids, dtype=torch.int32)
+    path = folder / FILE
+    save_file(tensors, str(path), metadata={"framepainter.format": "1", names.HEADS: str(TEXT["num_attention_heads"])})
+    print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, {sum(t.numel() for t in tensors.values()) / 1e6:.2f} M", flush=True)
+    return path
+
+
+def train(load: Callable[[str], Any], folder: Path, stage: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    if stage == "decoder":
+        model = autoencoder(load, folder)
+        loss = decoder_loss(model, load, STAGES[stage].batch)
+        trained = small_model.run_stage("text-decoder", model.decoder, loss, load, folder, 0.998, STAGES[stage])
+        model.decoder.load_state_dict(trained.averages)
+        save_file(model.state_dict(), str(folder / "autoencoder.safetensors"))
+        return
+    words = len(vocabulary(load("core.data.captions")))
+    parts = torch.nn.ModuleDict({"unet": small_model.unet(UNET), "text": text_encoder(words)})
+    parts.text.text_projection.requires_grad_(False)
+    loss = text_to_image_loss(parts, load, examples(load, folder, SCENES, 1), STAGES[stage].batch)
+    small_model.run_stage(stage, parts, loss, load, folder, EMA, STAGES[stage])
 
 
 def main() -> None:
@@ -265,21 +327,15 @@ def main() -> None:
     load = tools_pack.open_pack(options.host.resolve())
     import torch
 
-    folder, stage = options.folder, STAGES.get(options.stage)
-    folder.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    with torch.enable_grad():
-        if options.stage == "latents":
-            examples(load, folder, SCENES, 1)
-        elif options.stage == "text-to-image":
-            captions = load("core.data.captions")
-            words = vocabulary(captions)
-            token_ids(words)
-            model = TextToImage(len(words))
-            data = examples(load, folder, SCENES, 1)
-            loss = text_to_image_loss(model, load, data, stage.batch)
-            trained = dict(model.parts.named_parameters())
-            small_model.run_stage("text-to-image", model.parts, loss, load, folder, EMA, stage)
+    if options.stage == "latents":
+        examples(load, options.folder, SCENES, 1)
+    elif options.stage == "write":
+        write(load, options.folder)
+    else:
+        with torch.enable_grad():
+            train(load, options.folder, options.stage)
 
 
 if __name__ == "__main__":
