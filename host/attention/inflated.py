@@ -162,6 +162,11 @@ def temporal_of(model: ModelPatcher) -> ModelPatcher | None:
     return next(iter(model.get_additional_models_with_key(KEY)), None)
 
 
+def settings_of(model: ModelPatcher) -> Settings:
+    """The settings of an inflated model."""
+    return next(patch.settings for patch in model.object_patches.values() if isinstance(patch, _Forward))
+
+
 def is_inflated(model: ModelPatcher) -> bool:
     """Whether frames see each other in this model."""
     return bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY))

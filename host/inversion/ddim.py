@@ -1,0 +1,198 @@
+"""Inverting a video on an inflated Stable Diffusion 1.x model, and the embeddings that lead guided sampling back (Video-P2P).
+
+States of a trajectory are what ComfyUI's samplers hold, latents / sqrt(a); `core.ddim.latents` gives DDIM's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.supported_models
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...core import ddim
+from ...core.ddim import Schedule
+from ...core.digest import digest
+from ...core.inversion import null_text
+from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
+from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError, remove
+from .. import report
+from ..attention.inflated import check_model, is_inflated, settings_of, temporal_of
+from ..network import WrongModel, model_digest
+from ..training.inflated import copy_of
+from ..training.run import differentiable
+from .kept import Start, run_kept
+
+INVERT, NULL_TEXT = "Invert DDIM", "Null-Text"
+UNSUPPORTED = ("control", "gligen", "area", "mask")  # parts of a conditioning that a trajectory does not keep
+
+
+def network_digest(model: ModelPatcher, node: str) -> str:
+    """Identity of an inflated network: UNet with its LoRAs, temporal layers, window.
+
+    Raises:
+        WrongModel: not a Stable Diffusion 1.x model, or not inflated.
+    """
+    check_model(model, node)
+    if not is_inflated(model):
+        raise WrongModel(f"{node}: in 'model' the frames do not see each other. Put Video Text Model between the checkpoint and "
+                         "this node.")
+    temporal = temporal_of(model)
+    weights = {} if temporal is None else {name: first[0] for name, (first, *_) in temporal.get_key_patches().items()}
+    patches = {} if temporal is None else {name: [str(p[:1]) for p in more] for name, more in temporal.patches.items()}
+    return digest(model_digest(model, patched=True), weights, patches, settings_of(model).window)
+
+
+def text_of(conditioning: list, name: str, node: str) -> Tensor:
+    """The embedding (1, K, C) of a CONDITIONING that holds one prompt.
+
+    Raises:
+        TrajectoryError: several prompts, or parts that a trajectory does not keep.
+    """
+    if len(conditioning) != 1:
+        raise TrajectoryError(f"{node}: '{name}' holds {len(conditioning)} conditionings joined; exactly one is needed. Connect "
+                              "CLIP Text Encode directly.")
+    embedding, extra = conditioning[0]
+    more = [key for key in UNSUPPORTED if extra.get(key) is not None]
+    if more or embedding is None or len(embedding) != 1:
+        what = f"carries {', '.join(more)}" if more else "is not one prompt's embedding"
+        raise TrajectoryError(f"{node}: '{name}' {what}, which an inversion cannot keep. Connect CLIP Text Encode directly.")
+    return embedding.detach().float().cpu().clone()
+
+
+def frames_of(latent: dict[str, Any], node: str) -> Tensor:
+    """The samples (F, 4, h, w) of a video's LATENT.
+
+    Raises:
+        TrajectoryError: not a stack of frames of four channels.
+    """
+    samples = latent["samples"]
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
+        shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
+        raise TrajectoryError(f"{node}: 'latent' is {shape}; a video for Stable Diffusion 1.x is [frames, 4, height / 8, width / "
+                              "8]. Connect VAE Encode with the checkpoint's VAE.")
+    return samples.detach().float().clone()
+
+
+def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: int, folder: Path | None = None,
+           node_id: str | None = None) -> Trajectory:
+    """Invert a video with the source prompt and without guidance.
+
+    Args:
+        model: inflated.
+        latent: LATENT of the video, [frames, 4, h, w].
+        steps: N.
+        folder: where to keep what is done so far, and to look for the remains of an interrupted inversion of the same video;
+            None keeps nothing.
+        node_id: of the node to show warnings on.
+
+    Raises:
+        WrongModel, TrajectoryError: see the message.
+    """
+    identity = network_digest(model, INVERT)
+    source = SourceConditioning(text_of(positive, "positive", INVERT), torch.zeros(0), {})
+    try:
+        sigmas = Schedule(steps).sigmas
+    except ValueError as error:
+        raise TrajectoryError(f"{INVERT}: 'steps' does not work: {error}.") from None
+    held = frames_of(latent, INVERT) * (sigmas[-1] ** 2 + 1.0) ** 0.5
+    start = Start(held, sigmas, source, identity)
+    return run_kept(model, positive, start, list(reversed(sigmas)), ddim.invert_ddim, INVERT, folder, node_id)
+
+
+def start_latent(found: Trajectory) -> dict[str, Tensor]:
+    """The LATENT that sampling starts from with added noise turned off."""
+    return {"samples": comfy.supported_models.SD15.latent_format().process_out(found.states[-1])}
+
+
+def clean_latent(held: Tensor, sigma: float) -> dict[str, Tensor]:
+    """The LATENT to decode after sampling: the schedule ends above sigma 0, and the release decodes latents as they are there.
+
+    Args:
+        held: (rows, 4, h, w) samples of the sampler's LATENT.  sigma: the last level.
+    """
+    return {"samples": held / (sigma**2 + 1.0) ** 0.5}
+
+
+def latents_of(found: Trajectory) -> Tensor:
+    """(N + 1, F, 4, h, w) DDIM's latents of a trajectory, the clean video first.
+
+    Raises:
+        TrajectoryError: it was not made by `invert`.
+    """
+    if not found.reached == found.steps < ddim.TRAIN_STEPS or found.sigmas != Schedule(found.steps).sigmas:
+        raise TrajectoryError(f"{NULL_TEXT}: 'trajectory' does not hold all steps of a DDIM inversion. Connect {INVERT}.")
+    return ddim.latents(found.states, found.levels)
+
+
+def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: NullTextSettings = NullTextSettings(),  # noqa: B008
+             precision: str = "fp32", checkpointing: bool = False, folder: Path | None = None,
+             node_id: str | None = None) -> NullText:
+    """Null-text optimisation along a trajectory. It works on a copy of the network, as the host's cannot be differentiated.
+
+    Args:
+        model: the one that the trajectory was made with.
+        negative: CONDITIONING of the empty prompt.
+        precision: of the arithmetic, "fp32", "bf16" or "fp16".
+        checkpointing: less memory, a third more work.
+        folder: where to keep what is done so far, and to look for the remains of an interrupted one; None keeps nothing.
+
+    Raises:
+        WrongModel, TrajectoryError: see the message.
+    """
+    identity = network_digest(model, NULL_TEXT)
+    if found.model != identity:
+        raise TrajectoryError(f"{NULL_TEXT}: 'trajectory' was made with another model than 'model'. Connect the model that went "
+                              f"into {INVERT}, or invert again.")
+    trajectory, empty = latents_of(found), text_of(negative, "negative", NULL_TEXT)
+    key = digest(identity, found.states, found.conditioning.embedding, empty, settings, precision)
+    path = None if folder is None else folder / f"{key}.null_text{null_text.PARTIAL}.safetensors"
+    state = _resume(path, key, node_id)
+    steps = report.Steps(found.steps)
+    for _ in range(state.done):
+        steps.step()
+    keep = path is not None
+
+    def after(done: NullText) -> None:
+        nonlocal keep
+        if keep:
+            keep = _keep(path, done, key, node_id)
+        steps.step()
+
+    device = torch.device(mm.get_torch_device())
+    with differentiable():
+        if device.type != "cpu":
+            mm.unload_all_models()
+        network = copy_of(model, NULL_TEXT, precision, checkpointing).to(device)
+        text, empty, trajectory = (t.clone().to(device) for t in (found.conditioning.embedding, empty, trajectory))
+        state = NullText([t.to(device) for t in state.embeddings], [t.to(device) for t in state.latents], state.losses)
+        out = null_text.optimise(network, trajectory, Schedule(found.steps), text, empty, settings, state, after,
+                                 mm.throw_exception_if_processing_interrupted)
+    if path is not None:
+        remove(path)
+    return NullText([t.cpu() for t in out.embeddings], [t.cpu() for t in out.latents], out.losses)
+
+
+def _resume(path: Path | None, key: str, node_id: str | None) -> NullText:
+    """What an interrupted optimisation left, or nothing."""
+    try:
+        return NullText() if path is None else null_text.load(path, key)
+    except FileNotFoundError:
+        return NullText()
+    except NullTextError as error:
+        report.warn(f"{NULL_TEXT}: an interrupted optimisation cannot be continued and starts from the beginning. {error}", node_id)
+        return NullText()
+
+
+def _keep(path: Path, state: NullText, key: str, node_id: str | None) -> bool:
+    """Save what is done so far. Returns False if that failed."""
+    try:
+        null_text.save(path, state, key)
+    except NullTextError as error:
+        report.warn(f"{NULL_TEXT}: this optimisation cannot be resumed if it is interrupted, as {error}", node_id)
+        return False
+    return True

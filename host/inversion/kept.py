@@ -1,0 +1,107 @@
+"""Running an inversion through the host's sampling path, every state kept, so that it can go on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management as mm
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...core.inversion import trajectory
+from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
+from .. import report
+from .source import run_source
+
+# (model, state, ascending levels, extra arguments, callback after each step, first step) -> last state
+Integrate = Callable[[Any, Tensor, Tensor, dict, Callable[[dict], None], int], Tensor]
+
+
+class Start(NamedTuple):
+    """What an inversion starts from: latents (T, 4, h, w) as a LATENT holds them, the sampling's levels (descending), the
+    source's conditioning, the network's digest."""
+
+    latents: Tensor
+    sigmas: tuple[float, ...]
+    source: SourceConditioning
+    model: str
+
+
+def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[float], integrate: Integrate, node: str,
+             folder: Path | None = None, node_id: str | None = None) -> Trajectory:
+    """Run an inversion.
+
+    Args:
+        levels: ascending, one for each state.
+        integrate: the method.
+        node: named in errors.
+        folder: where to keep what is done so far, and to look for the remains of an interrupted inversion of the same clip;
+            None keeps nothing.
+        node_id: of the node to show warnings on.
+
+    Raises:
+        TrajectoryError: the result has values that are not finite.
+    """
+    states = torch.zeros(len(levels), *start.latents.shape)
+    first, partial = 0, None
+    if folder is not None:
+        name = trajectory.identity(start.model, start.source, start.sigmas, start.latents)[:32]
+        partial = folder / f"{name}{trajectory.PARTIAL}.safetensors"
+        first = _resume(partial, states, node, node_id)
+    keep = partial is not None
+    preview = latent_preview.prepare_callback(model, len(levels) - 1)
+
+    def sampler(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Callable | None,
+                disable: bool | None) -> Tensor:
+        if first == 0:
+            states[0] = x.cpu()
+
+        def after(step: dict) -> None:
+            nonlocal keep
+            states[step["i"] + 1] = step["next"].cpu()
+            if keep:
+                done = Trajectory(states[:step["i"] + 2], start.sigmas, start.source, start.model)
+                keep = _keep(partial, done, node, node_id)
+            if callback is not None:
+                callback(step)
+            mm.throw_exception_if_processing_interrupted()
+
+        return integrate(model_k, states[first].to(x), sigmas, extra_args, after, first)
+
+    run_source(model, positive, start.latents, levels, sampler, preview)
+    if partial is not None:
+        trajectory.remove(partial)
+    if not torch.isfinite(states).all():
+        raise TrajectoryError(f"{node}: the inversion has left the range of numbers. Load the model with weight_dtype fp32 "
+                              "or bf16, or use more steps.")
+    return Trajectory(states, start.sigmas, start.source, start.model)
+
+
+def _resume(path: Path, states: Tensor, node: str, node_id: str | None) -> int:
+    """Fill in the states of an interrupted inversion. Returns the number of steps that are done."""
+    try:
+        found = trajectory.load(path)
+        if found.states.shape[1:] != states.shape[1:] or len(found.states) > len(states):
+            raise TrajectoryError(f"'{path}' holds {list(found.states.shape)} values, this inversion {list(states.shape)}.")
+    except FileNotFoundError:
+        return 0
+    except TrajectoryError as error:
+        report.warn(f"{node}: what an interrupted inversion left cannot be used, it starts anew. {error}", node_id)
+        return 0
+    states[:len(found.states)] = found.states
+    report.log.info("FramePainter: inversion goes on after %d of %d steps", found.reached, found.steps)
+    return found.reached
+
+
+def _keep(path: Path, done: Trajectory, node: str, node_id: str | None) -> bool:
+    """Save the inversion so far. Returns False if that failed; the run itself needs no file."""
+    try:
+        trajectory.save(path, done)
+    except TrajectoryError as error:
+        report.warn(f"{node}: this inversion cannot be resumed if it is interrupted, as {error}", node_id)
+        return False
+    return True
