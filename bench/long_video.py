@@ -175,7 +175,7 @@ def table_of_scenes(bench: Bench, count: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
-    parser.add_argument("--folder", type=Path, default=Path("long_video"), help="for the stages; delete it to begin anew")
+    parser.add_argument("--folder", type=Path, default=Path("long_video"), help="for the stages; delete it to start over")
     parser.add_argument("--only", nargs="*", help="names of variants")
     parser.add_argument("--scenes", type=int, default=0, help="other videos, with and without skip-interval attention")
     parser.add_argument("--write", action="store_true")

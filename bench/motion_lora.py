@@ -4,7 +4,7 @@
     <ComfyUI's python> bench/motion_lora.py --host COMFYUI --cost [--full] [--write]
 
 Effect: held-out procedural clips of one object on a clear path, each learned by Train Motion LoRA's own run on the small base
-model. The clip is then generated anew from its first frame and fresh noise, and the flow from every later frame back to the
+model. The clip is then generated again from its first frame and fresh noise, and the flow from every later frame back to the
 first is measured with the pack's own estimator and compared with the true one. --write puts table and picture into docs/.
 
 Cost: time and peak memory of a training step, each way of checkpointing in a process of its own, random weights. --full takes

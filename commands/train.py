@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--encoder", type=Path, help="the authors' control encoder, if --model is their UNet")
     add("--clip-and-vae", type=Path, help="SVD checkpoint with CLIP vision and VAE, if --model has none")
     add("--framepainter", type=Path, help="single file whose matching attention and control encoder to go on from")
-    add("--new", action="store_true", help="start matching attention and control encoder anew though --model has them")
+    add("--new", action="store_true", help="start matching attention and control encoder from new weights though --model has them")
     add("--out", type=Path, required=True, help="folder of the run")
     add("--preset", default="24 GB", help="paper, '24 GB', '16 GB', '12 GB' or 'small network'")
     add("--fsdp", action="store_true", help="several processes share weights, gradients and moments out (FSDP)")

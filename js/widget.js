@@ -93,7 +93,7 @@ class EditorWidget {
     this.look();
   };
 
-  /** Pages that make a node anew, as undo does, may leave the old element in place of ours. */
+  /** Pages that make a node again, as undo does, may leave the old element in place of ours. */
   #heal(frames = HEAL_FRAMES) {
     cancelAnimationFrame(this.healing);
     if (this.ended) return;

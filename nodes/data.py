@@ -98,9 +98,9 @@ class BuildDataset(io.ComfyNode):
                                 tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
                                         "go on with it, and take in new videos."),
                 io.Int.Input("width", default=1024, min=16, max=8192, step=8,
-                             tooltip="Of the pairs, in pixels: frames are resized, and cropped in the middle. A network of "
+                             tooltip="Width of the pairs in pixels: frames are resized, and cropped in the middle. A network of "
                                      "four levels needs multiples of 64."),
-                io.Int.Input("height", default=576, min=16, max=8192, step=8, tooltip="Of the pairs, in pixels."),
+                io.Int.Input("height", default=576, min=16, max=8192, step=8, tooltip="Height of the pairs in pixels."),
                 io.Float.Input("min_seconds", default=1.0, min=0.0, max=3600.0, step=0.1, round=0.001,
                                tooltip="The two frames are more than this apart; the paper takes one second. Longer: larger "
                                        "edits."),
@@ -119,7 +119,7 @@ class BuildDataset(io.ComfyNode):
                                        "weights. automatic: RAFT if there is one. Not used if flow or tracks are connected."),
                 io.Int.Input("drag_points", default=4, min=1, max=64, tooltip="Drags of each pair."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Of the choice of frames and drags. Same seed, same videos: same pairs."),
+                             tooltip="Seed for the choice of frames and drags. Same seed, same videos: same pairs."),
                 io.Image.Input("images", optional=True, tooltip="Frames of one video, in addition to the folder."),
                 io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, round=0.001, optional=True,
                                tooltip="Pictures a second, for images and for folders of pictures."),
@@ -226,8 +226,8 @@ class ProceduralDataset(io.ComfyNode):
                                 tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
                                         "go on with it."),
                 io.Int.Input("count", default=256, min=1, max=1_000_000, tooltip="Pairs to make."),
-                io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Of the pictures, in pixels."),
-                io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Of the pictures, in pixels."),
+                io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
+                io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Same seed and settings, same pairs."),
                 io.Int.Input("min_sprites", default=1, min=1, max=16, tooltip="Fewest shapes in a picture."),

@@ -153,7 +153,7 @@ class InvertEDM(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="Any Stable Video Diffusion model, without the edit's motion LoRA."),
-                io.Conditioning.Input("positive", tooltip="Of the source clip, from Source Conditioning."),
+                io.Conditioning.Input("positive", tooltip="Conditioning of the source clip, from Source Conditioning."),
                 io.Latent.Input("latent", tooltip="The source clip's latents, from Source Conditioning."),
                 io.Int.Input("steps", default=25, min=1, max=10000,
                              tooltip="Steps, on the released schedule (Karras, 700 to 0.002). More invert more exactly. Not "
@@ -294,7 +294,7 @@ class NormalityReadOut(io.ComfyNode):
             is_output_node=True,
             inputs=[io.Latent.Input("latent", tooltip="The inverted latent from Invert EDM; any other latent works, too.")],
             outputs=[
-                io.Float.Output(display_name="statistic", tooltip="Of the whole clip. Pure noise stays under 0.8; clips "
+                io.Float.Output(display_name="statistic", tooltip="Statistic of the whole clip. Pure noise stays under 0.8; clips "
                                                                   "without perturbation reach thousands."),
                 io.Image.Output(display_name="histogram", tooltip="Standardised values of the clip, and of each channel, with "
                                                                   "the normal curve."),

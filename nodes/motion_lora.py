@@ -43,11 +43,11 @@ class TrainMotionLora(io.ComfyNode):
                                                                               "250."),
                 io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9,
                                tooltip="AdamW's. The released training uses 0.0005."),
-                io.Int.Input("rank", default=32, min=1, max=256, tooltip="Of the LoRA; 32 as released, 71 MB at full size."),
+                io.Int.Input("rank", default=32, min=1, max=256, tooltip="Rank of the LoRA; 32 as released, 71 MB at full size."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
-                               tooltip="Of the LoRA on the model that comes out. The LoRA itself is not affected."),
+                               tooltip="Strength of the LoRA on the model that comes out. The LoRA itself is not affected."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Of noise, dropout and first weights."),
+                             tooltip="Seed for noise, dropout and first weights."),
                 advanced(io.Int.Input("width", default=0, min=0, max=4096, step=64, optional=True,
                                       tooltip="Pixels of training; 0 is the preset's.")),
                 advanced(io.Int.Input("height", default=0, min=0, max=4096, step=64, optional=True,
@@ -58,11 +58,11 @@ class TrainMotionLora(io.ComfyNode):
                                         tooltip="How the network is told motion bucket and augmentation. release: exchanged, as "
                                                 "the released training does by mistake. corrected: as in sampling.")),
                 advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
-                                        tooltip="Of the arithmetic; the LoRA is kept in fp32. fp16 is for cards without bf16.")),
+                                        tooltip="Precision of the arithmetic; the LoRA is kept in fp32. fp16 is for cards without bf16.")),
                 advanced(io.Int.Input("save_every", default=50, min=1, max=100_000, optional=True,
                                       tooltip="Steps between saved states; a crash loses at most these.")),
                 advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
-                                      tooltip="Steps between previews, the clip sampled anew from its first frame; 0 is none. "
+                                      tooltip="Steps between previews, the clip sampled again from its first frame; 0 is none. "
                                               "Previews take as long as dozens of steps.")),
             ],
             outputs=[

@@ -251,7 +251,7 @@ class DragSignal(io.ComfyNode):
         return schema(
             node_id="FramePainterDragSignal",
             display_name="Drag Signal",
-            description="Points of the picture and where they shall go, as editing signal.",
+            description="Points of the picture and the places they move to, as an editing signal.",
             search_aliases=["drag points", "dragdiffusion"],
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -63,7 +63,7 @@ class TrainFramePainter(io.ComfyNode):
                              tooltip="Batches whose gradients are added up for one step: a larger batch without its memory. 0 "
                                      "is the preset's."),
                 io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET,
-                               tooltip="Of the arithmetic. What is trained is kept in fp32 in both."),
+                               tooltip="Precision of the arithmetic. What is trained is kept in fp32 in both."),
                 io.Combo.Input("checkpointing", options=list(SWITCH), default=PRESET,
                                tooltip="Compute activations again in the backward pass: a third more time, a seventh of their "
                                        "memory."),
@@ -72,12 +72,12 @@ class TrainFramePainter(io.ComfyNode):
                 io.Int.Input("preview_every", default=250, min=0, max=100_000,
                              tooltip="Steps between preview pictures of two training pairs; 0 is none."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Of batches, noise and first weights. Same seed and settings, same result."),
+                             tooltip="Seed for batches, noise and first weights. Same seed and settings, same result."),
                 FramePainterType.Input("framepainter", optional=True,
                                        tooltip="Matching attention and control encoder to go on from. Without it they start "
-                                               "anew: copies of the spatial attention, and a new encoder."),
+                                               "from new ones: copies of the spatial attention, and a new encoder."),
                 advanced(io.Int.Input("rank", default=16, min=1, max=256, optional=True,
-                                      tooltip="Of the LoRA, where one is trained. Higher can learn more and is larger.")),
+                                      tooltip="Rank of the LoRA, where one is trained. Higher can learn more and is larger.")),
                 advanced(io.Combo.Input("semantics", options=["release", "paper"], default="release", optional=True,
                                         tooltip="release: matching and control act on both frames, as the published weights. "
                                                 "paper: on the edited frame only. Use the model as it was trained.")),

@@ -71,7 +71,7 @@ class ReadVideo(io.ComfyNode):
                 parts = video.get_components()
                 found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size)
         except VideoError as error:
-            raise ValueError(f"{READ}: '{name}' {error}. If it plays elsewhere, convert it; else copy it anew.") from None
+            raise ValueError(f"{READ}: '{name}' {error}. If it plays elsewhere, convert it; else copy it again.") from None
         except ValueError as error:
             raise ValueError(f"{READ}: '{name}' {error}.") from None
         for note in found.notes:
@@ -184,12 +184,12 @@ class PropagateEdit(io.ComfyNode):
                 io.Combo.Input("matching", options=MATCHING, default=MATCHING[0],
                                tooltip="How the source's attention is followed; off follows it by the inverted noise alone. The "
                                        "names are Match Attention's presets."),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Of inversion and of sampling."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the inversion and of the sampling."),
                 io.Float.Input("guidance", default=2.0, min=0.0, max=20.0, step=0.1, round=0.01,
                                tooltip="At a clip's last frame; it rises from 1 at the first."),
                 io.Combo.Input("carry", options=list(propagate.CARRIES), default=propagate.CARRIES[0],
                                tooltip="How a clip begins: with the last latent of the one before, as released, or with its last "
-                                       "frame encoded anew."),
+                                       "frame encoded again."),
                 io.Float.Input("colour_match", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
                                tooltip="Against drift: pulls a later clip's colours to those of its source with the first edit's "
                                        "change of colour. 0 is as released."),
@@ -197,22 +197,22 @@ class PropagateEdit(io.ComfyNode):
                                tooltip="Against drift: share of the first edited frame in what later clips are told through CLIP. "
                                        "0 is as released."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Of all noise in the job."),
+                             tooltip="Seed for all noise in this job."),
                 io.Boolean.Input("skip_interval", default=True, optional=True,
                                  tooltip="Later clips see the first clip's keys and values in their temporal attention, against "
                                          "drift. Clip 0 runs again beside each of them, which takes as long once more."),
                 advanced(io.Float.Input("threshold", default=0.35, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
-                                        tooltip="Of the attention difference: above it a place follows the edit alone. As "
+                                        tooltip="Threshold of the attention difference: above it a place follows the edit alone. As "
                                                 "released; higher holds more of the source.")),
                 advanced(io.Int.Input("motion_bucket_id", default=127, min=0, max=1023, optional=True,
                                       tooltip="Amount of motion as the network sees it; 127 as released.")),
-                advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Of the motion LoRA.")),
+                advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Rank of the motion LoRA.")),
                 advanced(io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9, optional=True,
-                                        tooltip="Of its training.")),
+                                        tooltip="Learning rate of the LoRA training.")),
                 advanced(io.Float.Input("lora_strength", default=1.0, min=0.0, max=10.0, step=0.05, round=0.001, optional=True,
-                                        tooltip="Of the motion LoRA when the edit is sampled.")),
+                                        tooltip="Strength of the motion LoRA when the edit is sampled.")),
                 advanced(io.Combo.Input("precision", options=["bf16", "fp16", "fp32"], default="bf16", optional=True,
-                                        tooltip="Of the training's arithmetic.")),
+                                        tooltip="Precision of the training's arithmetic.")),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The edited video at its own size; for Create Video."),

@@ -1,6 +1,6 @@
 """Drag points as a picture, to look at: the network is not shown it (see core/attention/drag.py).
 
-A green disc where a point shall end, a red one where it is now, a white line between them, on black.
+A green disc where a point should end, a red one where it is now, a white line between them, on black.
 Legend: K points, H W pixels.
 """
 

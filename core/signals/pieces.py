@@ -46,7 +46,7 @@ class Pieces(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """picture: (B, H, W, C) with the pieces where they shall be.  uncovered: (H, W) what they left and nothing hides.
+    """picture: (B, H, W, C) with the pieces in their new places.  uncovered: (H, W) what they left and nothing hides.
     placed: (H, W) where they are now.  changed: (H, W) all that was touched: left, deleted or laid over."""
 
     picture: Tensor

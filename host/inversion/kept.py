@@ -90,7 +90,7 @@ def _resume(path: Path, states: Tensor, node: str, node_id: str | None) -> int:
     except FileNotFoundError:
         return 0
     except TrajectoryError as error:
-        report.warn(f"{node}: what an interrupted inversion left cannot be used, it starts anew. {error}", node_id)
+        report.warn(f"{node}: what an interrupted inversion left cannot be used, so it starts from the beginning. {error}", node_id)
         return 0
     states[:len(found.states)] = found.states
     report.log.info("FramePainter: inversion goes on after %d of %d steps", found.reached, found.steps)

@@ -81,7 +81,7 @@ def plain_matching(model: ModelPatcher, unet: nn.Module, weights: FramePainterWe
     problems = framepainter.differences(expected, {n: tuple(t.shape) for n, t in tensors.items()})
     if problems:
         raise WrongModel(f"FramePainter Train: 'framepainter' belongs to another network than 'model' ({problems[0]}). Take "
-                         "both from the same node, or leave 'framepainter' unconnected to start anew.")
+                         "both from the same node, or leave 'framepainter' unconnected to start with new weights.")
     return _filled(branch, tensors)
 
 

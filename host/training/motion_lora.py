@@ -252,7 +252,7 @@ def _evaluated(network: TrainingNetwork, device: torch.device, precision: str) -
 
 def _previewer(inputs: MotionInputs, settings: MotionSettings, clip: objective.MotionClip, network: Callable,
                device: torch.device, watch: Watch) -> Callable[[int], None] | None:
-    """Samples the clip anew from its first frame; first, middle and last frame beside the true ones."""
+    """Samples the clip again from its first frame; first, middle and last frame beside the true ones."""
     if watch.preview is None or not settings.preview_every:
         return None
     from ...core.training import preview as previews

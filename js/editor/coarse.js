@@ -101,7 +101,7 @@ export function createCoarse(editor) {
            ["N, Shift+N", "Select the next, the previous"], ["PgUp, PgDn", "Bring forward, send back"], ["Del", "Discard the piece"],
            ["O", "Hold to see the original"]],
     tip: () => (piece() ? "Drag to move. Corners scale, sides scale one axis, the round handle turns."
-      : mode === "select" ? "Click a piece to select it, or draw around another part with the lasso." : "Draw around what shall move."),
+      : mode === "select" ? "Click a piece to select it, or draw around another part with the lasso." : "Draw around what should move."),
     grounded() {
       collage = new Collage(editor.ground);
       stale = true;

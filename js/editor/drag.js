@@ -6,7 +6,7 @@ const CLICK = 3;
 const MANY = 500;
 const SOURCE = "#ff5a4f", TARGET = "#2fd07a", LINE = "#fff", DARK = "#000b";
 
-/** Arrows from where something is to where it shall go. @param {import("./shell.js").Editor} editor */
+/** Arrows from where something is to where it should go. @param {import("./shell.js").Editor} editor */
 export function createDrag(editor) {
   const { drawing } = editor;
   let selected = -1, gesture = null, hovered = null;
@@ -77,11 +77,11 @@ export function createDrag(editor) {
 
   return {
     controls: [group("Drag", remove)],
-    keys: [["Drag", "New arrow: press where something is, release where it shall go"], ["Drag a handle", "Move an end"],
+    keys: [["Drag", "New arrow: press where something is, release where it should go"], ["Drag a handle", "Move an end"],
            ["Alt + drag a line", "Move a whole arrow"], ["Del", "Delete the selected arrow"], ["Arrow keys", "Move the target by a pixel (Shift: ten)"],
            ["N, Shift+N", "Select the next, the previous"]],
     tip: () => (drawing.items.length ? "Drag handles to move them. Red: where it is. Green: where it goes."
-                                     : "Press on what shall move and drag to where it shall go."),
+                                     : "Press on what should move and drag it to where it should go."),
     warning: () => (drawing.items.length > MANY
       ? `${drawing.items.length} drags: more than ${MANY} cost time and hardly help, as several fall on each place of the network.` : ""),
     grounded: () => {},

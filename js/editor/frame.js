@@ -86,7 +86,7 @@ export function dragged(piece, name, from, to, keys) {
   const still = keys.altKey ? [mx, my] : [mx - u * hx, my - v * hy];  // this place of the original stays where it is
   const [stillX, stillY] = forward(place, still), [handleX, handleY] = [mx + u * hx - still[0], my + v * hy - still[1]];
   const shiftX = to.x - from.x, shiftY = to.y - from.y;
-  // How far the handle shall be from there, in the piece's own directions.
+  // How far the handle should be from there, in the piece's own directions.
   const wantX = handleX * sx + cos * shiftX + sin * shiftY, wantY = handleY * sy + cos * shiftY - sin * shiftX;
   let scale;
   if (u && v && !keys.shiftKey) {

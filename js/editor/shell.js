@@ -96,7 +96,7 @@ export class Editor {
       if (file) this.load(file);
     });
     own("cancel", (event) => event.preventDefault());
-    // After a click the keys shall work; who goes by keyboard stays on the button.
+    // After a click the keys should work; whoever goes by keyboard stays on the button.
     own("click", (event) => event.detail > 0 && event.target.closest?.("button") && this.focus());
   }
 

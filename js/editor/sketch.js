@@ -119,7 +119,7 @@ export function createSketch(editor) {
                group("Brush", sizes), group("Picture beneath", seen)],
     keys: [["B, E", "Brush, eraser"], ["F, L", "Freehand, straight line"], ["[, ]", "Smaller, larger brush"], ["Shift", "Line in steps of 15 degrees"],
            ["P", "Show or hide the picture"]],
-    tip: () => (tool === "eraser" ? "Drag to erase." : "Draw the outline of what changes, at the place and in the shape it shall have after the edit."),
+    tip: () => (tool === "eraser" ? "Drag to erase." : "Draw the outline of what changes, at the place and in the shape it should have after the edit."),
     grounded() {
       const { width, height } = drawing.ground;
       cover = new Float32Array(width * height);

@@ -45,7 +45,7 @@ class Lab:
     tools: Any
 
     def run(self, prompt: examples.Prompt, timeout: float = 180.0) -> dict[str, list[Tensor]]:
-        """Node title -> pictures that it saved. Samples anew even if the server holds the result already."""
+        """Node title -> pictures that it saved. Samples again even if the server holds the result already."""
         prompt = examples.again(prompt)
         entry = self.server.run(prompt, timeout)
         return {node["_meta"]["title"]: [examples.pixels(self.server.fetch(i)) for i in self.tools.images(entry, key)]

@@ -113,7 +113,7 @@ def test_a_sketch_is_drawn_undone_and_run(rig, lab, picture):
     rig.drag((60, 20), (60, 160))
     assert [s["tool"] for s in rig.state("sketch")["strokes"]] == ["brush", "brush", "eraser"]
     rig.screenshot("sketch")
-    # The page's own undo must not see these keys, wherever the focus is: the node would be made anew under the editor.
+    # The page's own undo must not see these keys, wherever the focus is: the node would be made again under the editor.
     rig.press(UNDO)
     assert rig.text("sketch") == after_two
     rig.dialog.locator("[data-action=fit]").focus()
@@ -262,7 +262,7 @@ def test_undo_of_the_graph_steps_back_through_gestures(rig, picture):
         rig.press(UNDO)
         rig.page.wait_for_function("""([type, wanted]) => app.graph.nodes.find(n => n.type === type)
             ?.widgets.find(w => w.name === 'strokes').value === wanted""", arg=[KINDS["sketch"][0], wanted])
-    # The page has made the node anew: its editor must still be the one on the screen.
+    # The page has made the node again: its editor must still be the one on the screen.
     rig.wait_status("sketch", "Nothing drawn")
     rig.page.wait_for_timeout(300)
     rig.open("sketch")

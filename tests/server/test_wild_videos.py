@@ -140,7 +140,7 @@ def test_a_cut_file_gives_the_frames_up_to_there(run, kind):
 
 
 def test_a_file_that_cannot_be_opened_is_named(run, lab):
-    with pytest.raises(lab.tools.RunFailed, match=r"Read Video: 'wild_\d+.mov' cannot be opened .*copy it anew"):
+    with pytest.raises(lab.tools.RunFailed, match=r"Read Video: 'wild_\d+.mov' cannot be opened .*copy it again"):
         run("headless")
 
 

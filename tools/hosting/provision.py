@@ -149,7 +149,7 @@ class Setup:
 
     def _venv_inputs(self) -> dict[str, str]:
         # FRAMEPAINTER_TORCH_INDEX is left out on purpose: setting or unsetting it later must not download
-        # everything anew.
+        # everything again.
         return {
             "python": self.layout.minor,
             "machine": platform.machine(),
@@ -326,7 +326,7 @@ class Installer:
         self._temporary = setup.layout.root / "tmp"
 
     def make_venv(self, directory: Path) -> None:
-        """Make a virtual environment anew."""
+        """Make a fresh virtual environment."""
         remove_tree(directory)
         if self._setup.uv:
             self._run([self._setup.uv, "venv", "--seed", "--python", sys.executable, str(directory)])

@@ -54,7 +54,7 @@ scenes. It shows what the nodes do; it knows nothing of photographs. For those s
 
 Put `workflows/inputs/scene.png` and `scene_sketch.png` of this pack into **Picture** and **Sketch**.
 
-**Your own edit:** draw the outline of the shape where it shall be, about as large as it is, on white.
+**Your own edit:** draw the outline of the shape in its new place, about as large as it is, on white.
 """
 EVALUATE_NOTE = """\
 ### How far is an edit from the truth?
@@ -81,7 +81,7 @@ DRAG_NOTE = """\
 
 Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
 
-In **Drag Signal**: press on something, pull it to where it shall go, release. Several points move it more surely than one.
+In **Drag Signal**: press on something, pull it to its new place, release. Several points move it more surely than one.
 
 **Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
 """
@@ -101,7 +101,7 @@ COMBINED_NOTE = """\
 Runs as it is, on the small sketch model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into
 **Picture**.
 
-The sketch says where the outline shall be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
+The sketch says where the outline will be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
 first half), and the coarse edit is what the run starts from (**FramePainter Dual Clock**), which needs no training.
 """
 EDIT_GROUPS = {

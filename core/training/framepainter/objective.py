@@ -105,7 +105,7 @@ def _matching(asked: list[Asked], batch: Examples, kind: MatchingLoss) -> Tensor
 
 def batch_loss(network: Network, examples: Examples, batch: int, objective: Objective,
                device: torch.device | str = "cpu") -> Callable[[int, int, torch.Generator], Mapping[str, Tensor]]:
-    """A training loop's loss: every step draws its batch anew from all examples, from the step's own generator."""
+    """A training loop's loss: every step draws a new batch from all examples, from the step's own generator."""
     def one(step: int, micro: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         rows = torch.randint(0, len(examples), (batch,), generator=generator)
         return losses(network, examples.take(rows, device), objective, generator)
