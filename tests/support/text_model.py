@@ -15,16 +15,8 @@ def split(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tens
 
 
 def build(pack: Any, unet: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
-    """A model from a UNet's tensors (ComfyUI names), as the host builds it from a checkpoint."""
-    import comfy.supported_models
-
-    building = pack("host.weights.building")
-    config = comfy.supported_models.SD15(building.unet_config({n: tuple(t.shape) for n, t in unet.items()}))
-    config.set_inference_dtype(dtype, None)
-    tensors = dict(unet)
-    model = config.get_model(tensors, "")
-    model.load_model_weights(tensors, "")
-    return building.managed(model.eval())
+    """A model from a UNet's tensors (ComfyUI names)."""
+    return pack("host.weights.building").build_text_unet(dict(unet), dtype)
 
 
 def inflated(pack: Any, tensors: dict[str, Tensor], **settings: Any) -> Any:

@@ -38,7 +38,8 @@ class OneShotSettings:
         """AdamW as released: constant rate, betas 0.9 and 0.999, eps 1e-8, decoupled weight decay 0.01."""
         return loop.TrainSettings(
             steps=self.steps, learning_rate=self.learning_rate, betas=(0.9, 0.999), weight_decay=0.01, clip=self.clip,
-            seed=self.seed, save_every=self.save_every, tolerate=TOLERATED, loss_scale=LOSS_SCALE if self.precision == "fp16" else 0.0)
+            seed=self.seed, save_every=self.save_every, tolerate=TOLERATED,
+            loss_scale=LOSS_SCALE if self.precision == "fp16" else 0.0)
 
 
 PRESETS: dict[str, OneShotSettings] = {

@@ -33,9 +33,9 @@ def model(pack):
     return network(pack, out=0.3)
 
 
-def invert(inversion, model, steps=STEPS, **kwargs):
+def invert(inversion, model, steps=STEPS, latent=LATENT, **kwargs):
     with torch.inference_mode():
-        return inversion.invert(model, POSITIVE, LATENT, steps, **kwargs)
+        return inversion.invert(model, POSITIVE, latent, steps, **kwargs)
 
 
 def test_there_and_back(pack, inversion):
@@ -44,14 +44,15 @@ def test_there_and_back(pack, inversion):
     import comfy.samplers
 
     model, errors = network(pack, out=0.2, time_embed=0.0), []  # a random network jumps from one timestep to the next
-    for steps in (40, 160):
-        found = invert(inversion, model, steps)
+    latent = {"samples": LATENT["samples"][:2, :, :8, :8]}
+    for steps in (20, 80):
+        found = invert(inversion, model, steps, latent)
         start = inversion.start_latent(found)["samples"]
         with torch.inference_mode():
             out = comfy.sample.sample_custom(model, torch.zeros_like(start), 1.0, comfy.samplers.sampler_object("euler"),
                                              torch.tensor(found.sigmas), POSITIVE, POSITIVE, start, disable_pbar=True)
         clean = inversion.clean_latent(out, found.sigmas[-1])["samples"]
-        errors.append(float((clean - LATENT["samples"]).pow(2).mean().sqrt()))
+        errors.append(float((clean - latent["samples"]).pow(2).mean().sqrt()))
     assert errors[1] < 0.5 * errors[0]
 
 
