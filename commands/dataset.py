@@ -132,7 +132,9 @@ def show(args: argparse.Namespace) -> int:
     if not 0 <= args.first < last:
         raise ValueError(f"--first is {args.first}, --count {args.count}; the dataset has {len(index)} pairs, numbered from 0")
     picture = sheets.sheet([index[i] for i in range(args.first, last)])[0]
-    Image.fromarray((picture * 255).round().byte().numpy()).save(args.sheet)
+    kind = Image.registered_extensions().get(args.sheet.suffix.lower(), "PNG")
+    with core("atomic").replacing(args.sheet) as partial:
+        Image.fromarray((picture * 255).round().byte().numpy()).save(partial, kind)
     print(sheets.counts(len(index), index.skipped, (args.first, last - 1)))
     return 0
 

@@ -96,13 +96,6 @@ def read_pairs(folders: dict[str, dict[str, Path]], names: list[str], pair: Call
         yield pair(name, **{k: v for k, v in parts.items() if k not in other})
 
 
-def write(path: Path, text: str) -> None:
-    """Replace a file as a whole: an interrupted write leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def load_clip_vision(pack: Callable[[str], Any], path: Path) -> Any:
     """CLIP vision out of an SVD or FramePainter checkpoint, or from a file of its own."""
     if not path.is_file():
@@ -190,17 +183,25 @@ def evaluate(args: argparse.Namespace) -> int:
         return 1
     found = found._replace(notes=[*notes, *found.notes])
     print(found.report())
+    try:
+        write(args, found, pack)
+    except pack("core.atomic").WriteError as error:
+        raise Wrong(str(error)) from error
+    return 0
+
+
+def write(args: argparse.Namespace, found: Any, pack: Callable[[str], Any]) -> None:
+    """Write the files that were asked for; one that was there is replaced as a whole."""
+    atomic = pack("core.atomic")
     if args.json is not None:
-        write(args.json, found.json())
+        atomic.write_text(args.json, found.json())
     if args.csv is not None:
-        write(args.csv, pack("core.evaluation.table").to_csv(found.names, found.values))
+        atomic.write_text(args.csv, pack("core.evaluation.table").to_csv(found.names, found.values))
     if args.sheet is not None:
         from PIL import Image
 
-        part = args.sheet.with_name(args.sheet.name + ".part")
-        Image.fromarray((found.sheet[0].numpy() * 255).round().astype("uint8")).save(part, "png")
-        os.replace(part, args.sheet)
-    return 0
+        with atomic.replacing(args.sheet) as partial:
+            Image.fromarray((found.sheet[0].numpy() * 255).round().astype("uint8")).save(partial, "png")
 
 
 def listed(names: list[str]) -> str:

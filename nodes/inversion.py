@@ -8,6 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..core.atomic import PARTIAL, WriteError
 from ..core.edm import SIGMA_MAX, karras_sigmas
 from ..core.inversion import condition, sarp, trajectory
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
@@ -205,7 +206,7 @@ class SaveTrajectory(io.ComfyNode):
                                                                            folder_paths.get_output_directory())
             path = write(Path(folder, f"{name}_{counter:05}_.safetensors"), trajectory)
         except OSError as error:
-            raise TrajectoryError(f"Save Trajectory: the folder of '{filename_prefix}' cannot be made: {error}. Choose one "
+            raise WriteError(f"Save Trajectory: the folder of '{filename_prefix}' cannot be made: {error}. Choose one "
                                   "that may be written to.") from error
         return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
 
@@ -214,8 +215,8 @@ def write(path: Path, found: trajectory.Trajectory) -> Path:
     """Save with the node's name in front of what goes wrong."""
     try:
         return trajectory.save(path, found)
-    except TrajectoryError as error:
-        raise TrajectoryError(f"Save Trajectory: {error}") from error
+    except WriteError as error:
+        raise WriteError(f"Save Trajectory: {error}") from error
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -261,7 +262,7 @@ def saved_folders() -> list[Path]:
 def saved_names() -> list[str]:
     """Trajectories that can be loaded, those of the output folder first."""
     found = [str(p.relative_to(folder).as_posix()) for folder in saved_folders() if folder.is_dir()
-             for p in sorted(folder.rglob("*.safetensors")) if trajectory.PARTIAL not in p.name]
+             for p in sorted(folder.rglob("*.safetensors")) if PARTIAL not in p.name]
     return list(dict.fromkeys(found))
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
+from ..core.atomic import WriteError
 from ..core.training.motion_lora.presets import MotionSettings
 from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
 from ..core.video.drift import table as drift_table
 from ..core.video.source import VideoError
-from ..core.video.store import StoreError
 from ..host import report
 from ..host.attention.injection_run import Settings
 from ..host.video import propagate
@@ -243,7 +243,7 @@ class PropagateEdit(io.ComfyNode):
             job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder,
                                 report.log.info)
             result = job.run()
-        except StoreError as error:
+        except WriteError as error:
             raise ValueError(f"{PROPAGATE}: {error}") from None
         text = "\n".join([plan.describe(), *result.stages, "", drift_table(result.drift)])
         return io.NodeOutput(result.frames, drift_picture(result.drift), text)

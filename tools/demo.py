@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.hosting.problem import Problem
 from tools.hosting.server import HostLike, Server, ServerProblem, free_port, images, port_is_free
-from tools.hosting.steps import Say, write_atomically
+from tools.hosting.steps import Say, atomic
 
 WORKFLOWS = Path("workflows") / "api"
 INPUTS = Path("workflows") / "inputs"
@@ -268,7 +268,7 @@ def _report(results: Path, contents: Mapping[str, bytes], say: Say) -> dict[str,
     paths = {}
     for name, content in contents.items():
         paths[Path(name).stem] = results / name
-        write_atomically(results / name, content)
+        atomic.write_bytes(results / name, content)
     labels = {
         "source": "Source",
         "sketch": "Sketch",

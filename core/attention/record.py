@@ -6,7 +6,6 @@ Kept are, for every step, queries and keys of the spatial and probabilities of t
 
 from __future__ import annotations
 
-import os
 import shutil
 import weakref
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, dtype
+
+from .. import atomic
 
 Features = Mapping[str, Tensor]
 
@@ -87,14 +88,13 @@ class AttentionRecord:
             self.steps[step] = {name: t.clone() for name, t in kept.items()}
         else:
             path = self.folder / f"step_{step:04}.safetensors"
-            partial = path.with_name(path.name + ".partial")
+            remedy = f"A step takes {need / 1e9:.2f} GB; make room, lower the budget, or replay without a record."
             try:
-                save_file(kept, str(partial))
-                os.replace(partial, path)
-            except (OSError, SafetensorError) as error:
+                with atomic.replacing(path, remedy=remedy) as partial:
+                    save_file(kept, str(partial))
+            except atomic.WriteError as error:
                 self.close()
-                raise RecordError(f"recorded attention cannot be written to '{path}': {error}. A step takes "
-                                  f"{need / 1e9:.2f} GB; make room, lower the budget, or replay without a record.") from error
+                raise RecordError(f"recorded attention cannot be kept. {error}") from error
             self.steps[step] = _OnDisk(path)
         self.bytes += need
         return True

@@ -22,7 +22,6 @@ MEMBERS = ("source.png", "target.png", "sketch.png", "coarse.png", "flow.npz", "
 PICTURES = MEMBERS[:4]
 JOURNAL, SUMMARY = "journal.jsonl", "dataset.json"
 BLOCK = tarfile.BLOCKSIZE
-PARTIAL = ".partial"
 
 
 class DatasetError(ValueError):

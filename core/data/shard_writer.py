@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .sample import BLOCK, FORMAT, JOURNAL, PARTIAL, SUMMARY, DatasetError, Sample, encode
+from .. import atomic
+from ..atomic import PARTIAL, write_errors
+from .sample import BLOCK, FORMAT, JOURNAL, SUMMARY, DatasetError, Sample, encode
 
 SHOWN = 20  # names in a report
 
@@ -37,7 +39,8 @@ class ShardWriter:
         self.hash = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
         self._file: BinaryIO | None = None
         self._pending: list[Sample] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.entries = self._read_journal()
         self._restore()
 
@@ -79,7 +82,7 @@ class ShardWriter:
     def _replace_journal(self, entries: list[dict[str, Any]]) -> None:
         lines = [{"format": FORMAT, "hash": self.hash, "settings": self.settings}, *entries]
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        _replace(self.folder / JOURNAL, text.encode())
+        atomic.write_text(self.folder / JOURNAL, text, sync=True)
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:06d}.tar"
@@ -97,7 +100,8 @@ class ShardWriter:
             self._replace_journal(entries)
         last = entries[-1] if entries else {"shard": 0, "offset": 0, "in_shard": 0}
         self._shard, self._offset, self._in_shard = last["shard"], last["offset"], last["in_shard"]
-        for path in self.folder.glob(f"*{PARTIAL}"):
+        atomic.sweep(self.folder)
+        for path in self.folder.glob(f"shard-*{PARTIAL}"):
             if path != self._partial(self._shard):
                 path.unlink()
         if self._path(self._shard).is_file():
@@ -206,18 +210,8 @@ class ShardWriter:
             "sources": len(self.entries), "skipped_count": len(skipped), "skipped": skipped,
             "rejected_pairs": dict(sorted(rejected.items())),
         }
-        _replace(self.folder / SUMMARY, (json.dumps(summary, indent=1, sort_keys=True) + "\n").encode())
+        atomic.write_text(self.folder / SUMMARY, json.dumps(summary, indent=1, sort_keys=True) + "\n", sync=True)
         return self.folder / SUMMARY
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Replace a file as a whole."""
-    partial = path.with_name(path.name + ".new")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def report(folder: Path, before: int = 0) -> str:

@@ -10,7 +10,6 @@ Legend: N steps, F frames, K tokens, C width of the text.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import atomic
 from ..ddim import Schedule, step
-from .trajectory import PARTIAL, remove
 
 KIND, FORMAT = "framepainter null text", "1"
 
@@ -131,7 +130,7 @@ def reconstruction_error(state: NullText, trajectory: Tensor) -> float:
 
 
 class NullTextError(ValueError):
-    """A file of embeddings that cannot be used or written. The text names it."""
+    """A file of embeddings that cannot be used. The text names it."""
 
 
 def save(path: Path, state: NullText, identity: str) -> Path:
@@ -141,21 +140,13 @@ def save(path: Path, state: NullText, identity: str) -> Path:
         identity: digest of what it was made from.
 
     Raises:
-        NullTextError: it cannot be written; nothing is left behind.
+        WriteError: it cannot be written; nothing is left behind.
     """
     tensors = {name: torch.stack(values).detach().cpu().contiguous()
                for name, values in (("embeddings", state.embeddings), ("latents", state.latents))}
     metadata = {"kind": KIND, "format": FORMAT, "identity": identity, "losses": json.dumps(state.losses)}
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as partial:
         save_file(tensors, str(partial), metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise NullTextError(f"the embeddings cannot be written to '{path}': {error}. Make room, or choose a folder that may be "
-                            "written to.") from error
-    finally:
-        remove(partial)
     return path
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import atomic
 from .schedule import inversion_levels
 
 KIND, FORMAT = "framepainter trajectory", "1"
 SHOWN = 12  # characters of a hash in a message
-PARTIAL = ".partial"
 
 
 class TrajectoryError(ValueError):
@@ -129,7 +128,7 @@ def save(path: Path, trajectory: Trajectory, extra: dict[str, str] | None = None
         extra: further metadata, text only.
 
     Raises:
-        TrajectoryError: it cannot be written (full disk, read-only folder); nothing is left behind.
+        WriteError: it cannot be written (full disk, read-only folder); nothing is left behind.
     """
     source = trajectory.conditioning
     tensors = {"states": trajectory.states.contiguous(), "embedding": source.embedding.detach().cpu().contiguous().clone(),
@@ -141,26 +140,11 @@ def save(path: Path, trajectory: Trajectory, extra: dict[str, str] | None = None
         "frames": str(trajectory.frames), "height": str(trajectory.size[0]), "width": str(trajectory.size[1]),
         "steps": str(trajectory.steps), "reached": str(trajectory.reached),
     }
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    size = f"{tensors['states'].nbytes / 1e6:.0f} MB"
+    with atomic.replacing(path, remedy=f"A trajectory takes {size}; make room, or choose a folder that may be written to."
+                          ) as partial:
         save_file(tensors, str(partial), metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise TrajectoryError(f"the trajectory cannot be written to '{path}': {error}. It takes "
-                              f"{tensors['states'].nbytes / 1e6:.0f} MB; make room, or choose a folder that may be written "
-                              "to.") from error
-    finally:
-        remove(partial)
     return path
-
-
-def remove(path: Path) -> None:
-    """Delete a file if it is there and may be deleted."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        pass
 
 
 def load(path: Path) -> Trajectory:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..atomic import sweep, write_errors
 from .state import load_state, save_state, states, trim_log
 
 
@@ -236,15 +237,17 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
         The steps that this call made.
 
     Raises:
-        NotANumber, StateError: see there.
+        NotANumber, StateError, WriteError: see there.
     """
     binding, log = _binding(trainer, identity), folder / "stats.jsonl"
     found = states(folder)
     if found:
         tensors, info = load_state(found[-1], binding)
         trainer.restore(tensors, info["step"])
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if trainer.rank == 0:
+        sweep(folder)
         trim_log(log, trainer.step)
     saved, made = trainer.step, []
 
@@ -262,7 +265,7 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
                 check_stop()
             made.append(trainer.advance(batch_loss))
             if trainer.rank == 0:
-                with log.open("a", encoding="utf-8") as file:
+                with write_errors(log), log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(made[-1]._asdict()) + "\n")
             if report is not None:
                 report(made[-1])

@@ -9,7 +9,6 @@ A state is written under another name and renamed when it is complete, so a kill
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .. import atomic
 
 _NAME = re.compile(r"state-(\d+)$")
 FORMAT = 1
@@ -33,21 +34,19 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], info: Map
     Args:
         tensors: everything that a continued run needs, by name.
         info: what must agree to continue (settings), and what is good to know; JSON.
+
+    Raises:
+        WriteError: it cannot be written (full disk, read-only folder); the states before it stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"state-{step:06d}"
-    partial = folder / f".state-{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    size = sum(t.nbytes for t in tensors.values())
+    with atomic.replacing(final, remedy=f"A state takes {size / 1e6:.0f} MB; make room, or train into another folder. The states "
+                                        "before this one are kept, and the run continues from them.") as partial:
+        partial.mkdir()
         save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()},
                   str(partial / "tensors.safetensors"))
         text = json.dumps({"format": FORMAT, "step": step, **info}, indent=1)
         (partial / "state.json").write_text(text, encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     for old in states(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -96,4 +95,4 @@ def trim_log(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    atomic.write_text(path, "".join(kept))

@@ -5,17 +5,13 @@ A stage that is there is not computed again; what a killed process left half wri
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-
-class StoreError(RuntimeError):
-    """A stage's result could not be written. The text names the file and the reason."""
+from .. import atomic
 
 
 class Store:
@@ -48,31 +44,14 @@ class Store:
         """Write a stage's tensors; the file appears whole.
 
         Raises:
-            StoreError: disk full, folder read-only and the like. Nothing half written stays.
+            WriteError: disk full, folder read-only and the like. Nothing half written stays.
         """
         path = self.path(stage, key)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path, remedy="Make room, or choose another output folder, and queue again: finished stages are kept."
+                              ) as partial:
             save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(partial), metadata=dict(info or {}))
-            os.replace(partial, path)
-        except Exception as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(f"'{path}' could not be written ({error}). Free some space or choose another folder, and queue "
-                             "again: finished stages are kept.") from None
         return path
-
-    def info(self, stage: str, key: str) -> dict[str, str]:
-        """What was noted beside a stage's tensors; empty if it is not there."""
-        try:
-            with safe_open(str(self.path(stage, key)), "pt") as file:
-                return file.metadata() or {}
-        except Exception:
-            return {}
 
     def sweep(self) -> int:
         """Remove what killed processes left half written; how many files."""
-        left = list(self.folder.glob(".*.partial")) if self.folder.is_dir() else []
-        for path in left:
-            path.unlink(missing_ok=True)
-        return len(left)
+        return atomic.sweep(self.folder)

@@ -6,6 +6,7 @@ down_blocks, up_blocks, mid_block under diffusers' names, inside a temporal bloc
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .. import atomic
 from . import diffusers_svd
 from .diffusers_svd import TEMPORAL
 
@@ -108,5 +110,7 @@ def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[
 
 
 def write_published(path: Path, parameters: Sequence[Tensor]) -> None:
-    """Write the published form."""
-    torch.save(list(parameters), path)
+    """Write the published form; the file appears whole or not at all."""
+    file = io.BytesIO()  # torch reports a full disk as an error of its own, without the reason
+    torch.save(list(parameters), file)
+    atomic.write_bytes(path, file.getvalue())

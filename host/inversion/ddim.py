@@ -15,11 +15,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core import ddim
+from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.ddim import Schedule
 from ...core.digest import digest
 from ...core.inversion import null_text
 from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
-from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError, remove
+from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
 from ..attention.inflated import check_model, is_inflated, settings_of, temporal_of
 from ..network import WrongModel, model_digest
@@ -150,7 +151,7 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
                               f"into {INVERT}, or invert again.")
     trajectory, empty = latents_of(found), text_of(negative, "negative", NULL_TEXT)
     key = digest(identity, found.states, found.conditioning.embedding, empty, settings, precision)
-    path = None if folder is None else folder / f"{key}.null_text{null_text.PARTIAL}.safetensors"
+    path = None if folder is None else folder / f"{key}.null_text{PARTIAL}.safetensors"
     state = _resume(path, key, node_id)
     steps = report.Steps(found.steps)
     for _ in range(state.done):
@@ -192,7 +193,7 @@ def _keep(path: Path, state: NullText, key: str, node_id: str | None) -> bool:
     """Save what is done so far. Returns False if that failed."""
     try:
         null_text.save(path, state, key)
-    except NullTextError as error:
+    except WriteError as error:
         report.warn(f"{NULL_TEXT}: this optimisation cannot be resumed if it is interrupted, as {error}", node_id)
         return False
     return True

@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.inversion import trajectory
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
@@ -50,7 +51,7 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
     first, partial = 0, None
     if folder is not None:
         name = trajectory.identity(start.model, start.source, start.sigmas, start.latents)[:32]
-        partial = folder / f"{name}{trajectory.PARTIAL}.safetensors"
+        partial = folder / f"{name}{PARTIAL}.safetensors"
         first = _resume(partial, states, node, node_id)
     keep = partial is not None
     preview = latent_preview.prepare_callback(model, len(levels) - 1)
@@ -74,7 +75,7 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
 
     run_source(model, positive, start.latents, levels, sampler, preview)
     if partial is not None:
-        trajectory.remove(partial)
+        remove(partial)
     if not torch.isfinite(states).all():
         raise TrajectoryError(f"{node}: the inversion has left the range of numbers. Load the model with weight_dtype fp32 "
                               "or bf16, or use more steps.")
@@ -101,7 +102,7 @@ def _keep(path: Path, done: Trajectory, node: str, node_id: str | None) -> bool:
     """Save the inversion so far. Returns False if that failed; the run itself needs no file."""
     try:
         trajectory.save(path, done)
-    except TrajectoryError as error:
+    except WriteError as error:
         report.warn(f"{node}: this inversion cannot be resumed if it is interrupted, as {error}", node_id)
         return False
     return True

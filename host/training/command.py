@@ -14,6 +14,7 @@ import comfy.sd
 import torch
 from safetensors.torch import save_file
 
+from ...core.atomic import replacing
 from ...core.training import curve, parallel
 from ...core.training.framepainter.cache import CacheError
 from ...core.training.framepainter.presets import RunSettings, choose, setting_names
@@ -100,8 +101,10 @@ def export(options: argparse.Namespace, inputs: framepainter.Inputs, settings: R
     lora = framepainter.lora_tensors(finished)
     if lora:
         files.append(options.out / "lora.safetensors")
-        save_file(lora, str(files[-1]), metadata=note)
-    curve.draw_curve(*progress.read_log(options.out)).save(options.out / "loss_curve.png")
+        with replacing(files[-1]) as partial:
+            save_file(lora, str(partial), metadata=note)
+    with replacing(options.out / "loss_curve.png") as partial:
+        curve.draw_curve(*progress.read_log(options.out)).save(partial, "png")
     return files
 
 

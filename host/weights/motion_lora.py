@@ -12,19 +12,15 @@ from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...core import atomic
 from ...core.weights import motion_lora
 from ..network import unet_shapes
 
 
 def write(path: Path, lora: dict[str, Tensor]) -> None:
     """Write a LoRA in ComfyUI's form; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic.replacing(path) as partial:
         save_file({n: t.contiguous() for n, t in lora.items()}, str(partial), metadata={"framepainter.kind": "motion LoRA"})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, model: ModelPatcher) -> dict[str, Tensor]:

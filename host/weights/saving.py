@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ...core import atomic
 from ...core.weights import diffusers_svd, framepainter
 from ...core.weights.safetensors_header import read_header
 from .building import EPSILON_DIFFUSERS
@@ -30,7 +29,8 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
         metadata: text fields to add, such as the workflow.
 
     Raises:
-        WeightsError: not enough room on the disk, or it cannot be written.
+        WeightsError: not enough room on the disk.
+        WriteError: it cannot be written.
     """
     clip_vision, vae = (None if part is None or isinstance(part, Absent) else part for part in (clip_vision, vae))
     unet = model.model.diffusion_model
@@ -47,21 +47,15 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
     parts += [vae.first_stage_model] if vae is not None else []
     parts += [clip_vision.model] if clip_vision is not None else []
     need = sum(mm.module_size(part) for part in parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if need > free:
         raise WeightsError(f"'{path}' needs {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free. "
                            "Make room or choose another output folder.")
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with atomic.replacing(path) as partial:
         comfy.sd.save_checkpoint(str(partial), model, vae=vae, clip_vision=clip_vision, metadata=metadata,
                                  extra_keys=extra)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"'{path}' could not be written: {error}. Check the folder's permissions and space."
-                           ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -73,7 +67,7 @@ def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, met
         model, weights, metadata: see `save`.
 
     Raises:
-        WeightsError: see `save`.
+        WeightsError, WriteError: see `save`.
     """
     # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
     whole = save(path.with_name(path.stem + ".whole.safetensors"), model, weights, None, None, metadata)
@@ -87,15 +81,9 @@ def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, met
         }
         files = {part: path.with_name(f"{path.stem.rstrip('_')}_{part}.safetensors") for part in contents}
         for part, wanted in contents.items():
-            partial = files[part].with_name(files[part].name + ".partial")
-            try:
-                save_file(read_tensors(whole, wanted), str(partial), metadata=header.metadata)
-                os.replace(partial, files[part])
-            except (OSError, SafetensorError) as error:
-                raise WeightsError(f"'{files[part]}' could not be written: {error}. Check the folder's permissions and "
-                                   "space.") from None
-            finally:
-                partial.unlink(missing_ok=True)
+            tensors = read_tensors(whole, wanted)
+            with atomic.replacing(files[part]) as partial:
+                save_file(tensors, str(partial), metadata=header.metadata)
     finally:
         whole.unlink(missing_ok=True)
     return files["unet"], files["encoder"]

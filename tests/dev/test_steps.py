@@ -57,8 +57,8 @@ def test_a_damaged_stamp_counts_as_none(tmp_path: Path, content: str) -> None:
 
 
 def test_atomic_write_leaves_no_other_file(tmp_path: Path) -> None:
-    steps.write_atomically(tmp_path / "deep" / "file", b"one")
-    steps.write_atomically(tmp_path / "deep" / "file", b"two")
+    steps.atomic.write_bytes(tmp_path / "deep" / "file", b"one")
+    steps.atomic.write_bytes(tmp_path / "deep" / "file", b"two")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "deep").iterdir()] == [("file", b"two")]
 
 

@@ -189,10 +189,14 @@ def test_a_damaged_stage_is_made_again(job, output):
     for path in (output / "framepainter_video").glob("*.safetensors"):
         if path.name.startswith(("edit", "inversion")):
             path.write_bytes(path.read_bytes()[:200])
-    (output / "framepainter_video" / ".edit-x.safetensors.1.partial").write_bytes(b"half")
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    half, other = (output / "framepainter_video" / f".edit-x.safetensors.{n}.partial" for n in (killed.pid, os.getppid()))
+    for path in (half, other):
+        path.write_bytes(b"half")
     again, _, report = job()
     assert torch.equal(again, whole)
-    assert not list((output / "framepainter_video").glob("*.partial"))
+    assert not half.exists() and other.exists(), "a living process' partial file is its own"
 
 
 @pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "none"}, {"matching": "off"}, {"carry": "pixels"},
@@ -222,7 +226,7 @@ def test_a_folder_that_cannot_be_written(job, output, pack, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(ValueError, match="could not be written .*No space left.*stages are kept"):
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="could not be written: No space left.*stages are kept"):
         patched.setattr(store, "save_file", full)
         job()
     assert torch.isfinite(job()[0]).all()

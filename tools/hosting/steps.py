@@ -7,6 +7,7 @@ an interrupted run left behind is therefore either invisible (a temporary name) 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+# By its path: the folder above must not come on sys.path, where `nodes` and others would hide modules of the host.
+_spec = importlib.util.spec_from_file_location("framepainter_atomic", Path(__file__).resolve().parents[2] / "core" / "atomic.py")
+atomic = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(atomic)
 
 Say = Callable[[str], None]
 
@@ -57,19 +63,11 @@ class Stamps:
     def write(self, name: str, inputs: Mapping[str, str], **facts: object) -> None:
         """Record that the step is finished; the file appears complete or not at all."""
         content = {"digest": digest(inputs), "inputs": dict(inputs), **facts}
-        write_atomically(self.path(name), json.dumps(content, indent=2).encode())
+        atomic.write_bytes(self.path(name), json.dumps(content, indent=2).encode())
 
     def clear(self, name: str) -> None:
         """Forget the step: called before its result is touched."""
         self.path(name).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def run_step(

@@ -84,11 +84,9 @@ def write(path: Path, load: Any, size: dict[str, Any] | None = None, salt: str =
     """Write the checkpoint, fp32. `load` imports modules of the pack (see tools/pack.py)."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     tensors = {n: parameter(n, s, salt) for n, s in shapes(size or SMALL, load).items()}
-    save_file(tensors, str(partial), metadata={"framepainter.format": "1"})
-    partial.replace(path)
+    with load("core.atomic").replacing(path) as partial:
+        save_file(tensors, str(partial), metadata={"framepainter.format": "1"})
     return path
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ... import atomic
 from ...images import keep_aspect_size, resize_control
 from ...signals.drag import draw_drag
 from ..examples import Examples
@@ -128,7 +128,9 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
         report: told (done, all) after every example; may raise to stop, files that are whole stay.
     """
     place = folder / f"cache-{key}"
-    place.mkdir(parents=True, exist_ok=True)
+    with atomic.write_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+    atomic.sweep(place)
     count = len(index)
     for begin in range(0, count, SHARD):
         path, rows = place / f"{begin // SHARD:06d}.safetensors", range(begin, min(begin + SHARD, count))
@@ -138,16 +140,12 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
                 made.append(encode(index[i], i, *size))
                 if report is not None:
                     report(i + 1, count)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            try:
-                save_file({name: torch.stack([one[name] for one in made]).cpu().contiguous() for name in made[0]},
-                          str(partial))
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            tensors = {name: torch.stack([one[name] for one in made]).cpu().contiguous() for name in made[0]}
+            with atomic.replacing(path) as partial:
+                save_file(tensors, str(partial))
         elif report is not None:
             report(rows[-1] + 1, count)
-    (place / "cache.json").write_text(json.dumps({"format": 1, "examples": count, "size": list(size)}), encoding="utf-8")
+    atomic.write_text(place / "cache.json", json.dumps({"format": 1, "examples": count, "size": list(size)}))
     return place
 
 

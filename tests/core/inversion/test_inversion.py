@@ -215,7 +215,7 @@ def test_other_safetensors_files_are_refused(core, tmp_path):
         core("trajectory").load(tmp_path / "lora.safetensors")
 
 
-def test_a_failing_disk_leaves_nothing(core, found, tmp_path, monkeypatch):
+def test_a_failing_disk_leaves_nothing(pack, core, found, tmp_path, monkeypatch):
     trajectory = core("trajectory")
 
     def full(tensors, name, metadata=None):
@@ -224,12 +224,12 @@ def test_a_failing_disk_leaves_nothing(core, found, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(trajectory, "save_file", full)
-    with pytest.raises(trajectory.TrajectoryError, match="No space left on device.*make room"):
+    with pytest.raises(pack("core.atomic").WriteError, match="No space left on device.*make room"):
         trajectory.save(tmp_path / "clip.safetensors", found)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_read_only_folder_is_named(core, found, tmp_path):
+def test_a_read_only_folder_is_named(pack, core, found, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
@@ -237,7 +237,7 @@ def test_a_read_only_folder_is_named(core, found, tmp_path):
         if os.access(folder, os.W_OK):  # root may write anywhere: a file in the folder's place stops it, too
             folder.rmdir()
             folder.write_text("")
-        with pytest.raises(core("trajectory").TrajectoryError, match="cannot be written to"):
+        with pytest.raises(pack("core.atomic").WriteError, match="clip.safetensors' could not be written: "):
             core("trajectory").save(folder / "clip.safetensors", found)
     finally:
         folder.chmod(stat.S_IRWXU)
