@@ -341,12 +341,11 @@ def test_command_refuses_files_that_hold_no_clip(command, folders, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_result_that_cannot_be_written_leaves_the_old_one(command, tmp_path):
-    path = tmp_path / "o.json"
-    command.write(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        command.write(path, "new \ud800")
-    assert path.read_text() == "old"
+def test_a_result_that_cannot_be_written_is_named(command, folders, capsys):
+    path = folders / "o.json"
+    path.mkdir()
+    assert command.main([*arguments(folders), "--json", str(path)]) == 2
+    assert "o.json' could not be written: " in capsys.readouterr().err and path.is_dir()
 
 
 def test_command_without_pairs(command, folders, capsys):

@@ -106,6 +106,6 @@ def test_files_that_do_not_fit(null_text, schedule, trajectory, tmp_path, monkey
         raise OSError("No space left on device")
 
     monkeypatch.setattr(null_text, "save_file", full)
-    with pytest.raises(null_text.NullTextError, match="No space left"):
+    with pytest.raises(null_text.atomic.WriteError, match="No space left"):
         null_text.save(tmp_path / "other.safetensors", state, "a")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
