@@ -12,3 +12,6 @@ PASS = f"{PREFIX}_attention_pass"  # transformer_options: object whose attend() 
 READ_OUT = f"{PREFIX}_difference"  # attachment: attention differences of the last run
 CONTROLLED = f"{PREFIX}_controlled"  # transformer_options: (features with control so far, features before any), in one pass
 DUAL_CLOCK = f"{PREFIX}_dual_clock"  # wrapper of the sampler, see host/keeping.py
+PROMPT_RUN = f"{PREFIX}_prompt_run"  # transformer_options: what one sampling run of Prompt Attention keeps
+PROMPT_PASS = f"{PREFIX}_prompt_pass"  # transformer_options: what one evaluation of it does
+PROMPT_EDIT = f"{PREFIX}_prompt_edit"  # attachment: the plan of Prompt Attention, and where words looked in its last run
