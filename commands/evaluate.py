@@ -157,7 +157,10 @@ def evaluate(args: argparse.Namespace) -> int:
         if path is not None and path.is_dir():
             raise Wrong(f"{path} is a folder; name a file")
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Wrong(f"the folder of {path} cannot be made: {error.strerror}") from error
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise Wrong(f"--sheet: {args.sheet.name} does not end in .png")
     names = sorted(folders["edited"].keys() & folders["truth"].keys())

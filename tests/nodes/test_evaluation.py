@@ -341,11 +341,18 @@ def test_command_refuses_files_that_hold_no_clip(command, folders, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_result_that_cannot_be_written_is_named(command, folders, capsys):
-    path = folders / "o.json"
-    path.mkdir()
-    assert command.main([*arguments(folders), "--json", str(path)]) == 2
-    assert "o.json' could not be written: " in capsys.readouterr().err and path.is_dir()
+def test_a_result_that_cannot_be_written_is_named(pack, command, folders, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (folders / "o.json").write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr(pack("core.atomic").os, "replace", full)
+        assert command.main([*arguments(folders), "--json", str(folders / "o.json")]) == 2
+    assert "o.json' could not be written: No space left on device. Make room" in capsys.readouterr().err
+    assert (folders / "o.json").read_text() == "old"
+    assert command.main([*arguments(folders), "--json", str(folders / "o.json" / "under" / "o.json")]) == 2
+    assert "o.json cannot be made: " in capsys.readouterr().err
 
 
 def test_command_without_pairs(command, folders, capsys):
