@@ -10,14 +10,16 @@ from . import (
          inversion,
          keeping,
          motion_lora,
+         prompt,
          sampling,
          signals,
          training,
          video,
          weights,
 )
-from .schema import named
 
 folders.register()
-NODES = [named(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
-                                   inversion, injection, motion_lora, video) for node in stage.NODES]
+NODES = [*weights.NODES, *conditioning.NODES, *signals.NODES, *attention.NODES, *sampling.NODES, *keeping.NODES,
+         *data.NODES, *training.NODES, *evaluation.NODES,
+         *inversion.NODES, *injection.NODES, *motion_lora.NODES, *video.NODES,
+         *prompt.NODES]

@@ -183,25 +183,29 @@ class WordMaps:
     Everything up to a mask's max-pool is linear, so one running sum is enough. The maps are those after editing.
     """
 
-    def __init__(self, tokens: Sequence[Tensor], layers: int):
+    def __init__(self, tokens: Sequence[Tensor], frames: int, layers: int):
         """tokens: for each prompt (77, K), 1 where a token belongs to a word.  layers: over which a step's maps are averaged."""
-        self.tokens, self.layers = list(tokens), layers
+        self.tokens, self.frames, self.layers = list(tokens), frames, layers
         self.sums: list[Tensor | None] = [None] * len(self.tokens)  # (F, K, h, w) each
 
-    def add(self, prompt: int, probabilities: Callable[[slice], Tensor], frames: int, size: tuple[int, int], chunk: int) -> None:
+    def add(self, prompt: int, probabilities: Callable[[slice], Tensor], size: tuple[int, int], part: slice | None = None,
+            chunk: int = CHUNK) -> None:
         """Add one layer's maps of a prompt.
 
         Args:
-            probabilities: of some frames, (f, N, L, T).  size: (h, w) with h * w = L.  chunk: query tokens at a time.
+            probabilities: of some frames, counted from the first of `part`, (f, N, L, T).
+            size: (h, w) with h * w = L.  part: frames that are added, None for all.  chunk: query tokens at a time.
         """
-        tokens = self.tokens[prompt]
+        tokens, part = self.tokens[prompt], slice(0, self.frames) if part is None else part
 
-        def part(which: slice) -> Tensor:
+        def maps(which: slice) -> Tensor:
             found = probabilities(which).mean(1).unflatten(-1, (-1, TOKENS)).sum(-2)  # (f, L, 77)
-            return found @ tokens.to(found)
+            return (found @ tokens.to(found)).transpose(1, 2).unflatten(2, size) / self.layers
 
-        maps = by_parts(frames, chunk // (size[0] * size[1]), part, 0).transpose(1, 2).unflatten(2, size) / self.layers
-        self.sums[prompt] = maps if self.sums[prompt] is None else self.sums[prompt] + maps
+        found = by_parts(part.stop - part.start, chunk // (size[0] * size[1]), maps, 0)
+        if self.sums[prompt] is None:
+            self.sums[prompt] = found.new_zeros(self.frames, *found.shape[1:])
+        self.sums[prompt][part] += found
 
     def of(self, prompt: int, words: Sequence[int]) -> Tensor:
         """The sum of some words' maps, (F, h, w)."""

@@ -9,6 +9,7 @@ Legend: N steps of the whole schedule, E edits, F frames, h w latent pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,9 +101,9 @@ class Plan:
 class EditRun:
     """State of one sampling run. Its end is the run's end."""
 
-    def __init__(self, plan: Plan, rows: int, schedule: list[float], node_id: str | None = None):
-        """rows: E * F.  schedule: the sampler's levels, a stretch of the whole schedule.  node_id: to show warnings on."""
-        self.plan, self.schedule, self.node_id = plan, schedule, node_id
+    def __init__(self, plan: Plan, rows: int, schedule: list[float], warn: Callable[[str], None]):
+        """rows: E * F.  schedule: the sampler's levels, a stretch of the whole schedule.  warn: shows a warning."""
+        self.plan, self.schedule, self.warn = plan, schedule, warn
         self.levels = schedule if plan.trajectory is None else list(plan.trajectory.sigmas)
         self.frames = rows // len(plan.edits)
         self.step, self.source, self.masks = 0, None, None
@@ -111,7 +112,7 @@ class EditRun:
         self._mapped: set[int] = set()
         self._edits: dict[tuple, CrossEdit] = {}
         words = [plan.edits[0].source.positions, *(edit.edited.positions for edit in plan.edits)]
-        self.maps = WordMaps([word_tokens(found) for found in words], len(plan.sites))
+        self.maps = WordMaps([word_tokens(found) for found in words], self.frames, len(plan.sites))
         weights = [token_weights(self.steps, plan.settings.cross, edit.steps) for edit in plan.edits]
         self._weights = torch.stack(weights, 1)  # (N + 1, E, 77)
 

@@ -35,17 +35,18 @@ from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings, cle
 
 NODE = "Prompt Attention"
 KEY = f"{keys.PREFIX}_prompt_attention"
+SAME_SHAPE = 0.05  # relative difference of aspect ratios that a mask may have
 START_TOLERANCE = 0.05  # of a start's distance to the inversion's end, relative; half precision stays far below
 
 
 @dataclass
-class _Attached:
-    """What Prompt Attention leaves on a model."""
+class Attached:
+    """What Prompt Attention leaves on a model: its plan, and who is told of what a run does not do as it should."""
 
     plan: Plan
-    node_id: str | None = None
+    warn: Callable[[str], None]
 
-    def __deepcopy__(self, memo: dict) -> _Attached:
+    def __deepcopy__(self, memo: dict) -> Attached:
         return self
 
 
@@ -55,14 +56,14 @@ class _Attached:
 def _sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     """OUTER_SAMPLE wrapper: a run begins, is checked, and ends whatever happens."""
     guider = executor.class_obj
-    attached: _Attached | None = guider.model_patcher.get_attachment(keys.PROMPT_EDIT)
+    attached: Attached | None = guider.model_patcher.get_attachment(keys.PROMPT_EDIT)
     if attached is None or isinstance(guider, Unguided):
         return executor(*args, **kwargs)
     noise, sampler, sigmas = args[0], args[2], [float(s) for s in args[3]]
     check_run(attached.plan, noise.shape, sigmas, guider.conds)
-    _warn_of_other_samplers(sampler, attached.node_id)
+    _warn_of_other_samplers(sampler, attached.warn)
     options = guider.model_options.setdefault("transformer_options", {})
-    run = options[keys.PROMPT_RUN] = EditRun(attached.plan, len(noise), sigmas, attached.node_id)
+    run = options[keys.PROMPT_RUN] = EditRun(attached.plan, len(noise), sigmas, attached.warn)
     try:
         return _finished(run, executor(*args, **kwargs), guider.model_patcher.model)
     finally:
@@ -130,9 +131,12 @@ def check_run(plan: Plan, shape: Sequence[int], sigmas: list[float], conds: dict
         raise TrajectoryError(f"{NODE}: the latent to sample is of shape {list(shape)}; a video for {edits} edited prompt"
                               f"{'s' if edits > 1 else ''} is [{'frames' if edits == 1 else f'{edits} x frames'}, 4, height / 8, "
                               "width / 8]. Connect the LATENT of Invert DDIM.")
-    if shape[0] // edits < 2:
+    frames = shape[0] // edits
+    if frames < 2:
         raise TrajectoryError(f"{NODE}: the latent to sample has one frame; editing a video needs at least two. Connect the "
                               "LATENT of all frames.")
+    if plan.mask is not None:
+        _check_mask(plan.mask, frames, shape[-2:])
     if found is not None:
         _check_trajectory(plan, shape, sigmas)
     elif plan.unconditional and len(plan.unconditional) != len(sigmas) - 1:
@@ -166,6 +170,15 @@ def _check_trajectory(plan: Plan, shape: Sequence[int], sigmas: list[float]) -> 
                               "Give the sampler the SIGMAS of Invert DDIM, or invert again with as many steps.")
 
 
+def _check_mask(mask: Tensor, frames: int, size: Sequence[int]) -> None:
+    if len(mask) not in (1, frames):
+        raise TrajectoryError(f"{NODE}: 'blend_mask' has {len(mask)} masks, the video has {frames} frames. Give one mask for all "
+                              "frames, or one for each.")
+    if abs((mask.shape[-1] / mask.shape[-2]) / (size[1] / size[0]) - 1.0) > SAME_SHAPE:
+        raise TrajectoryError(f"{NODE}: 'blend_mask' is {mask.shape[-1]} x {mask.shape[-2]} pixels, the video {size[1] * 8} x "
+                              f"{size[0] * 8}. Fit the mask in the same way as the video.")
+
+
 def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
     """Whether a schedule is a stretch of another; its last level may be a forced 0."""
     def close(a: float, b: float) -> bool:
@@ -176,11 +189,11 @@ def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
                for start in range(len(whole) - len(sigmas) + 1))
 
 
-def _warn_of_other_samplers(sampler: Any, node_id: str | None) -> None:
+def _warn_of_other_samplers(sampler: Any, warn: Callable[[str], None]) -> None:
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     if name and name != "sample_euler":
-        report.warn(f"{NODE}: the sampler is {name.removeprefix('sample_')}; the steps of DDIM are those of 'euler'. With others "
-                    "the edit is only near the source outside of its area.", node_id)
+        warn(f"{NODE}: the sampler is {name.removeprefix('sample_')}; the steps of DDIM are those of 'euler'. With others the edit "
+             "is only near the source outside of its area.")
 
 
 def _warn_of_another_start(run: EditRun, x: Tensor, sigma: float) -> None:
@@ -189,8 +202,8 @@ def _warn_of_another_start(run: EditRun, x: Tensor, sigma: float) -> None:
         return
     source = run.trajectory_state(sigma, x)
     if float((x[:run.frames] - source).norm()) > START_TOLERANCE * float(source.norm()):
-        report.warn(f"{NODE}: the sampler starts from another state than the inversion reached, so the edit will not follow the "
-                    "source. Connect the LATENT of Invert DDIM, and turn off the sampler's added noise.", run.node_id)
+        run.warn(f"{NODE}: the sampler starts from another state than the inversion reached, so the edit will not follow the "
+                 "source. Connect the LATENT of Invert DDIM, and turn off the sampler's added noise.")
 
 
 # ---- attaching -------------------------------------------------------------------------------------------------------
@@ -221,12 +234,12 @@ def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, s
         raise TrajectoryError(f"{NODE}: source_branch '{settings.branch}' needs 'trajectory'. Connect Invert DDIM, or choose "
                               "'fast'.")
     if trajectory is not None:
-        _check_belongs(trajectory, identity, text, mask)
+        _check_belongs(trajectory, identity, text)
     embeddings = _embeddings(settings, trajectory, null_text)
     plan = Plan(tuple(edits), text.detach().float().cpu(), settings, trajectory, embeddings, mask, _mapped(model),
                 settings_of(model).chunk)
     clone = model.clone()
-    clone.set_attachments(keys.PROMPT_EDIT, _Attached(plan, node_id))
+    clone.set_attachments(keys.PROMPT_EDIT, Attached(plan, lambda text: report.warn(text, node_id)))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate),
                           (WrappersMP.APPLY_MODEL, apply_with_source)):
         clone.remove_wrappers_with_key(kind, KEY)
@@ -237,7 +250,7 @@ def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, s
     return clone
 
 
-def _check_belongs(trajectory: Trajectory, identity: str, text: Tensor, mask: Tensor | None) -> None:
+def _check_belongs(trajectory: Trajectory, identity: str, text: Tensor) -> None:
     if trajectory.reached != trajectory.steps:
         raise TrajectoryError(f"{NODE}: 'trajectory' has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert DDIM to its end.")
@@ -248,9 +261,6 @@ def _check_belongs(trajectory: Trajectory, identity: str, text: Tensor, mask: Te
     if given.shape != text.shape or float((given - text.to(given)).abs().max()) > TOLERANCE * float(given.abs().max()):
         raise TrajectoryError(f"{NODE}: 'trajectory' was made with another source prompt than 'plan'. Connect the source "
                               "conditioning of the same Prompt Edit to Invert DDIM.")
-    if mask is not None and len(mask) not in (1, trajectory.frames):
-        raise TrajectoryError(f"{NODE}: 'blend_mask' has {len(mask)} masks, 'trajectory' has {trajectory.frames} frames. Give one "
-                              "mask for all frames, or one for each.")
 
 
 def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: NullText | None) -> tuple[Tensor, ...]:
@@ -274,5 +284,5 @@ def _mapped(model: ModelPatcher) -> frozenset[str]:
 
 def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:
     """Where words looked in a model's last run, and its plan; None if the model has no Prompt Attention."""
-    attached: _Attached | None = model.get_attachment(keys.PROMPT_EDIT)
+    attached: Attached | None = model.get_attachment(keys.PROMPT_EDIT)
     return None if attached is None else (attached.plan.read_out, attached.plan)

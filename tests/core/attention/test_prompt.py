@@ -114,10 +114,11 @@ def test_word_maps_are_sums_of_means(prompt):
     tokens = prompt.word_tokens([(1,), (2, 3)])
     layers = [torch.softmax(random(FRAMES, HEADS, LENGTH, TOKENS, seed=s), -1) for s in range(3)]
     for chunk in (1 << 20, LENGTH):
-        found = prompt.WordMaps([tokens], 3)
-        for _ in range(2):
-            for p in layers:
-                found.add(0, lambda part, p=p: p[part], FRAMES, (2, 3), chunk)
+        found = prompt.WordMaps([tokens], FRAMES, 3)
+        for p in layers:
+            found.add(0, lambda part, p=p: p[part], (2, 3), chunk=chunk)
+            found.add(0, lambda part, p=p: p[:2][part], (2, 3), slice(0, 2), chunk)
+            found.add(0, lambda part, p=p: p[2:][part], (2, 3), slice(2, FRAMES), chunk)
         mean = 2 * torch.stack(layers).mean((0, 2))  # (F, L, 77)
         assert torch.allclose(found.of(0, [0]), mean[..., 1].unflatten(1, (2, 3)), atol=1e-6)
         assert torch.allclose(found.of(0, [0, 1]), mean[..., 1:4].sum(-1).unflatten(1, (2, 3)), atol=1e-6)

@@ -108,13 +108,13 @@ def test_local_blend(prompt, case: Case):
     p, t = case.info["parameters"], case.tensors
     frames, side = t["base"].shape[1], int(t["base"].shape[2] ** 0.5)
     kinds = {kind: [prompt.word_tokens([tokens]) for tokens in p["token_indices"][kind]] for kind in ("blend", "substruct")}
-    maps = {kind: prompt.WordMaps(tokens, len(t["gain"])) for kind, tokens in kinds.items()}
+    maps = {kind: prompt.WordMaps(tokens, frames, len(t["gain"])) for kind, tokens in kinds.items()}
     for layer, gain in enumerate(t["gain"]):
         rolled = t["base"].unflatten(2, (side, side)).roll(layer, 3).flatten(2, 3)
         for index, base in enumerate(rolled):
             probabilities = base[:, None] * gain[:, None, None]
             for found in maps.values():
-                found.add(index, lambda part, p=probabilities: p[part], frames, (side, side), 300)
+                found.add(index, lambda part, p=probabilities: p[part], (side, side), chunk=300)
     size = t["latents"].shape[-2:]
     blend, away = (torch.stack([maps[kind].of(i, [0]) for i in range(2)]) for kind in ("blend", "substruct"))
     plain = prompt.blend_masks(blend, size, p["thresholds"][0])

@@ -275,6 +275,13 @@ def test_runs_that_do_not_fit_are_refused(pack, patched, begin, change, message)
         sample(pack, patched(), **{"start": begin, **change})
 
 
+def test_masks_that_do_not_fit_are_refused(pack, patched, begin):
+    with pytest.raises(ValueError, match="Prompt Attention: 'blend_mask' has 2 masks, the video has 3 frames"):
+        sample(pack, patched(mask=torch.zeros(2, 8, 8)), start=begin)
+    with pytest.raises(ValueError, match="Prompt Attention: 'blend_mask' is 200 x 100 pixels, the video 128 x 128"):
+        sample(pack, patched(mask=torch.zeros(1, 100, 200)), start=begin)
+
+
 def test_one_frame_is_refused(pack, patched):
     with pytest.raises(ValueError, match="Prompt Attention: the latent to sample has one frame"):
         sample(pack, patched(source=None, branch="fast"), start=noise(1, 4, SIDE, SIDE, seed=0))
@@ -289,7 +296,7 @@ def test_what_belongs_to_something_else_is_refused(pack, video_p2p, run, model, 
         given = {"model": model, "text": SOURCE, "trajectory": trajectory, "settings": run.Settings(), **change}
         with pytest.raises(ValueError, match=f"Prompt Attention: {message}"):
             video_p2p.prompt_attention(given["model"], [edit()], given["text"], given["settings"], given["trajectory"],
-                                       given.get("null_text"), given.get("mask"))
+                                       given.get("null_text"))
 
     refused("'trajectory' was made with another model", model=text_model.inflated(pack, text_model.small_tensors(pack, seed=9)))
     refused("in 'model' the frames do not see each other", model=text_model.build(
@@ -300,7 +307,6 @@ def test_what_belongs_to_something_else_is_refused(pack, video_p2p, run, model, 
     refused("source_branch 'null-text' needs 'null_text'", settings=run.Settings(branch="null-text"))
     refused("'null_text' has embeddings for 1 steps, 'trajectory' has 4", settings=run.Settings(branch="null-text"),
             null_text=null.NullText([EMPTY]))
-    refused("'blend_mask' has 2 masks", mask=torch.zeros(2, 8, 8))
     refused("source_branch is 'slow'", settings=run.Settings(branch="slow"))
 
 

@@ -1,0 +1,333 @@
+"""Invert DDIM, Null-Text, Prompt Edit, Prompt Attention, Word Map: editing a video by changing words (Video-P2P)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..core.attention.alignment_picture import alignment_picture
+from ..core.attention.edit import Edit
+from ..core.attention.word_map import heat, word_mask, word_sheet
+from ..core.attention.words import WordError, edit_of, find_words
+from ..core.inversion.null_text import NullTextSettings
+from ..core.inversion.trajectory import TrajectoryError
+from ..core.training.one_shot.presets import PRECISIONS
+from ..host.attention.word_map import read_maps
+from ..host.inversion import ddim
+from ..host.sampling.edit_run import BRANCHES, Settings
+from ..host.sampling.video_p2p import prompt_attention
+from ..host.text import PromptPlan, encode, read_prompt
+from .schema import EditPlanType, NullTextType, TrajectoryType, advanced, check_choice, schema
+
+INVERT, NULL_TEXT, PROMPT_EDIT, PROMPT_ATTENTION, WORD_MAP = ("Invert DDIM", "Null-Text", "Prompt Edit", "Prompt Attention",
+                                                              "Word Map")
+FOLDER = "trajectories"  # under output; unfinished inversions and optimisations
+ALIGNMENTS = {"automatic": "automatic", "swap word by word": "swap", "refine": "refine"}
+PROMPTS = ("edited", "source")
+PIXELS = 8  # of a latent cell's side
+PLACEHOLDER = (1, 64, 64)  # the black mask that Load Image gives with an opaque picture
+
+
+class InvertDDIM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterInvertDDIM",
+            display_name=INVERT,
+            description="Runs a video backwards through a text-to-image model to the noise that it could have been made from "
+                        "(Video-P2P). Sample the latent with added noise turned off and the same sigmas.",
+            search_aliases=["inversion", "unsample", "DDIM inversion", "video-p2p"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.x model from Video Text Model."),
+                io.Conditioning.Input("positive", tooltip="The source prompt: source of Prompt Edit, or CLIP Text Encode."),
+                io.Latent.Input("latent", tooltip="The video's latents, a frame each: VAE Encode of all frames."),
+                io.Int.Input("steps", default=50, min=1, max=999,
+                             tooltip="Steps of the inversion and of the edit. More follow the video more closely and take "
+                                     "longer; 50 as published."),
+                io.Boolean.Input("resumable", default=False, optional=True,
+                                 tooltip="Save what is done to output/trajectories while running, and continue from there after "
+                                         "an interruption. The file is deleted at the end."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, at full noise: for SamplerCustom with "
+                                                                "add_noise off."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="All states, for Prompt Attention, Null-Text and Save "
+                                                                         "Trajectory."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, steps: int, resumable: bool = False) -> io.NodeOutput:
+        if len(latent["samples"]) < 2:
+            raise TrajectoryError(f"{INVERT}: 'latent' has one frame; editing a video needs at least two. Connect VAE Encode of "
+                                  "all frames.")
+        found = ddim.invert(model, positive, latent, steps, _folder(resumable), cls.hidden.unique_id)
+        return io.NodeOutput(ddim.start_latent(found), found, torch.tensor(found.sigmas))
+
+
+class NullText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterNullText",
+            display_name=NULL_TEXT,
+            description="Finds for each step an embedding of the empty prompt with which guided sampling gives the source video "
+                        "back (Video-P2P's null-text optimisation). Slow, and not needed with the stored trajectory.",
+            search_aliases=["null-text inversion", "video-p2p"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the video was inverted with."),
+                TrajectoryType.Input("trajectory", tooltip="Of the video, from Invert DDIM."),
+                io.Conditioning.Input("negative", tooltip="The empty prompt: CLIP Text Encode without text."),
+                io.Float.Input("guidance", default=7.5, min=1.0, max=100.0, step=0.5, round=0.01,
+                               tooltip="Guidance of the sampling that is to give the video back. Use the same number as the "
+                                       "sampler's cfg."),
+                io.Int.Input("iterations", default=10, min=1, max=1000,
+                             tooltip="Most updates in a step. More come closer to the video and take longer; 10 as published."),
+                io.Combo.Input("precision", options=list(PRECISIONS), default="fp32", optional=True,
+                               tooltip="Precision of the arithmetic. fp32 comes closest; bf16 and fp16 take half the memory."),
+                io.Boolean.Input("checkpointing", default=False, optional=True,
+                                 tooltip="Take less memory for a third more time."),
+                io.Boolean.Input("resumable", default=False, optional=True,
+                                 tooltip="Save what is done to output/trajectories while running, and continue from there after "
+                                         "an interruption. The file is deleted at the end."),
+            ],
+            outputs=[
+                NullTextType.Output(display_name="null_text", tooltip="One embedding a step, shared by all frames: for Prompt "
+                                                                      "Attention."),
+                io.String.Output(display_name="report", tooltip="How far the video that comes back is from the source."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory, negative, guidance: float, iterations: int, precision: str = "fp32",
+                checkpointing: bool = False, resumable: bool = False) -> io.NodeOutput:
+        check_choice(NULL_TEXT, "precision", precision, PRECISIONS)
+        found = ddim.optimise(model, trajectory, negative, NullTextSettings(guidance, iterations), precision, checkpointing,
+                              _folder(resumable), cls.hidden.unique_id)
+        error = float((found.latents[-1] - ddim.latents_of(trajectory)[0]).pow(2).mean().sqrt())
+        updates = sum(len(losses) for losses in found.losses)
+        return io.NodeOutput(found, f"{found.done} steps, {updates} updates. Latents of the last step differ from the source's by "
+                                    f"{error:.4g} (root mean square).")
+
+
+def _folder(resumable: bool) -> Path | None:
+    return Path(folder_paths.get_output_directory(), FOLDER) if resumable else None
+
+
+class PromptEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterPromptEdit",
+            display_name=PROMPT_EDIT,
+            description="Says what is to change in a video by two prompts: one that describes it, and one that describes the edit. "
+                        "Words may be swapped, added, left out and weighed, all in one edit.",
+            search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "word swap", "attention reweighting"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of a Stable Diffusion 1.x checkpoint."),
+                io.String.Input("source_text", multiline=True, dynamic_prompts=True, default="",
+                                tooltip="What the video shows. (word:1.2) is emphasis, as everywhere."),
+                io.String.Input("edited_text", multiline=True, dynamic_prompts=True, default="",
+                                tooltip="What it is to show. Keep the words that should stay; those that differ are swapped or "
+                                        "added."),
+                io.String.Input("words", multiline=True, default="",
+                                tooltip="Words by hand, an entry a line: 'dog *2' weighs a word, '@dog' lets the edit act where "
+                                        "the word looks, '-@grass' not there, 'cat > dog' swaps, '+big' adds, 'dog 0..0.4' edits "
+                                        "in a share of the steps. Empty: automatic."),
+                io.Combo.Input("alignment", options=list(ALIGNMENTS), default="automatic", optional=True,
+                               tooltip="What words are to each other before 'words' counts. automatic: words that differ are "
+                                       "swapped or added. swap word by word: needs as many words. refine: none is swapped."),
+                advanced(io.Boolean.Input("as_released", default=False, optional=True,
+                                          tooltip="Repeat two oddities of the published code: after a swap that changes the number "
+                                                  "of tokens, later words take the maps of wrong words.")),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="source", tooltip="The source prompt, for Invert DDIM."),
+                io.Conditioning.Output(display_name="edited", tooltip="The edited prompt, for the sampler's positive."),
+                EditPlanType.Output(display_name="plan", tooltip="What happens to which word, for Prompt Attention."),
+                io.Image.Output(display_name="picture", tooltip="Which words take the place of which."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, source_text: str, edited_text: str, words: str, alignment: str = "automatic",
+                as_released: bool = False) -> io.NodeOutput:
+        check_choice(PROMPT_EDIT, "alignment", alignment, ALIGNMENTS)
+        try:
+            prompts = [read_prompt(clip, text, name) for name, text in (("source_text", source_text),
+                                                                        ("edited_text", edited_text))]
+        except WordError as error:
+            raise WordError(f"{PROMPT_EDIT}: {error}") from None
+        try:
+            edit = edit_of(*prompts, words, ALIGNMENTS[alignment], as_released)
+        except WordError as error:
+            raise WordError(f"{PROMPT_EDIT}: 'words' does not fit the prompts: {error}") from None
+        source, edited = encode(clip, source_text), encode(clip, edited_text)
+        if not edit.changes and torch.equal(source[0][0], edited[0][0]):
+            raise WordError(f"{PROMPT_EDIT}: nothing is to change: 'source_text' and 'edited_text' are equal, and 'words' gives no "
+                            "word a weight. Change a word of 'edited_text', or write for instance 'dog *2' into 'words'.")
+        return io.NodeOutput(source, edited, PromptPlan(edit, source[0][0], edited[0][0]), alignment_picture(edit))
+
+
+class PromptAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        share = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001}
+        return schema(
+            node_id="FramePainterPromptAttention",
+            display_name=PROMPT_ATTENTION,
+            description="Lets a video be sampled with its edited prompt: words that stay look where they look in the source, so "
+                        "that the scene and its motion stay, too (Video-P2P).",
+            search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "local blend"],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the video was inverted with."),
+                EditPlanType.Input("plan", tooltip="From Prompt Edit."),
+                TrajectoryType.Input("trajectory", optional=True,
+                                     tooltip="Of the video, from Invert DDIM. Without it the sampler may start from any noise, "
+                                             "with source_branch 'fast' or 'guided'."),
+                NullTextType.Input("null_text", optional=True, tooltip="From Null-Text, for source_branch 'null-text'."),
+                io.Mask.Input("blend_mask", optional=True,
+                              tooltip="White where the edit may act; one mask, or one a frame. Beside words marked with @ both "
+                                      "must agree."),
+                io.Combo.Input("source_branch", options=list(BRANCHES), default=BRANCHES[0],
+                               tooltip="The source beside the edit. stored trajectory: the video itself, exact. null-text: with "
+                                       "optimised embeddings. fast: without guidance. guided: like the edit."),
+                io.Float.Input("cross_steps", default=0.2, **share,
+                               tooltip="Share of the steps in which words look where they look in the source. More keeps the "
+                                       "source's layout, less lets the edit's words find their own; 0.2 to 0.8 are useful."),
+                io.Float.Input("temporal_steps", default=0.5, **share,
+                               tooltip="Share of the steps in which frames attend to each other as in the source. More keeps its "
+                                       "motion and shapes."),
+                io.Boolean.Input("blend", default=True,
+                                 tooltip="Keep the edit to the words marked with @ in Prompt Edit and to blend_mask; outside, the "
+                                         "source stays. Without either, the edit may act everywhere."),
+                io.Float.Input("blend_threshold", default=0.3, **share,
+                               tooltip="A word looks where its map is above this share of its largest value. More makes the area "
+                                       "smaller."),
+                advanced(io.Float.Input("blend_start", default=0.2, optional=True, **share,
+                                        tooltip="Share of the steps before the edit is first held to its area.")),
+                advanced(io.Float.Input("away_threshold", default=0.3, optional=True, **share,
+                                        tooltip="The same as blend_threshold, for words marked with -@.")),
+                advanced(io.Float.Input("cross_start", default=0.0, optional=True, **share,
+                                        tooltip="Share of the steps before words first look where they look in the source.")),
+                advanced(io.Float.Input("temporal_start", default=0.0, optional=True, **share,
+                                        tooltip="Share of the steps before frames first attend as in the source.")),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy for the sampler, which also needs Invert DDIM's latent "
+                                                                   "and sigmas, euler, and added noise turned off.")],
+        )
+
+    @classmethod
+    def execute(cls, model, plan, source_branch: str, cross_steps: float, temporal_steps: float, blend: bool,
+                blend_threshold: float, trajectory=None, null_text=None, blend_mask=None, blend_start: float = 0.2,
+                away_threshold: float = 0.3, cross_start: float = 0.0, temporal_start: float = 0.0) -> io.NodeOutput:
+        check_choice(PROMPT_ATTENTION, "source_branch", source_branch, BRANCHES)
+        for name, start, end in (("cross", cross_start, cross_steps), ("temporal", temporal_start, temporal_steps)):
+            if start > end:
+                raise ValueError(f"{PROMPT_ATTENTION}: {name}_start {start:g} is after {name}_steps {end:g}. Lower {name}_start or "
+                                 f"raise {name}_steps.")
+        settings = Settings((cross_start, cross_steps), (temporal_start, temporal_steps), source_branch, blend, blend_threshold,
+                            away_threshold, blend_start)
+        out = prompt_attention(model, [plan.edit], plan.source, settings, trajectory, null_text, _given(blend_mask),
+                               cls.hidden.unique_id)
+        return io.NodeOutput(out)
+
+
+def _given(mask):
+    """A mask as (B, H, W), None where nothing but Load Image's placeholder is connected."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()
+    return None if tuple(mask.shape) == PLACEHOLDER and not mask.any() else mask
+
+
+class WordMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterWordMap",
+            display_name=WORD_MAP,
+            description="Shows where words looked while a video was edited, frame by frame, and gives a mask of it, for instance "
+                        "for Keep Untouched.",
+            search_aliases=["attention map", "cross-attention", "video-p2p"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the sampler ran, Prompt Attention on it."),
+                io.Conditioning.Input("positive", tooltip="The edited prompt, as the sampler got it."),
+                io.Latent.Input("latent", tooltip="The finished edit, from the sampler."),
+                io.String.Input("words", default="", tooltip="Words to show together, separated by commas. Empty: those that are "
+                                                             "swapped, added or weighed."),
+                io.Combo.Input("prompt", options=list(PROMPTS), default="edited",
+                               tooltip="Whose words: of the edited prompt, where they look in the edit, or of the source prompt."),
+                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.05, round=0.001,
+                               tooltip="The mask is where the map is above this share of its largest value in the frame. More "
+                                       "makes it smaller."),
+                io.Image.Input("images", optional=True, tooltip="The video's frames, to lay the map over."),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="Where the words look, one mask a frame, at the video's size."),
+                io.Image.Output(display_name="maps", tooltip="The same in colour: black, red, yellow, white, one picture a frame."),
+                io.Image.Output(display_name="all_words", tooltip="Every word of the prompt in a row of up to eight frames."),
+                io.Mask.Output(display_name="blend_mask", tooltip="Where the edit was allowed to act at the end, one mask a "
+                                                                  "frame."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, words: str, prompt: str, threshold: float, images=None) -> io.NodeOutput:
+        check_choice(WORD_MAP, "prompt", prompt, PROMPTS)
+        found, plan = read_maps(model, positive, latent, WORD_MAP)
+        edit = plan.edits[0]
+        asked, index = (edit.edited, 1) if prompt == "edited" else (edit.source, 0)
+        size = tuple(PIXELS * side for side in latent["samples"].shape[-2:])
+        maps = found.maps.of(index, _chosen(edit, prompt, words))
+        if images is not None:
+            images = _frames(images, len(maps), size)
+        shown = [n for n, word in enumerate(asked.words) if word]
+        area = torch.ones(len(maps), *size) if found.masks is None else torch.nn.functional.interpolate(
+            found.masks.float(), size=size, mode="nearest")[0]
+        return io.NodeOutput(word_mask(maps, size, threshold), heat(maps, size, images),
+                             word_sheet(found.maps.sums[index][:, shown], [asked.words[n] for n in shown]), area)
+
+
+def _chosen(edit: Edit, prompt: str, words: str) -> list[int]:
+    """Numbers of the words that are asked for."""
+    asked = edit.edited if prompt == "edited" else edit.source
+    names = [name.strip() for name in words.replace("\n", ",").split(",") if name.strip()]
+    if not names:
+        changed = [n for n, mark in enumerate(edit.marks) if mark.state != "kept" or mark.weight != 1.0]
+        if prompt == "source":
+            changed = sorted({i for n in changed for i in edit.marks[n].origin})
+        if changed:
+            return changed
+        raise WordError(f"{WORD_MAP}: no word of the {prompt} prompt is swapped, added or weighed, so 'words' must say which to "
+                        f"show. Write one of them: {', '.join(asked.words)}.")
+    out = []
+    for name in names:
+        places = find_words(asked, name)
+        if not places:
+            raise WordError(f"{WORD_MAP}: the word '{name}' is not in the {prompt} prompt, which has {', '.join(asked.words)}.")
+        out += [n for place in places for n in place]
+    return sorted(set(out))
+
+
+def _frames(images, count: int, size: tuple[int, int]):
+    """A video's frames at the size of its maps."""
+    if len(images) not in (1, count):
+        raise ValueError(f"{WORD_MAP}: 'images' has {len(images)} frames, the edit has {count}. Connect the edited or the source "
+                         "video.")
+    if not math.isclose(images.shape[2] / images.shape[1], size[1] / size[0], rel_tol=0.05):
+        raise ValueError(f"{WORD_MAP}: 'images' are {images.shape[2]} x {images.shape[1]} pixels, the edit {size[1]} x {size[0]}. "
+                         "Connect the video that was edited.")
+    resized = torch.nn.functional.interpolate(images[..., :3].movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True)
+    return resized.movedim(1, -1).cpu()
+
+
+NODES = [InvertDDIM, NullText, PromptEdit, PromptAttention, WordMap]
