@@ -13,6 +13,7 @@ from ..core.images import clip_pixels
 from ..core.inversion import condition
 from ..core.inversion.trajectory import TrajectoryError
 
+SVD_REMEDY = "Connect Source Conditioning, or VAE Encode with SVD's VAE."
 AUGMENTATION_SPAN = 2.0  # the noise is meant for pixels in [-1, 1]; ComfyUI's VAE takes [0, 1]
 
 
@@ -119,8 +120,11 @@ def edited_conditioning(clip_vision: Any, vae: Any, picture: Tensor, fps: float,
     return positive, negative
 
 
-def check_latent(latent: dict[str, Any], node: str) -> Tensor:
+def check_latent(latent: dict[str, Any], node: str, family: str = "SVD", remedy: str = SVD_REMEDY) -> Tensor:
     """The samples of a clip's LATENT.
+
+    Args:
+        family: of the model, for the message.  remedy: what to connect instead.
 
     Raises:
         TrajectoryError: not a stack of frames of four channels, or a mask on it.
@@ -128,6 +132,6 @@ def check_latent(latent: dict[str, Any], node: str) -> Tensor:
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
         shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
-        raise TrajectoryError(f"{node}: 'latent' is {shape}; a clip for SVD is [frames, 4, height / 8, width / 8]. "
-                              "Connect Source Conditioning, or VAE Encode with SVD's VAE.")
+        raise TrajectoryError(f"{node}: 'latent' is {shape}; a clip for {family} is [frames, 4, height / 8, width / 8]. "
+                              f"{remedy}")
     return samples.detach().float().clone()

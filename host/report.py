@@ -1,13 +1,80 @@
-"""Progress and cancelling of work that is no sampling."""
+"""What a node says while it works: warnings and errors under its name, progress with a place to cancel, events for its page."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.utils
+from comfy_execution.utils import get_executing_context
+
+log = logging.getLogger(__name__)
+
+_name: ContextVar[str] = ContextVar("framepainter_node", default="")
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put a node's display name in front of the errors and warnings of the work inside.
+
+    What carries the name already stays as it is: a node's patch names its node, as it may run inside another one. Errors keep
+    their type where it lets the text be changed; the others become a ValueError.
+    """
+    token = _name.set(name)
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # the host says more about it
+            raise
+        text = with_name(_sentence(error))
+        error.args = (text,)
+        if str(error) != text:
+            raise ValueError(text) from error
+        raise
+    finally:
+        _name.reset(token)
+
+
+def with_name(text: str) -> str:
+    """A text with the name of the node at work in front."""
+    name = _name.get()
+    return text if not name or text.startswith(f"{name}: ") else f"{name}: {text}"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return f"'{error.filename}': {error.strerror}." if error.filename is not None else f"{error.strerror}."
+    return str(error)
+
+
+def node_id() -> str | None:
+    """The id of the node at work in its workflow; None outside a server."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
+def warn(text: str, node: str | None = None) -> None:
+    """Log a warning, and show it on a node if the server can.
+
+    Args:
+        node: its id; None for the node at work.
+    """
+    text, node = with_name(text), node_id() if node is None else node
+    log.warning("FramePainter: %s", text)
+    server = _server()
+    if node is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node)
+
+
+# ---- progress --------------------------------------------------------------------------------------------------------
 
 
 class Steps:
@@ -20,20 +87,17 @@ class Steps:
         mm.throw_exception_if_processing_interrupted()
         self.bar.update(1)
 
+    def reach(self, done: int, total: int | None = None) -> None:
+        """Show that so many steps are done.
 
-log = logging.getLogger(__name__)
+        Args:
+            total: of all steps, if it is another one than was said.
+        """
+        mm.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, None if total is None else max(1, total))
 
 
-def warn(text: str, node_id: str | None = None) -> None:
-    """Log a warning, and show it on the node that raised it if the server can."""
-    log.warning("FramePainter: %s", text)
-    if node_id is None:
-        return
-    from server import PromptServer  # absent when nodes run outside a server, as in unit tests
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
+# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def send(event: str, data: dict[str, Any]) -> None:

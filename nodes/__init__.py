@@ -17,9 +17,8 @@ from . import (
          video,
          weights,
 )
+from .schema import named
 
 folders.register()
-NODES = [*weights.NODES, *conditioning.NODES, *signals.NODES, *attention.NODES, *sampling.NODES, *keeping.NODES,
-         *data.NODES, *training.NODES, *evaluation.NODES,
-         *inversion.NODES, *injection.NODES, *motion_lora.NODES, *video.NODES,
-         *prompt.NODES]
+NODES = [named(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
+                                   inversion, injection, motion_lora, video, prompt) for node in stage.NODES]

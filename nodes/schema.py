@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
+
+from ..host import report
 
 CATEGORY = "FramePainter"
 EditSignalType = io.Custom("EDIT_SIGNAL")
@@ -22,6 +25,20 @@ _KNOWN = {f.name for f in fields(io.Schema)}
 def schema(**settings: Any) -> io.Schema:
     """io.Schema without the fields that an older host does not have (search_aliases, for one)."""
     return io.Schema(category=CATEGORY, **{k: v for k, v in settings.items() if k in _KNOWN})
+
+
+def named(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """A node whose errors and warnings begin with its display name, wherever below it they arise."""
+    execute = node.execute.__func__
+    name = functools.cache(lambda: node.define_schema().display_name)  # not before it is needed: a schema lists folders
+
+    @functools.wraps(execute)
+    def under_its_name(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        with report.named(name()):
+            return execute(cls, *args, **kwargs)
+
+    node.execute = classmethod(under_its_name)
+    return node
 
 
 def advanced(widget: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.at_path import put_at
+
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # q (B, Lq, C), k, v (B, Lk, C), heads -> (B, Lq, C)
 Recorder = Callable[[Tensor, Tensor, int], None]  # q (B, T, L, C), k (B, L, C), heads
 
@@ -80,13 +82,7 @@ class MatchingBranch(nn.Module):
         super().__init__()
         self.sites = tuple(widths)
         for path, width in widths.items():
-            parent: nn.Module = self
-            *folders, leaf = path.split(".")
-            for folder in folders:
-                if folder not in parent._modules:
-                    parent.add_module(folder, nn.Module())
-                parent = parent._modules[folder]
-            parent.add_module(leaf, MatchingAttention(width, width // head_width, operations, dtype, device))
+            put_at(self, path, MatchingAttention(width, width // head_width, operations, dtype, device))
 
     def at(self, path: str) -> MatchingAttention:
         """The attention that belongs to a spatial transformer block."""

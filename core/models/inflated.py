@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .at_path import put_at
+
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # q (B, Lq, C), k, v (B, Lk, C), heads -> (B, Lq, C)
 
 CHUNK = 8 * 64 * 64  # tokens worked on at a time: the eight frames of 512 x 512 that the release works on
@@ -47,16 +49,16 @@ def is_trained(name: str) -> bool:
     return any(f".{part}." in f".{name}" for part in TRAINED)
 
 
-def by_parts(count: int, size: int, work: Callable[[slice], Tensor], dim: int) -> Tensor:
-    """Work on `size` of `count` entries at a time; the results joined along `dim`."""
+def by_parts(count: int, size: int, work: Callable[[slice], Tensor], dim: int, device: torch.device | None = None) -> Tensor:
+    """Work on `size` of `count` entries at a time; the results joined along `dim`, on `device` if one is given."""
     size = max(1, size)
     if count <= size:
-        return work(slice(0, count))
+        return work(slice(0, count)).to(device)
     out: Tensor | None = None
     for start in range(0, count, size):
         part = work(slice(start, min(start + size, count)))
         if out is None:
-            out = part.new_empty([count if d == dim else n for d, n in enumerate(part.shape)])
+            out = part.new_empty([count if d == dim else n for d, n in enumerate(part.shape)], device=device or part.device)
         out.narrow(dim, start, part.shape[dim]).copy_(part)
     return out
 
@@ -75,51 +77,67 @@ def pooled_group_norm(x: Tensor, frames: int, groups: int, weight: Tensor, bias:
     """
     video = x.unflatten(0, (-1, frames))  # (V, F, C, h, w)
     size = max(1, chunk // (video.shape[0] * math.prod(x.shape[2:])))
-    mean, variance = _statistics(video, groups, size)  # (V, G)
-    scale = torch.rsqrt(variance + eps).repeat_interleave(x.shape[1] // groups, 1) * weight  # (V, C)
-    shift = bias - mean.repeat_interleave(x.shape[1] // groups, 1) * scale
-    scale, shift = (t[:, None, :, None, None] for t in (scale, shift))
-    return by_parts(frames, size, lambda part: torch.addcmul(shift, video[:, part].to(scale), scale).to(x.dtype), 1).flatten(0, 1)
-
-
-def _statistics(video: Tensor, groups: int, size: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (V, G) of (V, F, C, h, w), `size` frames at a time (Chan et al. 1979 for joining parts)."""
-    means, variances, weights = [], [], []
-    wide = torch.promote_types(video.dtype, torch.float32)
+    statistics = GroupStatistics(groups)
     for part in video.split(size, 1):
-        values = part.unflatten(2, (groups, -1)).flatten(3).to(wide)  # (V, f, G, C/G*h*w)
+        statistics.add(part)
+    return by_parts(frames, size, lambda part: statistics.apply(video[:, part], weight, bias, eps), 1).flatten(0, 1)
+
+
+class GroupStatistics:
+    """Mean and variance of a group norm's groups over a video that comes in parts (Chan et al. 1979 for joining them)."""
+
+    def __init__(self, groups: int):
+        self.groups = groups
+        self.frames: list[int] = []
+        self.means: list[Tensor] = []  # (V, G) each
+        self.variances: list[Tensor] = []
+
+    def add(self, part: Tensor) -> None:
+        """part: (V, f, C, h, w)."""
+        wide = torch.promote_types(part.dtype, torch.float32)
+        values = part.unflatten(2, (self.groups, -1)).flatten(3).to(wide)  # (V, f, G, C/G*h*w)
         variance, mean = torch.var_mean(values, (1, 3), correction=0)
-        means.append(mean)
-        variances.append(variance)
-        weights.append(part.shape[1] / video.shape[1])
-    if len(means) == 1:
-        return means[0], variances[0]
-    stacked = torch.stack(means)  # (parts, V, G)
-    share = torch.tensor(weights).to(stacked)[:, None, None]
-    mean = (share * stacked).sum(0)
-    return mean, (share * (torch.stack(variances) + (stacked - mean) ** 2)).sum(0)
+        self.frames.append(part.shape[1])
+        self.means.append(mean)
+        self.variances.append(variance)
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all parts, (V, G)."""
+        if len(self.means) == 1:
+            return self.means[0], self.variances[0]
+        means = torch.stack(self.means)  # (parts, V, G)
+        share = torch.tensor(self.frames).to(means)[:, None, None] / sum(self.frames)
+        mean = (share * means).sum(0)
+        return mean, (share * (torch.stack(self.variances) + (means - mean) ** 2)).sum(0)
+
+    def apply(self, part: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalise some frames, (V, f, C, h, w), in their own type."""
+        mean, variance = self.joined()
+        repeats = part.shape[2] // self.groups
+        scale = torch.rsqrt(variance + eps).repeat_interleave(repeats, 1) * weight  # (V, C)
+        shift = bias - mean.repeat_interleave(repeats, 1) * scale
+        scale, shift = (t[:, None, :, None, None] for t in (scale, shift))
+        return torch.addcmul(shift, part.to(scale), scale).to(part.dtype)
 
 
 # ---- attention over frames -------------------------------------------------------------------------------------------
 
 
-def frame_attention(module: Any, x: Tensor, frames: int, attention: Attention, context: Tensor | None = None,
-                    value: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
+def frame_attention(module: Any, x: Tensor, first: Tensor, attention: Attention, value: Tensor | None = None,
+                    chunk: int = CHUNK) -> Tensor:
     """Self-attention of every frame to frame 0 of its video, through a layer's own projections.
 
     Args:
         module: the layer, with to_q, to_k, to_v, to_out and heads.
-        x: (V*F, L, C) normalised tokens.
-        context, value: (V*F, Lk, C) what keys and values are made from, x where None.
+        x: (V*F, L, C) normalised tokens, of all frames or some.
+        first: (V, Lk, C) those of each video's frame 0.  value: what values are made from, `first` where None.
 
     Returns:
         (V*F, L, C), after the output projection.
     """
-    context = x if context is None else context
-    first = context[::frames]
-    k, v = module.to_k(first), module.to_v(first if value is None else value[::frames])  # (V, Lk, C)
-    video = x.unflatten(0, (-1, frames))
-    videos, _, length, _ = video.shape
+    k, v = module.to_k(first), module.to_v(first if value is None else value)  # (V, Lk, C)
+    video = x.unflatten(0, (len(first), -1))
+    videos, frames, length, _ = video.shape
 
     def part(which: slice) -> Tensor:
         # All frames of a video ask the same keys, so they are one long query. (V, f*L, C)
@@ -160,18 +178,25 @@ class TemporalLayer(nn.Module):
             self.attn_temp.add_module(name, operations.Linear(width, width, bias=False, **kw))
         self.attn_temp.to_out = nn.ModuleList([operations.Linear(width, width, **kw)])
 
-    def forward(self, x: Tensor, frames: int, attention: Attention, chunk: int = CHUNK) -> Tensor:
-        """x: (V*F, L, C).  attention: is given (V*L, F, C), or as many of these rows as `chunk` allows."""
+    def forward(self, x: Tensor, frames: int, attention: Attention, chunk: int = CHUNK,
+                device: torch.device | None = None) -> Tensor:
+        """The layer's output, where x is.
+
+        Args:
+            x: (V*F, L, C).
+            attention: is given (V*L, F, C), or as many of these rows as `chunk` allows.
+            device: to compute on, part by part; x's own where None.
+        """
         video = x.unflatten(0, (-1, frames))  # (V, F, L, C)
         layer = self.attn_temp
 
         def part(which: slice) -> Tensor:
-            tokens = video[:, :, which]
+            tokens = video[:, :, which].to(device)
             normed = self.norm_temp(tokens).movedim(1, 2).flatten(0, 1)  # (V*l, F, C)
             out = layer.to_out[0](attention(layer.to_q(normed), layer.to_k(normed), layer.to_v(normed), self.heads))
             return tokens + out.unflatten(0, (len(video), -1)).movedim(2, 1)
 
-        return by_parts(x.shape[1], chunk // x.shape[0], part, 2).flatten(0, 1)
+        return by_parts(x.shape[1], chunk // x.shape[0], part, 2, x.device).flatten(0, 1)
 
 
 class TemporalLayers(nn.Module):
@@ -189,13 +214,7 @@ class TemporalLayers(nn.Module):
         super().__init__()
         self.sites = dict(sites)
         for path, width in sites.items():
-            parent: nn.Module = self
-            *folders, leaf = path.split(".")
-            for folder in folders:
-                if folder not in parent._modules:
-                    parent.add_module(folder, nn.Module())
-                parent = parent._modules[folder]
-            parent.add_module(leaf, TemporalLayer(width, heads, operations, dtype, device))
+            put_at(self, path, TemporalLayer(width, heads, operations, dtype, device))
 
     def at(self, path: str) -> TemporalLayer:
         """The layer of a transformer block."""

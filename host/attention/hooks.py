@@ -13,8 +13,9 @@ tokens of place.size. `attention(q, k, v)` is the next hook, or the host's kerne
 looks, or has nothing to do in this pass, returns attention(q, k, v). One that computes probabilities itself uses
 `probabilities` and `weighted`.
 
-A hook gets every row of a layer at once. Put it on a model with `with_hook`, on one evaluation with `hooked`. On a model it is
-shared by clones, so it must keep no state of a run.
+A hook gets every row of a layer at once, except in a streamed network (see streamed.py), where `place.part` says which frames
+(attn2) or which positions (attn_temp) the rows are; F or L above is then their number. Put a hook on a model with `with_hook`,
+on one evaluation with `hooked`. On a model it is shared by clones, so it must keep no state of a run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Place(NamedTuple):
 
     site: path of the transformer block, such as "input_blocks.1.1.transformer_blocks.0".  heads: N.  frames: F.
     size: (h, w) of this level.  mask: (F, F) bool, frames that each frame may see; None for all, and for attn2.
+    part: in a streamed network, the frames (attn2) or positions (attn_temp) of this call; None for all.
     """
 
     site: str
@@ -47,6 +49,7 @@ class Place(NamedTuple):
     frames: int
     size: tuple[int, int]
     mask: Tensor | None
+    part: slice | None = None
 
 
 Hook = Callable[[Place, Tensor, Tensor, Tensor, Callable[[Tensor, Tensor, Tensor], Tensor], dict], Tensor]

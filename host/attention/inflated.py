@@ -29,9 +29,11 @@ from ...core.models.inflated import TemporalLayers, block_sites, is_trained
 from .. import keys
 from ..network import UNET, WrongModel, frames_in, unet_shapes
 from ..weights.building import _fill, managed
-from .inflated_layers import Settings, _Forward, forwards, frames_of_pass
+from .inflated_layers import Pass, Settings, _Forward, forwards, running
+from .streamed import STORE, streamed_forwards
 
 KEY = f"{keys.PREFIX}_inflated"
+STREAMED = f"{KEY}_streamed"  # transformer_options: whether features rest in main memory
 VIDEOS = f"{KEY}_videos"  # transformer_options: videos in the batch of latents, 1 where absent
 
 
@@ -43,7 +45,10 @@ def _run_with_frames(executor: Callable, x: Tensor, timesteps: Any = None, conte
     if rows % videos:
         raise ValueError(f"The batch holds {rows} frames, which cannot be divided among {videos} videos of equal length. Connect "
                          "a LATENT that holds the same number of frames for each prompt.")
-    with frames_of_pass(rows // videos):
+    streamed = options.get(STREAMED, False)
+    if streamed and control is not None:  # it is added to features, which rest in the store
+        control = {place: [None if t is None else t.to(STORE) for t in tensors] for place, tensors in control.items()}
+    with running(Pass(rows // videos, x.device if streamed else None)):
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
 
@@ -117,11 +122,18 @@ def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings:
         WrongModel: not a Stable Diffusion 1.x model.
     """
     check_model(model, node)
-    clone = model.clone()
-    layers = None if temporal is None else temporal.model
-    found = forwards(model.model.diffusion_model, layers, settings, lambda path: model.get_model_object(f"{UNET}{path}.forward"))
+    clone, unet = model.clone(), model.model.diffusion_model
+    _take_off(clone)
+
+    def forward_of(path: str) -> Callable:
+        return clone.get_model_object(f"{UNET}{path}.forward")
+
+    found = forwards(unet, None if temporal is None else temporal.model, settings, forward_of)
+    if settings.streamed:
+        found |= streamed_forwards(unet, found, forward_of)
     for path, forward in found.items():
         clone.add_object_patch(f"{UNET}{path}.forward", forward)
+    clone.model_options["transformer_options"][STREAMED] = settings.streamed
     clone.remove_additional_models(KEY)
     if temporal is not None:
         clone.set_additional_models(KEY, [temporal])
@@ -130,6 +142,16 @@ def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings:
     clone.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     clone.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_copied_network)
     return clone
+
+
+def _take_off(clone: ModelPatcher) -> None:
+    """Undo what inflating has put around layers; what others put inside of it stays."""
+    for name, patch in list(clone.object_patches.items()):
+        if isinstance(patch, _Forward):
+            if getattr(patch.forward, "__self__", None) is patch.module:
+                del clone.object_patches[name]
+            else:
+                clone.object_patches[name] = patch.forward
 
 
 def with_tuned(model: ModelPatcher, tensors: Mapping[str, Tensor], settings: Settings = Settings(),  # noqa: B008

@@ -23,6 +23,7 @@ from ...core.inversion.null_text import NullText, NullTextError, NullTextSetting
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
 from ..attention.inflated import check_model, is_inflated, settings_of, temporal_of
+from ..conditioning import check_latent
 from ..network import WrongModel, model_digest
 from ..training.inflated import copy_of
 from ..training.run import differentiable
@@ -65,20 +66,6 @@ def text_of(conditioning: list, name: str, node: str) -> Tensor:
     return embedding.detach().float().cpu().clone()
 
 
-def frames_of(latent: dict[str, Any], node: str) -> Tensor:
-    """The samples (F, 4, h, w) of a video's LATENT.
-
-    Raises:
-        TrajectoryError: not a stack of frames of four channels.
-    """
-    samples = latent["samples"]
-    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
-        shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
-        raise TrajectoryError(f"{node}: 'latent' is {shape}; a video for Stable Diffusion 1.x is [frames, 4, height / 8, width / "
-                              "8]. Connect VAE Encode with the checkpoint's VAE.")
-    return samples.detach().float().clone()
-
-
 def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: int, folder: Path | None = None,
            node_id: str | None = None) -> Trajectory:
     """Invert a video with the source prompt and without guidance.
@@ -100,7 +87,8 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
         sigmas = Schedule(steps).sigmas
     except ValueError as error:
         raise TrajectoryError(f"{INVERT}: 'steps' does not work: {error}.") from None
-    held = frames_of(latent, INVERT) * (sigmas[-1] ** 2 + 1.0) ** 0.5
+    samples = check_latent(latent, INVERT, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
+    held = samples * (sigmas[-1] ** 2 + 1.0) ** 0.5
     start = Start(held, sigmas, source, identity)
     return run_kept(model, positive, start, list(reversed(sigmas)), ddim.invert_ddim, INVERT, folder, node_id)
 

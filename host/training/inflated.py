@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.models.inflated import TemporalLayers, fresh_temporal, is_trained
 from ..attention.inflated import check_model, heads_of, temporal_of
-from ..attention.inflated_layers import Settings, forwards, frames_now, frames_of_pass
+from ..attention.inflated_layers import Pass, Settings, forwards, pass_now, running
 from ..network import UNET
 from .copies import _filled, plain_tensors, plain_unet
 from .network import WITH_GRADIENTS, _Checkpointed, _with_gradients
@@ -58,7 +58,7 @@ class InflatedNetwork(nn.Module):
             options["optimized_attention_override"] = _with_gradients
         t = torch.full((len(x),), float(timestep), device=x.device)
         low = DTYPES[self.precision]
-        with frames_of_pass(frames), torch.autocast(x.device.type, low, enabled=low != torch.float32):
+        with running(Pass(frames)), torch.autocast(x.device.type, low, enabled=low != torch.float32):
             return self.unet(x, timesteps=t, context=text.repeat_interleave(frames, 0), transformer_options=options).float()
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -73,10 +73,10 @@ class _CheckpointedInPass:
         self.forward = forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        frames = frames_now()
+        now = pass_now()
 
         def in_pass(*args: Any, **kwargs: Any) -> Tensor:
-            with frames_of_pass(frames):
+            with running(now):
                 return self.forward(*args, **kwargs)
 
         return _Checkpointed(in_pass)(*args, **kwargs)

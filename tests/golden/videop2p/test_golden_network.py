@@ -37,6 +37,11 @@ def lone(pack, path: str, module: torch.nn.Module, layers: dict | None = None, h
     return module
 
 
+def running(pack, frames: int):
+    layers = pack("host.attention.inflated_layers")
+    return layers.running(layers.Pass(frames))
+
+
 def block(pack, case: Case):
     """A transformer block of the host with a case's weights."""
     import comfy.ops
@@ -61,8 +66,8 @@ def test_frame_attention(pack, case: Case, chunk: int):
     module = CrossAttention(config["channels"], heads=config["heads"], dim_head=config["dim_head"],
                             operations=comfy.ops.disable_weight_init)
     module.load_state_dict(network(case))
-    forward = inflated._FrameAttention(module.forward, module, "", inflated.Settings(chunk=chunk))
-    with inflated.frames_of_pass(frames):
+    forward = inflated._FrameAttention(module.forward, module, "", inflated.Settings(), chunk)
+    with inflated.running(inflated.Pass(frames)):
         check(case, "output", forward(case.tensors["hidden_states"]))
 
 
@@ -81,7 +86,7 @@ def test_temporal_attention(pack, case: Case, chunk: int):
 def test_transformer_block(pack, case: Case):
     module, frames = block(pack, case), case.info["parameters"]["frames"]
     text = case.tensors["encoder_hidden_states"].repeat_interleave(frames, 0)
-    with pack("host.attention.inflated_layers").frames_of_pass(frames):
+    with running(pack, frames):
         check(case, "output", module(case.tensors["hidden_states"], text, {}))
 
 
@@ -97,16 +102,16 @@ def test_resnet_block(pack, case: Case):
     module.load_state_dict({f"{names[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": t for n, t in network(case).items()})
     lone(pack, "input_blocks.1.0", module)
     embedding = case.tensors["time_embedding"]
-    with pack("host.attention.inflated_layers").frames_of_pass(frames):
+    with running(pack, frames):
         out = module(rows(case.tensors["hidden_states"]), embedding.repeat_interleave(frames, 0))
     check(case, "output", video(out, len(embedding)))
 
 
-@pytest.mark.parametrize("chunk", [1 << 20, 256])
+@pytest.mark.parametrize("chunk, streamed", [(1 << 20, False), (256, False), (256, True), (1 << 20, True)])
 @cases_of("unet3d_forward")
-def test_unet3d_forward(pack, case: Case, chunk: int):
+def test_unet3d_forward(pack, case: Case, chunk: int, streamed: bool):
     t, p = case.tensors, case.info["parameters"]
-    model = text_model.inflated(pack, unet(pack, case), chunk=chunk)
+    model = text_model.inflated(pack, unet(pack, case), chunk=chunk, streamed=streamed)
     probes = watch(pack, model, case)
     for i, timestep in enumerate(p["timesteps"]):
         out = text_model.evaluate(pack, model, rows(t["latents"]), timestep, t["encoder_hidden_states"])
