@@ -65,7 +65,7 @@ class InvertDDIM(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, steps: int, resumable: bool = False) -> io.NodeOutput:
         if len(latent["samples"]) < 2:
-            raise TrajectoryError(f"{INVERT}: 'latent' has one frame; editing a video needs at least two. Connect VAE Encode of "
+            raise TrajectoryError("'latent' has one frame; editing a video needs at least two. Connect VAE Encode of "
                                   "all frames.")
         found = ddim.invert(model, positive, latent, steps, _folder(resumable), cls.hidden.unique_id)
         return io.NodeOutput(ddim.start_latent(found), found, torch.tensor(found.sigmas))
@@ -160,18 +160,14 @@ class PromptEdit(io.ComfyNode):
     def execute(cls, clip, source_text: str, edited_text: str, words: str, alignment: str = "automatic",
                 as_released: bool = False) -> io.NodeOutput:
         check_choice(PROMPT_EDIT, "alignment", alignment, ALIGNMENTS)
-        try:
-            prompts = [read_prompt(clip, text, name) for name, text in (("source_text", source_text),
-                                                                        ("edited_text", edited_text))]
-        except WordError as error:
-            raise WordError(f"{PROMPT_EDIT}: {error}") from None
+        prompts = [read_prompt(clip, text, name) for name, text in (("source_text", source_text), ("edited_text", edited_text))]
         try:
             edit = edit_of(*prompts, words, ALIGNMENTS[alignment], as_released)
         except WordError as error:
-            raise WordError(f"{PROMPT_EDIT}: 'words' does not fit the prompts: {error}") from None
+            raise WordError(f"'words' does not fit the prompts: {error}") from None
         source, edited = encode(clip, source_text), encode(clip, edited_text)
         if not edit.changes and torch.equal(source[0][0], edited[0][0]):
-            raise WordError(f"{PROMPT_EDIT}: nothing is to change: 'source_text' and 'edited_text' are equal, and 'words' gives no "
+            raise WordError("nothing is to change: 'source_text' and 'edited_text' are equal, and 'words' gives no "
                             "word a weight. Change a word of 'edited_text', or write for instance 'dog *2' into 'words'.")
         return io.NodeOutput(source, edited, PromptPlan(edit, source[0][0], edited[0][0]), alignment_picture(edit))
 
@@ -232,7 +228,7 @@ class PromptAttention(io.ComfyNode):
         check_choice(PROMPT_ATTENTION, "source_branch", source_branch, BRANCHES)
         for name, start, end in (("cross", cross_start, cross_steps), ("temporal", temporal_start, temporal_steps)):
             if start > end:
-                raise ValueError(f"{PROMPT_ATTENTION}: {name}_start {start:g} is after {name}_steps {end:g}. Lower {name}_start or "
+                raise ValueError(f"{name}_start {start:g} is after {name}_steps {end:g}. Lower {name}_start or "
                                  f"raise {name}_steps.")
         settings = Settings((cross_start, cross_steps), (temporal_start, temporal_steps), source_branch, blend, blend_threshold,
                             away_threshold, blend_start)
@@ -283,7 +279,7 @@ class WordMap(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, words: str, prompt: str, threshold: float, images=None) -> io.NodeOutput:
         check_choice(WORD_MAP, "prompt", prompt, PROMPTS)
-        found, plan = read_maps(model, positive, latent, WORD_MAP)
+        found, plan = read_maps(model, positive, latent)
         edit = plan.edits[0]
         asked, index = (edit.edited, 1) if prompt == "edited" else (edit.source, 0)
         size = tuple(PIXELS * side for side in latent["samples"].shape[-2:])
@@ -307,13 +303,13 @@ def _chosen(edit: Edit, prompt: str, words: str) -> list[int]:
             changed = sorted({i for n in changed for i in edit.marks[n].origin})
         if changed:
             return changed
-        raise WordError(f"{WORD_MAP}: no word of the {prompt} prompt is swapped, added or weighed, so 'words' must say which to "
+        raise WordError(f"no word of the {prompt} prompt is swapped, added or weighed, so 'words' must say which to "
                         f"show. Write one of them: {', '.join(asked.words)}.")
     out = []
     for name in names:
         places = find_words(asked, name)
         if not places:
-            raise WordError(f"{WORD_MAP}: the word '{name}' is not in the {prompt} prompt, which has {', '.join(asked.words)}.")
+            raise WordError(f"the word '{name}' is not in the {prompt} prompt, which has {', '.join(asked.words)}.")
         out += [n for place in places for n in place]
     return sorted(set(out))
 
@@ -321,10 +317,10 @@ def _chosen(edit: Edit, prompt: str, words: str) -> list[int]:
 def _frames(images, count: int, size: tuple[int, int]):
     """A video's frames at the size of its maps."""
     if len(images) not in (1, count):
-        raise ValueError(f"{WORD_MAP}: 'images' has {len(images)} frames, the edit has {count}. Connect the edited or the source "
+        raise ValueError(f"'images' has {len(images)} frames, the edit has {count}. Connect the edited or the source "
                          "video.")
     if not math.isclose(images.shape[2] / images.shape[1], size[1] / size[0], rel_tol=0.05):
-        raise ValueError(f"{WORD_MAP}: 'images' are {images.shape[2]} x {images.shape[1]} pixels, the edit {size[1]} x {size[0]}. "
+        raise ValueError(f"'images' are {images.shape[2]} x {images.shape[1]} pixels, the edit {size[1]} x {size[0]}. "
                          "Connect the video that was edited.")
     resized = torch.nn.functional.interpolate(images[..., :3].movedim(-1, 1).float(), size=size, mode="bilinear", antialias=True)
     return resized.movedim(1, -1).cpu()

@@ -75,7 +75,7 @@ class PromptPass:
                     return own(video, frames)
                 return edited_probabilities(own(source, frames), own(video, frames), self.edit, prompt - 1)
 
-            self.maps.add(prompt, found, place.size, getattr(place, "part", None), self.chunk)
+            self.maps.add(prompt, found, place.size, place.part, self.chunk)
 
 
 def apply_with_source(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None,

@@ -21,7 +21,7 @@ class NoWordMaps(ValueError):
     """There is nothing that words could have looked at."""
 
 
-def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any], node: str) -> tuple[ReadOut, Plan]:
+def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any]) -> tuple[ReadOut, Plan]:
     """The read-out of a model with Prompt Attention.
 
     Args:
@@ -32,7 +32,7 @@ def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any], node:
     """
     found = read_out_of(model)
     if found is None:
-        raise NoWordMaps(f"{node}: 'model' has no Prompt Attention. Connect the MODEL that goes into the sampler.")
+        raise NoWordMaps("'model' has no Prompt Attention. Connect the MODEL that goes into the sampler.")
     read_out, plan = found
     if read_out.maps is None:  # the sampler's result came from the host's cache, or from another process
         _look_again(model, plan, positive, latent["samples"])

@@ -212,20 +212,20 @@ def test_together_and_apart_agree(pack, model, patched, begin, monkeypatch):
 
 
 def test_in_parts_as_at_once(pack, video_p2p, run, edit):
-    """Frames worked on one at a time: the same video, and the same maps."""
-    inflate, frames = pack("host.attention.inflated"), 7
-    tensors = text_model.small_tensors(pack)
+    """Frames worked on one at a time, and features in main memory: the same video, and the same maps."""
+    frames, tensors = 7, text_model.small_tensors(pack)
     start = noise(frames, 4, SIDE, SIDE, seed=6) * 10.0
-    results = []
-    for chunk in (1 << 20, 40):
-        on = text_model.inflated(pack, tensors, chunk=chunk)
-        assert inflate.settings_of(on).chunk == chunk
+
+    def edited(**settings):
+        on = text_model.inflated(pack, tensors, **settings)
         on = video_p2p.prompt_attention(on, [edit(words="dog *2")], SOURCE, run.Settings(0.6, 0.5, "fast"))
-        out = sample(pack, on, start=start)
-        results.append((out, video_p2p.read_out_of(on)[0].maps))
-    (whole, maps), (parts, other) = results
-    assert (whole - parts).abs().max() < 2e-3 * whole.abs().max()
-    assert torch.allclose(maps.sums[1], other.sums[1], atol=1e-4) and maps.sums[1].shape[:2] == (frames, 3)
+        return sample(pack, on, start=start), video_p2p.read_out_of(on)[0].maps.sums
+
+    whole, maps = edited(chunk=1 << 20)
+    assert maps[1].shape[:2] == (frames, 3)
+    for parts, other in (edited(chunk=40), edited(chunk=2500, streamed=True)):
+        assert (whole - parts).abs().max() < 2e-3 * whole.abs().max()
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(maps, other, strict=True))
 
 
 def test_a_long_negative_prompt_changes_nothing_in_the_edit(pack, patched, begin):
