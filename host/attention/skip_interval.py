@@ -1,7 +1,10 @@
-"""Skip-interval attention: a later clip's temporal self-attention also sees clip 0's keys and values (I2VEdit, section 4.3).
+"""Skip-interval attention: a later clip's temporal self-attention also sees clip 0's keys and values (I2VEdit, section 4.1).
 
 The published code stores them, 2.9 GB a step at full size. Here clip 0 is run again beside the later clip, step by step, from
 its stored states (52 MB), so that keys and values of one step at a time exist. Queries are the later clip's alone.
+
+What a model carries (`_PastInversion`, `_PastEdit`) is never changed. One sampling run has one `_Run`, which the outer wrapper
+puts into the run's own copy of the options and takes out and closes again, whatever happens.
 
 Legend: T0 frames of clip 0, T of the later clip; rows are (groups * h * w, T, C).
 """
@@ -24,8 +27,8 @@ from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
 from ..inversion.source import conditioning_of
-from . import injection as matching
-from .injection_run import SOURCE, MatchRun, ReadOut, evaluate_matched
+from . import injection
+from .injection_run import SOURCE, MatchRun, Plan, ReadOut, evaluate_matched
 from .record import Recorder
 from .watched import watch_attention
 
@@ -45,9 +48,6 @@ class PastEdit:
     positive: list
     negative: list
     source: Trajectory
-
-    def __deepcopy__(self, memo: dict) -> PastEdit:
-        return self  # older hosts deep-copy options with every clone
 
 
 class Memory:
@@ -87,46 +87,78 @@ def _with(model_options: dict, **changes: Any) -> dict:
     return out
 
 
-class _Remember:
-    """CALC_COND_BATCH wrapper: at every new step clip 0 first, then the later clip with what was found."""
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
-    def __init__(self, levels: Callable[[float, bool], int], evaluate: Callable):
-        self.step_of, self.evaluate = levels, evaluate
+
+class _Run:
+    """What one sampling run keeps: clip 0's conditioning on the device, and its keys and values at the step at hand."""
+
+    def __init__(self) -> None:
         self.step: int | None = None
         self.memory = Memory()
+        self.conds: list = []
 
-    def __deepcopy__(self, memo: dict) -> _Remember:
-        return self
+    def step_of(self, sigma: float, source: bool) -> int:
+        """Clip 0's step for a noise level; source: in a pass of the source alone, beside an edit."""
+        raise NotImplementedError
 
-    def __call__(self, executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
-        options = model_options.get("transformer_options", {})
-        if keys.MEMORY in options:
-            return executor(model, conds, x, timestep, model_options)
-        step = self.step_of(float(timestep.flatten()[0]), isinstance(options.get(keys.PASS), Recorder))
-        if step != self.step:
-            mm.throw_exception_if_processing_interrupted()
-            self.step, self.memory = None, Memory()
-            self.evaluate(executor, model, step, x, conds, _with(model_options, **{keys.PASS: None, keys.MEMORY: self.memory}))
-            self.memory.recording = False
-            self.step = step
-        return executor(model, conds, x, timestep, _with(model_options, **{keys.MEMORY: self.memory}))
+    def look(self, executor: Callable, network: Any, step: int, x: Tensor, given: list, options: dict) -> None:
+        """Run clip 0 at a step under options that note its keys and values.
 
-    def forget(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE wrapper: nothing is kept from one run to the next."""
+        Args:
+            x: the later clip's state, for device and type.  given: the later clip's conditionings.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
         self.step, self.memory = None, Memory()
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            self.step, self.memory = None, Memory()
+        self.conds.clear()
 
 
-def _attach(model: ModelPatcher, wrapper: _Remember) -> ModelPatcher:
-    clone = model.clone()
-    watch_attention(clone)
-    for kind, call in ((WrappersMP.OUTER_SAMPLE, wrapper.forget), (WrappersMP.CALC_COND_BATCH, wrapper)):
-        clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, call)
-    return clone
+def _nearest(levels: list[float], sigma: float) -> int:
+    return min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
+
+
+class _InversionRun(_Run):
+    def __init__(self, past: Trajectory):
+        super().__init__()
+        self.past, self.levels = past, past.levels
+
+    def step_of(self, sigma: float, source: bool) -> int:
+        return _nearest(self.levels, sigma)
+
+    def look(self, executor: Callable, network: Any, step: int, x: Tensor, given: list, options: dict) -> None:
+        state = self.past.states[step].to(x)
+        if not self.conds:
+            self.conds += _processed(network, conditioning_of(self.past.conditioning), None, state)
+        executor(network, self.conds[:1], state, torch.full((len(state),), self.levels[step], device=x.device), options)
+
+
+class _EditRun(_Run):
+    def __init__(self, past: PastEdit, plan: Plan | None):
+        super().__init__()
+        self.past, self.source_levels = past, past.source.levels
+        self.matching = None if plan is None else MatchRun(replace(plan, read_out=ReadOut()), past.states.shape[1])
+
+    def step_of(self, sigma: float, source: bool) -> int:
+        if source:
+            return source_step(_nearest(self.source_levels, sigma), self.past.source.steps)
+        return int(step_position(sigma, self.past.source.sigmas))
+
+    def look(self, executor: Callable, network: Any, step: int, x: Tensor, given: list, options: dict) -> None:
+        state = self.past.states[step].to(x)
+        if not self.conds:
+            self.conds += _processed(network, self.past.positive, self.past.negative, state)
+        guided = len(given) > 1 and given[1] is not None
+        # In a pass of the source alone `given` has one entry; the edit's own passes are still to come.
+        both = [self.conds[0], self.conds[1] if guided or len(given) == 1 else None]
+        level = torch.full((len(state),), self.past.source.sigmas[step], device=x.device)
+        evaluate_matched(executor, network, both, state, level, _with(options, **{keys.RUN: self.matching}))
+
+    def close(self) -> None:
+        super().close()
+        if self.matching is not None:
+            self.matching.close()
 
 
 def _processed(model: Any, positive: list, negative: list | None, state: Tensor) -> list:
@@ -138,21 +170,73 @@ def _processed(model: Any, positive: list, negative: list | None, state: Tensor)
     return [found["positive"], found.get("negative")]
 
 
+# ---- wrappers --------------------------------------------------------------------------------------------------------
+
+
+def _sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """OUTER_SAMPLE wrapper: a run begins, and is closed whatever happens."""
+    guider = executor.class_obj
+    past = guider.model_patcher.get_attachment(keys.PAST)
+    if past is None:
+        return executor(*args, **kwargs)
+    options = guider.model_options.setdefault("transformer_options", {})
+    run = options[keys.PAST_RUN] = past.begin()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        options.pop(keys.PAST_RUN, None)
+        run.close()
+
+
+def _evaluate(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
+    """CALC_COND_BATCH wrapper: at every new step clip 0 first, then the later clip with what was found."""
+    options = model_options.get("transformer_options", {})
+    run: _Run | None = options.get(keys.PAST_RUN)
+    if run is None or keys.MEMORY in options:
+        return executor(model, conds, x, timestep, model_options)
+    step = run.step_of(float(timestep.flatten()[0]), isinstance(options.get(keys.PASS), Recorder))
+    if step != run.step:
+        mm.throw_exception_if_processing_interrupted()
+        run.step, run.memory = None, Memory()
+        run.look(executor, model, step, x, conds, _with(model_options, **{keys.PASS: None, keys.MEMORY: run.memory}))
+        run.memory.recording = False
+        run.step = step
+    return executor(model, conds, x, timestep, _with(model_options, **{keys.MEMORY: run.memory}))
+
+
+# ---- attaching -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _PastInversion:
+    trajectory: Trajectory
+
+    def begin(self) -> _Run:
+        return _InversionRun(self.trajectory)
+
+
+@dataclass(frozen=True)
+class _PastEdit:
+    edit: PastEdit
+    plan: Plan | None  # of Match Attention, for clip 0
+
+    def begin(self) -> _Run:
+        return _EditRun(self.edit, self.plan)
+
+
+def _attach(model: ModelPatcher, past: _PastInversion | _PastEdit) -> ModelPatcher:
+    clone = model.clone()
+    watch_attention(clone)
+    clone.set_attachments(keys.PAST, past)
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate)):
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    return clone
+
+
 def remember_inversion(model: ModelPatcher, past: Trajectory) -> ModelPatcher:
     """A clone that inverts a later clip with clip 0's source in sight: same inversion steps, same size."""
-    conds: list = []
-    levels = past.levels
-
-    def step_of(sigma: float, _: bool) -> int:
-        return min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
-
-    def evaluate(executor: Callable, network: Any, step: int, x: Tensor, _: list, options: dict) -> None:
-        state = past.states[step].to(x)
-        if not conds:
-            conds.append(_processed(network, conditioning_of(past.conditioning), None, state)[0])
-        executor(network, [conds[0]], state, torch.full((len(state),), levels[step], device=x.device), options)
-
-    return _attach(model, _Remember(step_of, evaluate))
+    return _attach(model, _PastInversion(past))
 
 
 def remember_edit(model: ModelPatcher, past: PastEdit) -> ModelPatcher:
@@ -161,34 +245,10 @@ def remember_edit(model: ModelPatcher, past: PastEdit) -> ModelPatcher:
     Raises:
         TrajectoryError: clip 0 was sampled with another number of steps.
     """
-    matched = matching.read_out_of(model)
-    sigmas = past.source.sigmas
     if len(past.states) != past.source.steps:
         raise TrajectoryError(f"{NODE}: clip 0 has {len(past.states)} sampling steps, its inversion {past.source.steps}.")
-    plan = None
-    if matched is not None:
+    found, plan = injection.read_out_of(model), None
+    if found is not None:
         # The past follows its own source through the later clip's patches, whose gate says where LoRAs act.
-        plan = replace(matched[1], trajectory=past.source, record=None, change=None, stay=None, read_out=ReadOut())
-    conds: list = []
-    runs: list = []
-
-    def step_of(sigma: float, source: bool) -> int:
-        if source:
-            levels = past.source.levels
-            return source_step(min(range(len(levels)), key=lambda i: abs(levels[i] - sigma)), past.source.steps)
-        return int(step_position(sigma, sigmas))
-
-    def evaluate(executor: Callable, network: Any, step: int, x: Tensor, given: list, options: dict) -> None:
-        state = past.states[step].to(x)
-        if not conds:
-            conds.extend(_processed(network, past.positive, past.negative, state))
-        if plan is not None and not runs:
-            runs.append(MatchRun(plan, len(state)))
-        run = runs[0] if runs else None
-        guided = len(given) > 1 and given[1] is not None
-        # In a pass of the source alone `given` has one entry; the edit's own passes are still to come.
-        both = [conds[0], conds[1] if guided or len(given) == 1 else None]
-        evaluate_matched(executor, network, both, state, torch.full((len(state),), sigmas[step], device=x.device),
-                           _with(options, **{keys.RUN: run}))
-
-    return _attach(model, _Remember(step_of, evaluate))
+        plan = replace(found[1], trajectory=past.source, record=None, change=None, stay=None)
+    return _attach(model, _PastEdit(past, plan))
