@@ -149,3 +149,22 @@ def words(subjects: Subjects, index: int, size: bool = True, ground: bool = True
 def caption(subjects: Subjects, index: int, size: bool = True, ground: bool = True) -> str:
     """One scene's caption: "a small red disc on a green ground"."""
     return " ".join(words(subjects, index, size, ground))
+
+
+def subject_of(text: str) -> Subjects:
+    """The subject that a caption describes, B = 1; large where it does not say the size, on grey where not the ground.
+
+    Raises:
+        ValueError: the text names no shape or no colour for it.
+    """
+    said = text.split()
+    under = said.index("on") if "on" in said else len(said)
+
+    def first(names: tuple[str, ...], among: list[str], otherwise: str | None = None) -> Tensor:
+        found = next((word for word in among if word in names), otherwise)
+        if found is None:
+            raise ValueError(f"'{text}' holds none of {', '.join(names)}")
+        return torch.tensor([names.index(found)])
+
+    return Subjects(first(SHAPES, said[:under]), first(SUBJECTS, said[:under]), first(GROUNDS, said[under:], "grey"),
+                    first(tuple(SIZES), said[:under], "large"))

@@ -204,12 +204,13 @@ def scaled_autoencoder(load: Callable[[str], Any], tensors: dict) -> dict:
     return scaled_to(model, pictures(load("core.data.procedural"), 256, torch.Generator().manual_seed(1)))
 
 
-def scaled_to(model: Any, shown: Any) -> dict:
-    """The tensors of an autoencoder, scaled so that every latent channel of these pictures (B, 3, H, W) is 1 / 0.18215."""
+def scaled_to(model: Any, shown: Any, size: float = 1.0) -> dict:
+    """An autoencoder's tensors, scaled so that the latents of these pictures (B, 3, H, W), times 0.18215, are of this size
+    in every channel (root mean square)."""
     import torch
 
     with torch.no_grad():
-        scale = 1 / SCALING / model.encode(shown * 2 - 1).pow(2).mean((0, 2, 3)).sqrt()
+        scale = size / SCALING / model.encode(shown * 2 - 1).pow(2).mean((0, 2, 3)).sqrt()
     out = {name: t.clone() for name, t in model.state_dict().items()}
     out["encoder.head.weight"] *= scale[:, None, None, None]
     out["encoder.head.bias"] *= scale

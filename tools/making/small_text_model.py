@@ -24,6 +24,9 @@ from small_model import Stage  # noqa: E402
 FILE = "small_text_to_image.safetensors"
 SIDE = 192  # pixels
 SCENES = 8000
+# Root mean square of the latents. SD's is about 1; but the mean over a plain ground shows even at SD's highest noise level,
+# so at that size nothing but the first step would choose the ground's colour, and the prompt would not be asked.
+SIZE = 0.5
 WIDTH = 64  # of the text embeddings
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
         "num_res_blocks": [1, 1, 1, 1], "transformer_depth": [0, 1, 1, 0], "transformer_depth_middle": 1,
@@ -223,7 +226,7 @@ def autoencoder(load: Callable[[str], Any], folder: Path) -> Any:
                                 if n.startswith("first_stage_model.")})
         captions, generator = load("core.data.captions"), torch.Generator().manual_seed(1)
         shown = captions.render(captions.draw_scenes(captions.draw_subjects(64, generator), 1, generator), SIDE)[:, 0]
-        save_file(small_model.scaled_to(module, shown), str(path))
+        save_file(small_model.scaled_to(module, shown, SIZE), str(path))
     module.load_state_dict(load_file(str(path)))
     return module
 
