@@ -27,6 +27,7 @@ SCENES = 8000
 # Root mean square of the latents. SD's is about 1; but the mean over a plain ground shows even at SD's highest noise level,
 # so at that size nothing but the first step would choose the ground's colour, and the prompt would not be asked.
 SIZE = 0.5
+OFFSET = 0.1  # standard deviation of noise that all of a picture's latents share, for the same reason
 WIDTH = 64  # of the text embeddings
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
         "num_res_blocks": [1, 1, 1, 1], "transformer_depth": [0, 1, 1, 0], "transformer_depth_middle": 1,
@@ -202,6 +203,7 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
         t = (1000 * torch.rand(batch, generator=generator) ** 0.75).long()
         clean, a = data["latents"][chosen].float(), kept[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=generator)
+        noise = noise + OFFSET * torch.randn(batch, 4, 1, 1, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             told = context(parts.text, texts)
             predicted = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told)

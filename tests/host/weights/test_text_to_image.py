@@ -1,0 +1,181 @@
+"""The small text-to-image model that comes with the pack: how it loads, and whether it draws what it is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from framepainter_tests.examples import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+FILE = ROOT / "models" / "small_text_to_image.safetensors"
+PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def text_to_image(pack):
+    return pack("host.weights.text_to_image")
+
+
+@pytest.fixture(scope="module")
+def loaded(text_to_image):
+    return text_to_image.load(FILE)
+
+
+@pytest.fixture(scope="module")
+def captions(pack):
+    return pack("core.data.captions")
+
+
+def encoded(clip, text: str) -> torch.Tensor:
+    with torch.inference_mode():
+        return clip.encode_from_tokens(clip.tokenize(text))
+
+
+def drawn(loaded, texts: list[str], seed: int, cfg: float = 6.0, steps: int = 20) -> torch.Tensor:
+    """Pictures (B, 3, 192, 192) of prompts, by the host's sampler."""
+    import comfy.sample
+
+    positive = torch.cat([encoded(loaded.clip, text) for text in texts])
+    latent = torch.zeros(len(texts), 4, 24, 24)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        out = comfy.sample.sample(loaded.model, noise, steps, cfg, "ddim", "normal", [[positive, {}]],
+                                  [[encoded(loaded.clip, ""), {}]], latent, disable_pbar=True, seed=seed)
+        return loaded.vae.decode(out).movedim(-1, 1).clone()
+
+
+@pytest.fixture(scope="module")
+def followed(pack, loaded, captions):
+    """How many of the held-out prompts' words are in the pictures, of PROMPTS."""
+    read = pack("core.evaluation.captions").read_picture
+    subjects = captions.draw_subjects(PROMPTS, torch.Generator().manual_seed(11), held=True)
+    texts = [captions.caption(subjects, i) for i in range(PROMPTS)]
+    found = Counter()
+    for i, picture in enumerate(drawn(loaded, texts, seed=5)):
+        said, seen = captions.words(subjects, i), read(picture)
+        if seen is not None:
+            found.update(size=seen.size == said[1], colour=seen.colour == said[2], shape=seen.shape == said[3],
+                         ground=seen.ground == said[6])
+    return found
+
+
+def test_size_of_the_file():
+    assert FILE.stat().st_size <= 8e6
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_text_encoder_is_clip(loaded, captions):
+    """The host's encoding of a prompt equals that of transformers' own CLIP with the same weights."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with safe_open(str(FILE), "pt") as file:
+        heads = int(file.metadata()["framepainter.text_heads"])
+    model = loaded.clip.cond_stage_model.clip_l.transformer
+    tensors = {n: t.float().clone() for n, t in model.state_dict().items() if n != "text_projection.weight"}
+    inner, width = tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape
+    reference = CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
+                                             num_hidden_layers=2, eos_token_id=49407, attn_implementation="eager")).eval()
+    assert not reference.load_state_dict(tensors, strict=False).missing_keys
+    tokens = loaded.clip.tokenize("a small red disc on a green ground")["l"]
+    expected = reference(input_ids=torch.tensor([[token for token, _ in tokens[0]]])).last_hidden_state
+    found = encoded(loaded.clip, "a small red disc on a green ground")
+    assert found.shape == (1, 77, width)
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+def test_words_that_it_does_not_know_are_one_word(loaded):
+    known = encoded(loaded.clip, "a red disc")
+    assert torch.equal(encoded(loaded.clip, "a zebra disc"), encoded(loaded.clip, "a cathedral disc"))
+    assert not torch.equal(known, encoded(loaded.clip, "a zebra disc"))
+    assert not torch.equal(known, encoded(loaded.clip, "a blue disc"))
+    long = encoded(loaded.clip, "a very (unusual:1.3) Übergröße 猫 " * 20)
+    assert long.shape[1] > 77 and long.shape[1] % 77 == 0 and bool(long.isfinite().all())
+
+
+def test_a_words_vector_says_nothing_of_other_words(loaded):
+    """As trained: maps of where a word looks mean that word. Its vector hardly depends on the words before it."""
+    def at(text: str, word: int) -> torch.Tensor:
+        return encoded(loaded.clip, text)[0, 1 + word]
+
+    moved = (at("a red disc on a green ground", 2) - at("a blue disc on a green ground", 2)).norm()
+    exchanged = (at("a red disc on a green ground", 2) - at("a red cross on a green ground", 2)).norm()
+    assert moved < 0.3 * exchanged
+
+
+def test_the_unet_is_stable_diffusions(loaded):
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.supported_models
+
+    model = loaded.model.model
+    assert isinstance(model.model_config, comfy.supported_models.SD15)
+    assert isinstance(model.latent_format, comfy.latent_formats.SD15)
+    assert model.model_type == comfy.model_base.ModelType.EPS
+    assert float(model.model_sampling.sigma_max) == pytest.approx(14.6146, rel=1e-4)
+
+
+def test_the_autoencoder_keeps_pictures(loaded, captions):
+    generator = torch.Generator().manual_seed(21)
+    scenes = captions.draw_scenes(captions.draw_subjects(8, generator, held=True), 1, generator)
+    pictures = captions.render(scenes, 192)[:, 0].movedim(1, -1)
+    with torch.inference_mode():
+        latents = loaded.vae.encode(pictures)
+        again = loaded.vae.decode(latents)
+    assert latents.shape == (8, 4, 24, 24)
+    assert -10 * torch.log10((again - pictures).pow(2).mean()) > 33
+
+
+def test_only_such_files_are_listed(text_to_image):
+    assert text_to_image.listed() == [FILE.name]
+
+
+def test_a_copy_for_training_is_independent(text_to_image, loaded):
+    make, arguments = loaded.model.cached_patcher_init
+    again = make(*arguments)
+    name = "diffusion_model.out.2.weight"
+    assert torch.equal(again.model.state_dict()[name], loaded.model.model.state_dict()[name])
+    assert again.model is not loaded.model.model
+
+
+def test_bad_files_are_named(text_to_image, pack, tmp_path):
+    error = pack("host.weights.loading").WeightsError
+    with safe_open(str(FILE), "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(str(FILE))
+
+    def refused(keep: dict, text: dict | None) -> str:
+        path = tmp_path / "bad.safetensors"
+        save_file(keep, str(path), text)
+        with pytest.raises(error, match=r"bad\.safetensors") as caught:
+            text_to_image.load(path)
+        return str(caught.value)
+
+    assert "Load Checkpoint" in refused(tensors, None)
+    for lost in ("model.diffusion_model.middle_block.1.proj_in.weight", "first_stage_model.decoder.head.bias",
+                 "cond_stage_model.transformer.text_model.final_layer_norm.bias"):
+        told = refused({n: t for n, t in tensors.items() if n != lost}, metadata)
+        assert lost.split(".", 2)[-1].split("transformer.")[-1].removeprefix("decoder.") in told
+    for part in ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."):
+        refused({n: t for n, t in tensors.items() if not n.startswith(part)}, metadata)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(FILE.read_bytes()[:-1000])
+    with pytest.raises(error, match="cut off"):
+        text_to_image.load(cut)
+
+
+# ---- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "least"), [("colour", 0.8), ("ground", 0.8), ("shape", 0.7), ("size", 0.8)])
+def test_prompts_that_it_never_saw_are_followed(followed, word, least):
+    assert followed[word] >= least * PROMPTS
+
+
+def test_without_guidance_or_prompt_it_still_draws_a_shape(pack, loaded):
+    read = pack("core.evaluation.captions").read_picture
+    assert sum(read(picture) is not None for picture in drawn(loaded, [""] * 6, seed=8, cfg=1.0)) >= 5
