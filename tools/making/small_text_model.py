@@ -27,6 +27,8 @@ SCENES = 8000
 # Root mean square of the latents. SD's is about 1; but the mean over a plain ground shows even at SD's highest noise level,
 # so at that size nothing but the first step would choose the ground's colour, and the prompt would not be asked.
 SIZE = 0.5
+# From this step on, words are taught to look at what they stand for; the weight of that loss; the smallest side of a map.
+GROUNDED_FROM, GROUNDING, LEAST_MAP = 3250, 0.01, 6
 OFFSET = 0.1  # standard deviation of noise that all of a picture's latents share, for the same reason
 WIDTH = 64  # of the text embeddings
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "channel_mult": [1, 1, 1, 1],
@@ -106,11 +108,13 @@ class Texts(NamedTuple):
     """Rows of the embedding table for a batch; see `context`.
 
     base: (B, 77).  single: (B, K, SHORT), K words that carry meaning.  place: (B, K) each one's place, 0 for none.
+    of_shape: (B, K) bool, whether the word is one of the shape's; else the ground's.
     """
 
     base: Any
     single: Any
     place: Any
+    of_shape: Any
 
 
 def draw_texts(captions: Any, rows: dict[str, int], subjects: Any, generator: Any) -> Texts:
@@ -126,7 +130,7 @@ def draw_texts(captions: Any, rows: dict[str, int], subjects: Any, generator: An
     count, part = len(subjects.shape), 4
     base = torch.full((count, 77), rows[END])
     single = torch.full((count, part, SHORT), rows[END])
-    place = torch.zeros(count, part, dtype=torch.long)
+    place, of_shape = torch.zeros(count, part, dtype=torch.long), torch.ones(count, part, dtype=torch.bool)
     base[:, 0] = single[:, :, 0] = rows[START]
     others = captions.draw_subjects(count * (part + 1), generator)
     for b in range(count):
@@ -142,7 +146,8 @@ def draw_texts(captions: Any, rows: dict[str, int], subjects: Any, generator: An
             told[i] = true[i]
             single[b, k, 1:1 + len(told)] = torch.tensor([rows[w] for w in told])
             place[b, k] = 1 + i
-    return Texts(base, single, place)
+        of_shape[b, len(meaning) - 1] = not form.ground
+    return Texts(base, single, place, of_shape)
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -183,6 +188,47 @@ def context(model: Any, texts: Texts) -> Any:
     return base
 
 
+class WordMaps:
+    """Hooks on the cross-attention of a UNet that keep where each token looks, averaged over the heads.
+
+    maps: {L: [(B, L, 77) of each layer with L places]} of the last evaluation.
+    """
+
+    def __init__(self) -> None:
+        self.maps: dict[int, list] = {}
+        blocks = [("middle", 0), *((kind, n) for kind in ("input", "output") for n in range(12))]
+        self.options = {"patches_replace": {"attn2": dict.fromkeys(blocks, self._attend)}}
+
+    def _attend(self, q: Any, k: Any, v: Any, extra: dict) -> Any:
+        q, k, v = (x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
+        probabilities = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).float().softmax(-1)
+        self.maps.setdefault(q.shape[-2], []).append(probabilities.mean(1))
+        return (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def grounding(maps: dict[int, list], cover: Any, texts: Texts, weight: Any) -> Any:
+    """How much the words look elsewhere than at what they stand for: mean of (1 - share inside)^2 over layers and words.
+
+    The token loss of TokenCompose (Wang et al., CVPR 2024, equation 3), with exact masks.
+
+    Args:
+        cover: (B, 24, 24) how much of each latent the shape covers.  weight: (B,).
+    """
+    import torch.nn.functional as F
+
+    total, told = 0.0, (texts.place > 0) * weight[:, None]
+    for places, layers in maps.items():
+        side = round(places**0.5)
+        if side < LEAST_MAP:
+            continue
+        here = (F.adaptive_avg_pool2d(cover[:, None], side) > 0.1).flatten(2)  # (B, 1, L)
+        for layer in layers:
+            looks = layer.gather(2, texts.place[:, None].expand(-1, places, -1)).transpose(1, 2)  # (B, K, L)
+            inside = looks.where(here == texts.of_shape[..., None], 0.0).sum(2) / looks.sum(2)
+            total = total + ((1 - inside) ** 2 * told).sum() / told.sum() / len(layers)
+    return total
+
+
 def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch: int) -> Callable:
     """Mean squared error of the predicted noise at SD's noise levels, the higher ones a little more often.
 
@@ -193,7 +239,7 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
     from comfy.model_sampling import ModelSamplingDiscrete
 
     captions = load("core.data.captions")
-    rows = {word: i for i, word in enumerate(vocabulary(captions))}
+    rows, watched = {word: i for i, word in enumerate(vocabulary(captions))}, WordMaps()
     kept = 1 / (ModelSamplingDiscrete().sigmas ** 2 + 1)
 
     def loss(step: int, micro: int, generator: torch.Generator) -> dict:
@@ -204,11 +250,18 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
         clean, a = data["latents"][chosen].float(), kept[t][:, None, None, None]
         noise = torch.randn(clean.shape, generator=generator)
         noise = noise + OFFSET * torch.randn(batch, 4, 1, 1, generator=generator)
+        grounded = step > GROUNDED_FROM
+        watched.maps.clear()
         with torch.autocast("cpu", torch.bfloat16):
             told = context(parts.text, texts)
-            predicted = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told)
+            predicted = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told,
+                                   transformer_options=watched.options if grounded else {})
         error = (predicted.float() - noise).pow(2).mean((1, 2, 3))
-        return {"loss": error.mean(), "high": error[t >= 500].mean() if (t >= 500).any() else error.mean()}
+        out = {"loss": error.mean(), "error": error.mean(), "high": error[t >= 500].sum() / (t >= 500).sum().clamp(min=1)}
+        if grounded:  # the less noise, the better the network can know where the shape is
+            elsewhere = grounding(watched.maps, data["cover"][chosen], texts, 1 - t / 1000)
+            out |= {"loss": out["loss"] + GROUNDING * elsewhere, "elsewhere": elsewhere}
+        return out
 
     return loss
 
@@ -234,22 +287,25 @@ def autoencoder(load: Callable[[str], Any], folder: Path) -> Any:
 
 
 def examples(load: Callable[[str], Any], folder: Path, count: int, seed: int, held: bool = False) -> dict:
-    """Latents times SD's factor (N, 4, h, w) in fp16 and subjects (N, 4); kept in the work folder, 200 at a time."""
+    """Latents times SD's factor (N, 4, h, w) in fp16, subjects (N, 4), and how much of each latent the shape covers
+    (N, h, w). The latents are kept in the work folder, 200 at a time."""
     import torch
     from safetensors.torch import load_file, save_file
 
     captions, vae, parts = load("core.data.captions"), autoencoder(load, folder), []
     for number in range(-(-count // 200)):
         path = folder / f"latents-{seed}-{number}.safetensors"
+        generator = torch.Generator().manual_seed(seed * 100_000 + number)
+        subjects = captions.draw_subjects(min(200, count - 200 * number), generator, held)
+        scenes = captions.draw_scenes(subjects, 1, generator)
         if not path.is_file():
-            generator = torch.Generator().manual_seed(seed * 100_000 + number)
-            subjects = captions.draw_subjects(min(200, count - 200 * number), generator, held)
-            pictures = captions.render(captions.draw_scenes(subjects, 1, generator), SIDE)[:, 0]
+            pictures = captions.render(scenes, SIDE)[:, 0]
             with torch.no_grad():
                 latents = torch.cat([vae.encode(p * 2 - 1) for p in pictures.split(20)]) * small_model.SCALING
-            save_file({"latents": latents.half(), "subjects": torch.stack(list(subjects), 1)}, str(path))
+            save_file({"latents": latents.half()}, str(path))
             print(f"latents: {200 * number + len(latents)}/{count}", flush=True)
-        parts.append(load_file(str(path)))
+        cover = captions.coverage(subjects.shape, scenes.centre[:, 0], scenes.radius[:, 0], SIDE // 8)
+        parts.append({"latents": load_file(str(path))["latents"], "subjects": torch.stack(list(subjects), 1), "cover": cover})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
