@@ -120,7 +120,7 @@ def edited_conditioning(clip_vision: Any, vae: Any, picture: Tensor, fps: float,
     return positive, negative
 
 
-def check_latent(latent: dict[str, Any], node: str, family: str = "SVD", remedy: str = SVD_REMEDY) -> Tensor:
+def check_latent(latent: dict[str, Any], family: str = "SVD", remedy: str = SVD_REMEDY) -> Tensor:
     """The samples of a clip's LATENT.
 
     Args:
@@ -132,6 +132,6 @@ def check_latent(latent: dict[str, Any], node: str, family: str = "SVD", remedy:
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
         shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
-        raise TrajectoryError(f"{node}: 'latent' is {shape}; a clip for {family} is [frames, 4, height / 8, width / 8]. "
+        raise TrajectoryError(f"'latent' is {shape}; a clip for {family} is [frames, 4, height / 8, width / 8]. "
                               f"{remedy}")
     return samples.detach().float().clone()

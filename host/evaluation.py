@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import comfy.model_management as mm
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from ..core.evaluation.metrics import Areas, areas_from_masks
 from ..core.evaluation.pairs import Values, error_image, evaluate_pairs, usable
 from ..core.evaluation.sheet import ERROR_TOP, contact_sheet, heat, tint
 from ..core.evaluation.table import Statistic, aggregate, combine, markdown, split_source, to_json
+from .report import Steps
 from .weights.folders import OWN
 
 BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet, under the name torchvision gives it
@@ -96,10 +95,9 @@ def evaluate_set(pairs: Iterable[Pair], count: int, clip_vision: Any = None, use
             perceptual = lpips_metric()
         except Unavailable as why:
             notes.append(f"LPIPS is left out: {why}.")
-    progress = comfy.utils.ProgressBar(max(count, 1))
+    steps = Steps(count)
     names, batches, rows, features_edited, features_truth, broken = [], [], [], [], [], []
     for pair in pairs:
-        mm.throw_exception_if_processing_interrupted()
         edited, truth, source = (None if x is None else _bchw(x) for x in (pair.edited, pair.truth, pair.source))
         areas = areas_from_masks(*(None if m is None else m[None].cpu() for m in (pair.moved, pair.disoccluded)))
         values = evaluate_pairs(edited, truth, source=source, areas=areas)
@@ -117,7 +115,7 @@ def evaluate_set(pairs: Iterable[Pair], count: int, clip_vision: Any = None, use
             rows.append((pair.name, _sheet_row(pair, areas)))
         names.append(pair.name)
         batches.append(values)
-        progress.update(1)
+        steps.step()
     values = combine(batches)
     if broken:
         notes.append(f"{len(broken)} of {len(names)} pairs have values that are not finite and count nowhere: "

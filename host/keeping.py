@@ -67,7 +67,7 @@ def attach_dual_clock(model: ModelPatcher, region: Tensor, weak: float, strong: 
     Raises:
         WrongModel: not an SVD model.
     """
-    svd_layout(model, "FramePainter Dual Clock")
+    svd_layout(model)
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, keys.DUAL_CLOCK)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, keys.DUAL_CLOCK, DualClock(region, weak, strong))

@@ -69,11 +69,11 @@ def unet_shapes(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.model.diffusion_model.state_dict().items()}
 
 
-def svd_layout(model: ModelPatcher, node: str) -> diffusers_svd.Layout:
+def svd_layout(model: ModelPatcher) -> diffusers_svd.Layout:
     """The layout of an SVD model's UNet.
 
     Raises:
-        WrongModel: the model is of another family; the text names the node, what came and what to connect.
+        WrongModel: the model is of another family; the text says what came and what to connect.
     """
     names = unet_shapes(model)
     try:
@@ -83,7 +83,7 @@ def svd_layout(model: ModelPatcher, node: str) -> diffusers_svd.Layout:
     if layout is None or not any(layout.down_attention):
         found = type(model.model).__name__
         raise WrongModel(
-            f"{node}: the 'model' input is a {found} model, but this works on Stable Video Diffusion networks only. "
+            f"the 'model' input is a {found} model, but this works on Stable Video Diffusion networks only. "
             "Connect MODEL from Load FramePainter, or from Image Only Checkpoint Loader with an SVD checkpoint."
         )
     return layout
@@ -109,4 +109,4 @@ def head_width(model: ModelPatcher) -> int:
 
 def multiple(model: ModelPatcher) -> int:
     """Pixels that a picture's sides must be multiples of: 8 for the VAE, halved at every further level of the UNet."""
-    return 8 * 2 ** (len(svd_layout(model, "FramePainter Train").down_attention) - 1)
+    return 8 * 2 ** (len(svd_layout(model).down_attention) - 1)

@@ -94,7 +94,15 @@ class Steps:
             total: of all steps, if it is another one than was said.
         """
         mm.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done, None if total is None else max(1, total))
+        self.show(done, total)
+
+    def show(self, done: int, total: int | None = None, picture: tuple | None = None) -> None:
+        """`reach` without a place to stop at, for work that asks for itself where it may stop.
+
+        Args:
+            picture: a preview as the host's progress bar takes it: format, PIL image, size.
+        """
+        self.bar.update_absolute(done, None if total is None else max(1, total), picture)
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class MatchingAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, semantics: str, strength: float, framepainter=None) -> io.NodeOutput:
-        check_choice("Matching Attention", "semantics", semantics, SEMANTICS)
+        check_choice("semantics", semantics, SEMANTICS)
         weights = None if framepainter is None else framepainter.matching
         return io.NodeOutput(attach_matching(model, weights, semantics, strength))
 
@@ -85,14 +85,14 @@ class CorrespondenceMap(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, picture, x: float, y: float, level: str, sigma: float = 1.0,
                 seed: int = 0) -> io.NodeOutput:
-        check_choice("Correspondence Map", "level", level, LEVELS)
+        check_choice("level", level, LEVELS)
         samples = latent["samples"]
         if len(samples) < 2:
-            raise ValueError(f"Correspondence Map: the latent has {len(samples)} frame; it needs both frames of an edit. "
+            raise ValueError(f"the latent has {len(samples)} frame; it needs both frames of an edit. "
                              "Connect KSampler's LATENT itself.")
         seen = look(model, positive, samples, sigma, seed)
         if not seen:
-            raise ValueError("Correspondence Map: the model has no matching attention. Connect the MODEL of Load "
+            raise ValueError("the model has no matching attention. Connect the MODEL of Load "
                              "FramePainter, or put a Matching Attention node before it.")
         sizes = sorted({site.size for site in seen.values()}, reverse=True)
         size = sizes[min(LEVELS[level], len(sizes) - 1)]

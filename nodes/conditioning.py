@@ -52,7 +52,7 @@ class FramePainterConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision, vae, image, width: int, height: int, size_mode: str, fps_id: int,
                 motion_bucket_id: int, augmentation: float, seed: int) -> io.NodeOutput:
-        check_choice("FramePainter Conditioning", "size_mode", size_mode, SIZE_MODES)
+        check_choice("size_mode", size_mode, SIZE_MODES)
         size = target_size(image.shape[1], image.shape[2], width, height, size_mode)
         edits = [edit_conditioning(clip_vision, vae, image[i:i + 1, ..., :3], *size, fps_id, motion_bucket_id,
                                    augmentation, seed) for i in range(len(image))]
@@ -70,7 +70,7 @@ def target_size(picture_height: int, picture_width: int, width: int, height: int
     for name, side in (("width", width), ("height", height)):
         if side % MULTIPLE_EXACT:
             nearest = max(1, round(side / MULTIPLE_EXACT)) * MULTIPLE_EXACT
-            raise ValueError(f"FramePainter Conditioning: {name} is {side}, not a multiple of {MULTIPLE_EXACT}. "
+            raise ValueError(f"{name} is {side}, not a multiple of {MULTIPLE_EXACT}. "
                              f"Set it to {nearest}.")
     return height, width
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..core.data import contact_sheet, pairs
 from ..core.data.motion import GivenFlow, GivenTracks, MotionSource
 from ..core.data.procedural_pairs import BACKGROUNDS, ProceduralSettings, build_procedural, procedural_settings
-from ..core.data.sample import DatasetError
 from ..core.data.shards import ShardIndex
 from ..core.data.signals import HOLES
 from ..core.flow.consistency import FlowError
@@ -23,13 +22,12 @@ from ..core.flow.given import parse_flow, parse_tracks
 from ..core.video.source import Clip, FrameBatch, find_clips
 from ..host.data import dataset as building
 from ..host.data import flow as flows
-from ..host.report import warn
+from ..host.report import Steps, warn
 from .schema import advanced, check_choice, schema
 
 FlowType = io.Custom("FLOW")
 TracksType = io.Custom("TRACKS")
 SETS = "framepainter_datasets"
-BUILD, PROCEDURAL, PREVIEW = "Build Dataset", "Procedural Dataset", "Dataset Preview"
 flows.register()
 
 
@@ -37,22 +35,22 @@ def _output() -> Path:
     return Path(folder_paths.get_output_directory()).resolve()
 
 
-def new_folder(node: str, name: str) -> Path:
+def new_folder(name: str) -> Path:
     """The folder of a dataset to write.
 
     Raises:
         ValueError: the name would leave the folder of all datasets, or no system could write it.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")) or ".." in name:
-        raise ValueError(f"{node}: name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter or "
+        raise ValueError(f"name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter or "
                          "digit.")
     place = (_output() / SETS / name).resolve()
     if not place.is_relative_to(_output()):  # a link may lead out
-        raise ValueError(f"{node}: name is '{name}', which leads out of the output folder '{_output()}'. Choose another name.")
+        raise ValueError(f"name is '{name}', which leads out of the output folder '{_output()}'. Choose another name.")
     return place
 
 
-def old_folder(node: str, name: str) -> Path:
+def old_folder(name: str) -> Path:
     """The folder of a dataset to read: whole, or relative to the output folder or to that of all datasets.
 
     Raises:
@@ -63,7 +61,7 @@ def old_folder(node: str, name: str) -> Path:
         place = (base / given).resolve()
         if given and place.is_relative_to(_output()) and (place / "dataset.json").is_file():
             return place
-    raise ValueError(f"{node}: dataset is '{name}', which is no finished dataset under the output folder '{_output()}'. "
+    raise ValueError(f"dataset is '{name}', which is no finished dataset under the output folder '{_output()}'. "
                      "Connect the dataset output of a dataset node, or run the node that makes it to its end.")
 
 
@@ -75,7 +73,7 @@ def video_folder(name: str) -> Path:
     """
     place = Path(folder_paths.get_input_directory(), name.strip())
     if not place.is_dir():
-        raise ValueError(f"{BUILD}: videos is '{name}', and there is no folder '{place}'. Give the folder's whole path, or its "
+        raise ValueError(f"videos is '{name}', and there is no folder '{place}'. Give the folder's whole path, or its "
                          "name under ComfyUI's input folder.")
     return place
 
@@ -85,7 +83,7 @@ class BuildDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterBuildDataset",
-            display_name=BUILD,
+            display_name="Build Dataset",
             description="Makes training pairs from videos: two frames in which something moves, the motion between them, and "
                         "the three editing signals. Cancel at any time; queue again with the same settings to go on.",
             search_aliases=["training data", "frame pairs", "optical flow", "webdataset"],
@@ -159,31 +157,27 @@ class BuildDataset(io.ComfyNode):
                 min_motion: float, max_motion: float, static_camera: float, pairs_per_video: int, flow_source: str,
                 drag_points: int, seed: int, images: Tensor | None = None, fps: float = 24.0, flow: Any = None,
                 tracks: Any = None, holes: str = "black") -> io.NodeOutput:
-        check_choice(BUILD, "holes", holes, HOLES)
+        check_choice("holes", holes, HOLES)
         if fps <= 0:
-            raise ValueError(f"{BUILD}: fps is {fps:g}; give the pictures a second, above 0.")
-        folder = new_folder(BUILD, name)
-        try:
-            settings = pairs.PairSettings(width, height, min_seconds, max_seconds, min_motion, max_motion, static_camera,
-                                          pairs=pairs_per_video, drags=drag_points, holes=holes, seed=seed).checked()
-            clips = _clips(videos, images, fps, flow is not None or tracks is not None)
-            motion = _motion(images, flow, tracks, flow_source, clips)
-            text = building.build(folder, pairs.pair_settings(settings, motion),
-                                 lambda writer: pairs.build_from_clips(writer, clips, motion, settings, building.watch()))
-        except (ValueError, FileNotFoundError) as error:
-            known = str(error).startswith(BUILD)
-            raise ValueError(str(error) if known else f"{BUILD}: {error}") from error
+            raise ValueError(f"fps is {fps:g}; give the pictures a second, above 0.")
+        folder = new_folder(name)
+        settings = pairs.PairSettings(width, height, min_seconds, max_seconds, min_motion, max_motion, static_camera,
+                                      pairs=pairs_per_video, drags=drag_points, holes=holes, seed=seed).checked()
+        clips = _clips(videos, images, fps, flow is not None or tracks is not None)
+        motion = _motion(images, flow, tracks, flow_source, clips)
+        text = building.build(folder, pairs.pair_settings(settings, motion),
+                              lambda writer: pairs.build_from_clips(writer, clips, motion, settings, building.watch()))
         return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
 
 
 def _clips(folder: str, images: Tensor | None, fps: float, given: bool) -> list[Clip]:
     """The folder's videos, and the images. Raises ValueError."""
     if given and images is None:
-        raise ValueError(f"{BUILD}: flow or tracks is connected, images is not. Connect the frames that they belong to.")
+        raise ValueError("flow or tracks is connected, images is not. Connect the frames that they belong to.")
     if not folder.strip() and images is None:
-        raise ValueError(f"{BUILD}: there is nothing to take pairs from. Give a folder in videos, or connect images.")
+        raise ValueError("there is nothing to take pairs from. Give a folder in videos, or connect images.")
     if given and folder.strip():
-        raise ValueError(f"{BUILD}: flow or tracks belong to images; videos is '{folder}'. Empty videos, or disconnect flow "
+        raise ValueError(f"flow or tracks belong to images; videos is '{folder}'. Empty videos, or disconnect flow "
                          "and tracks.")
     clips = find_clips(video_folder(folder), fps) if folder.strip() else []
     return clips if images is None else [*clips, FrameBatch(images, fps)]
@@ -192,9 +186,9 @@ def _clips(folder: str, images: Tensor | None, fps: float, given: bool) -> list[
 def _motion(images: Tensor | None, fields: Any, tracks: Any, choice: str, clips: list[Clip]) -> MotionSource:
     """Where motion comes from. A clip with motion of its own gets a name of its own: the same frames may come with other."""
     if fields is not None and tracks is not None:
-        raise ValueError(f"{BUILD}: both flow and tracks are connected. Disconnect one.")
+        raise ValueError("both flow and tracks are connected. Disconnect one.")
     if fields is None and tracks is None:
-        check_choice(BUILD, "flow_source", choice, flows.choices())
+        check_choice("flow_source", choice, flows.choices())
         return flows.estimator(choice)
     size = tuple(images.shape[1:3])
     if fields is not None:
@@ -216,7 +210,7 @@ class ProceduralDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterProceduralDataset",
-            display_name=PROCEDURAL,
+            display_name="Procedural Dataset",
             description="Makes training pairs of moving textured shapes whose motion is known exactly. To try training, and to "
                         "check it.",
             search_aliases=["synthetic data", "toy data", "training data"],
@@ -259,20 +253,17 @@ class ProceduralDataset(io.ComfyNode):
     def execute(cls, name: str, count: int, width: int, height: int, seed: int, min_sprites: int, max_sprites: int,
                 max_shift: float, turn: float, growth: float, texture: int, background: str, drag_points: int,
                 holes: str = "black") -> io.NodeOutput:
-        check_choice(PROCEDURAL, "background", background, BACKGROUNDS)
-        check_choice(PROCEDURAL, "holes", holes, HOLES)
+        check_choice("background", background, BACKGROUNDS)
+        check_choice("holes", holes, HOLES)
         if min_sprites > max_sprites:
-            raise ValueError(f"{PROCEDURAL}: min_sprites is {min_sprites}, more than max_sprites, {max_sprites}. Raise "
+            raise ValueError(f"min_sprites is {min_sprites}, more than max_sprites, {max_sprites}. Raise "
                              "max_sprites.")
-        folder = new_folder(PROCEDURAL, name)
+        folder = new_folder(name)
         settings = ProceduralSettings(
             count, width, height, sprites=(min_sprites, max_sprites), shift=(round(max_shift * 0.2 / 0.55, 6), max_shift),
             turn=turn, growth=growth, texture=texture, background=background, drags=drag_points, holes=holes, seed=seed)
-        try:
-            text = building.build(folder, procedural_settings(settings),
-                                 lambda writer: build_procedural(writer, settings, building.watch()))
-        except DatasetError as error:
-            raise ValueError(f"{PROCEDURAL}: {error}") from None
+        text = building.build(folder, procedural_settings(settings),
+                              lambda writer: build_procedural(writer, settings, building.watch()))
         return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
 
 
@@ -281,7 +272,7 @@ class DatasetPreview(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterDatasetPreview",
-            display_name=PREVIEW,
+            display_name="Dataset Preview",
             description="Shows pairs of a dataset and their editing signals as a contact sheet, a row a pair.",
             search_aliases=["contact sheet", "training data"],
             is_output_node=True,
@@ -302,29 +293,25 @@ class DatasetPreview(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str = "", **_):
         try:
-            stamp = (old_folder(PREVIEW, dataset) / "dataset.json").stat()
+            stamp = (old_folder(dataset) / "dataset.json").stat()
         except (OSError, ValueError):
             return dataset
         return [dataset, stamp.st_mtime_ns, stamp.st_size]
 
     @classmethod
     def execute(cls, dataset: str, first: int, count: int) -> io.NodeOutput:
-        try:
-            index = ShardIndex(old_folder(PREVIEW, dataset), check=False)  # only what is shown is read
-        except DatasetError as error:
-            raise ValueError(f"{PREVIEW}: {error}") from None
+        index = ShardIndex(old_folder(dataset), check=False)  # only what is shown is read
         if not 0 <= first < len(index):
-            raise ValueError(f"{PREVIEW}: first is {first}, the dataset has {len(index)} pairs, numbered from 0. Lower it.")
-        watch = building.watch()
+            raise ValueError(f"first is {first}, the dataset has {len(index)} pairs, numbered from 0. Lower it.")
+        steps = Steps(count)
         last = min(first + count, len(index))
         samples = []
         for number in range(first, last):
-            watch.check()
             samples.append(index[number])
-            watch.progress(number + 1 - first, last - first)
+            steps.reach(number + 1 - first, last - first)
         sheet = contact_sheet.sheet(samples)
         if index.skipped:
-            warn(f"{PREVIEW}: {len(index.skipped)} damaged pairs are skipped, first {index.skipped[0]}.", cls.hidden.unique_id)
+            warn(f"{len(index.skipped)} damaged pairs are skipped, first {index.skipped[0]}.")
         text = contact_sheet.counts(len(index), index.skipped, (first, last - 1))
         return io.NodeOutput(sheet, text, ui=ui.PreviewImage(sheet, cls=cls))
 

@@ -9,15 +9,13 @@ from ..host.evaluation import Pair, evaluate_set
 from ..host.report import warn
 from .schema import schema
 
-NODE = "Evaluate Edits"
-
 
 class EvaluateEdits(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterEvaluate",
-            display_name=NODE,
+            display_name="Evaluate Edits",
             description="Compares edited pictures with the true ones: MSE, PSNR, SSIM, errors by area, and if asked for LPIPS "
                         "and CLIP-FID. Takes all pictures of a list or batch as one set.",
             search_aliases=["metrics", "ssim", "psnr", "lpips", "fid"],
@@ -61,7 +59,7 @@ class EvaluateEdits(io.ComfyNode):
         edits, truths = _pictures(edited), _pictures(truth)
         count = len(edits)
         if not count:
-            raise ValueError(f"{NODE}: 'edited' has no pictures. Connect the edits to it.")
+            raise ValueError("'edited' has no pictures. Connect the edits to it.")
         truths = _for_each("truth", truths, count)
         sources = _for_each("source", _pictures(source), count)
         masks = {"moved": _for_each("moved", _masks(moved), count),
@@ -76,7 +74,7 @@ class EvaluateEdits(io.ComfyNode):
         found = evaluate_set(pairs, count, clip_vision[0] if clip_vision else None, bool(lpips and lpips[0]),
                              sheet_rows[0] if sheet_rows else 8)
         if found.notes:
-            warn(f"{NODE}: " + " ".join(found.notes), cls.hidden.unique_id)
+            warn(" ".join(found.notes))
         report = found.report()
         return io.NodeOutput(report, found.json(), found.sheet, ui=ui.PreviewText(report))
 
@@ -96,14 +94,14 @@ def _for_each(name: str, items: list[Tensor], count: int) -> list[Tensor | None]
     if not items and name != "truth":
         return [None] * count
     if len(items) not in (1, count):
-        raise ValueError(f"{NODE}: edited has {count} pictures, {name} has {len(items)}. Give one for each edit, in the "
+        raise ValueError(f"edited has {count} pictures, {name} has {len(items)}. Give one for each edit, in the "
                          "same order, or one for all.")
     return list(items) if len(items) == count else items * count
 
 
 def _same_size(name: str, image: Tensor | None, truth: Tensor, index: int) -> None:
     if image is not None and image.shape[:2] != truth.shape[:2]:
-        raise ValueError(f"{NODE}: picture {index} of '{name}' is {image.shape[1]} x {image.shape[0]}, its truth "
+        raise ValueError(f"picture {index} of '{name}' is {image.shape[1]} x {image.shape[0]}, its truth "
                          f"{truth.shape[1]} x {truth.shape[0]}. Metrics of resized pictures would measure the resizing: "
                          "bring both to one size before this node, for instance with Upscale Image.")
 
@@ -113,7 +111,7 @@ def _fitting_mask(name: str, mask: Tensor | None, truth: Tensor, index: int) -> 
         return mask
     if float(mask.max()) == 0:  # Load Image gives a small black mask for a picture without transparency: no area
         return truth.new_zeros(truth.shape[:2])
-    raise ValueError(f"{NODE}: mask {index} of '{name}' is {mask.shape[1]} x {mask.shape[0]}, its truth {truth.shape[1]} x "
+    raise ValueError(f"mask {index} of '{name}' is {mask.shape[1]} x {mask.shape[0]}, its truth {truth.shape[1]} x "
                      f"{truth.shape[0]}. Bring the mask to the truth's size.")
 
 

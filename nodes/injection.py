@@ -10,7 +10,6 @@ import torch
 from comfy_api.latest import io
 
 from ..core.attention import difference
-from ..core.attention.record import RecordError
 from ..core.inversion import condition
 from ..host.attention import injection as host
 from ..host.attention.injection_run import BRANCHES, Settings
@@ -19,7 +18,6 @@ from ..host.conditioning import check_latent, edited_conditioning
 from .inversion import check_size
 from .schema import AttentionRecordType, TrajectoryType, advanced, check_choice, schema
 
-NODE, MASK_NODE = "Match Attention", "Difference Mask"
 CUSTOM = "custom"
 # Section 5.1: shares of the steps at which temporal attention's second and third stage begin.
 PRESETS = {"local edit": (0.5, 0.8), "global style": (0.8, 0.9), "large shape change": (0.4, 0.5), CUSTOM: None}
@@ -61,12 +59,11 @@ class EditedFrameConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision, vae, image, latent, fps: int = 7, motion_bucket_id: int = condition.MOTION_BUCKET,
                 augmentation: float = condition.AUGMENTATION, seed: int = 0) -> io.NodeOutput:
-        node = "Edited Frame Conditioning"
-        samples = check_latent(latent, node)
-        height, width = check_size(node, "image", image)
+        samples = check_latent(latent)
+        height, width = check_size("image", image)
         h, w = samples.shape[-2:]
         if (height, width) != (8 * h, 8 * w):
-            raise ValueError(f"{node}: 'image' is {width} x {height} pixels, the clip {8 * w} x {8 * h}. Fit the edited frame "
+            raise ValueError(f"'image' is {width} x {height} pixels, the clip {8 * w} x {8 * h}. Fit the edited frame "
                              "in the same way as the clip.")
         # The released code draws for both halves of the guided batch and uses the second draw.
         noise = torch.randn((2, 4, h, w), generator=torch.Generator("cpu").manual_seed(seed))[1:]
@@ -125,11 +122,11 @@ class MatchAttention(io.ComfyNode):
                 beta_2: float = 0.8, change_mask=None, stay_mask=None, hold_stay: bool = True, record=None,
                 spatial: bool = True, temporal: bool = True, coarse_scale: int = 4,
                 branches: str = BRANCHES[0]) -> io.NodeOutput:
-        check_choice(NODE, "preset", preset, PRESETS)
-        check_choice(NODE, "branches", branches, BRANCHES)
+        check_choice("preset", preset, PRESETS)
+        check_choice("branches", branches, BRANCHES)
         betas = PRESETS[preset] or (beta_1, beta_2)
         if betas[0] > betas[1]:
-            raise ValueError(f"{NODE}: beta_1 {betas[0]} is after beta_2 {betas[1]}. Lower beta_1 or raise beta_2.")
+            raise ValueError(f"beta_1 {betas[0]} is after beta_2 {betas[1]}. Lower beta_1 or raise beta_2.")
         settings = Settings((threshold, threshold_last), betas, coarse_scale, spatial, temporal, branches)
         masks = [clip_mask(name, m, trajectory.size) for name, m in (("change_mask", change_mask), ("stay_mask", stay_mask))]
         return io.NodeOutput(host.match_attention(model, trajectory, settings, record, *masks, hold=hold_stay))
@@ -146,7 +143,7 @@ def clip_mask(name: str, mask, size: tuple[int, int]):
     mask = mask.reshape(-1, *mask.shape[-2:]).float().clamp(0.0, 1.0)
     ratios = mask.shape[-1] / mask.shape[-2], size[1] / size[0]
     if abs(ratios[0] / ratios[1] - 1.0) > SAME_SHAPE:
-        raise ValueError(f"{NODE}: '{name}' is {mask.shape[-1]} x {mask.shape[-2]} pixels, the clip {size[1] * 8} x "
+        raise ValueError(f"'{name}' is {mask.shape[-1]} x {mask.shape[-2]} pixels, the clip {size[1] * 8} x "
                          f"{size[0] * 8}. Fit the mask in the same way as the clip.")
     return mask.cpu()
 
@@ -177,16 +174,12 @@ class RecordAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, place: str, precision: str, budget_gb: float) -> io.NodeOutput:
-        check_choice("Record Attention", "place", place, PLACES)
-        check_choice("Record Attention", "precision", precision, DTYPES)
+        check_choice("place", place, PLACES)
+        check_choice("precision", precision, DTYPES)
         folder = None
         if place == "disk":
             folder = Path(folder_paths.get_temp_directory(), f"framepainter_attention_{uuid.uuid4().hex[:12]}")
-        try:
-            found = record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9))
-        except RecordError as error:
-            raise RecordError(f"Record Attention: {error}") from error
-        return io.NodeOutput(found)
+        return io.NodeOutput(record_attention(model, trajectory, folder, DTYPES[precision], int(budget_gb * 1e9)))
 
 
 class DifferenceMask(io.ComfyNode):
@@ -217,23 +210,23 @@ class DifferenceMask(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, layers: str, values: str, normalise: bool = False) -> io.NodeOutput:
-        check_choice(MASK_NODE, "layers", layers, difference.LAYERS)
-        check_choice(MASK_NODE, "values", values, difference.VALUES)
+        check_choice("layers", layers, difference.LAYERS)
+        check_choice("values", values, difference.VALUES)
         found = host.read_out_of(model)
         if found is None:
-            raise ValueError(f"{MASK_NODE}: 'model' has no Match Attention. Connect the MODEL that goes into the sampler.")
+            raise ValueError("'model' has no Match Attention. Connect the MODEL that goes into the sampler.")
         read_out, plan = found
         if not plan.settings.spatial:
-            raise ValueError(f"{MASK_NODE}: spatial attention is not matched, so there is no difference. Turn 'spatial' on in "
+            raise ValueError("spatial attention is not matched, so there is no difference. Turn 'spatial' on in "
                              "Match Attention.")
-        samples = check_latent(latent, MASK_NODE)
+        samples = check_latent(latent)
         if not read_out.sites:  # the sampler's result came from the host's cache, or another process
             steps = plan.trajectory.steps
             host.measure(model, positive, samples, sorted({round(i * (steps - 1) / (LOOKS - 1)) for i in range(LOOKS)}))
         height, width = (8 * side for side in samples.shape[-2:])
         mask = difference.average(list(read_out.sites.values()), layers, values, height, width)
         if mask is None:
-            raise ValueError(f"{MASK_NODE}: this network has no layers '{layers}'. Choose another entry of 'layers'.")
+            raise ValueError(f"this network has no layers '{layers}'. Choose another entry of 'layers'.")
         stretched = mask / mask.max().clamp_min(1e-6)
         return io.NodeOutput(stretched if normalise else mask, difference.colours(stretched))
 

@@ -10,15 +10,14 @@ from comfy_api.latest import io, ui
 
 from ..core.atomic import PARTIAL, WriteError
 from ..core.edm import SIGMA_MAX, karras_sigmas
-from ..core.inversion import condition, sarp, trajectory
+from ..core.inversion import condition, sarp
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
 from ..core.inversion.plot import describe, normality_picture
-from ..core.inversion.trajectory import TrajectoryError
+from ..core.inversion.trajectory import TrajectoryError, load, save
 from ..host.conditioning import check_latent, source_conditioning
 from ..host.inversion import edm as host
 from .schema import TrajectoryType, advanced, check_choice, schema
 
-SARP, SOURCE = "Smooth Area Perturbation", "Source Conditioning"
 LIMITS = {"mirror inward": "inward", "clamp (released)": "clamp"}
 BORDERS = {"repeat": "repeat", "zero (released)": "zero"}
 FOLDER = "trajectories"  # under output and input; unfinished inversions too
@@ -65,8 +64,8 @@ class SmoothAreaPerturbation(io.ComfyNode):
     @classmethod
     def execute(cls, images, threshold: float, noise_scale: float, seed: int, limits: str = "mirror inward",
                 border: str = "repeat") -> io.NodeOutput:
-        check_choice(SARP, "limits", limits, LIMITS)
-        check_choice(SARP, "border", border, BORDERS)
+        check_choice("limits", limits, LIMITS)
+        check_choice("border", border, BORDERS)
         clip = images[..., :3].movedim(-1, 1).float().cpu() * 2.0 - 1.0
         noise = torch.randn((len(clip) + sarp.COPIES, *clip.shape[1:]), generator=torch.Generator("cpu").manual_seed(seed))
         found = sarp.perturb_clip(clip, noise, threshold, noise_scale, LIMITS[limits], BORDERS[border])
@@ -114,12 +113,12 @@ class SourceConditioning(io.ComfyNode):
     def execute(cls, clip_vision, vae, images, first_frame=None, key_frame=None, fps_id: int = condition.FPS_INVERSION,
                 motion_bucket_id: int = condition.MOTION_BUCKET, augmentation: float = condition.AUGMENTATION,
                 seed: int = 0) -> io.NodeOutput:
-        height, width = check_size(SOURCE, "images", images)
+        height, width = check_size("images", images)
         copies = []
         for name, picture in (("first_frame", first_frame), ("key_frame", key_frame)):
             picture = images[:1] if picture is None else picture[:1]
             if tuple(picture.shape[1:3]) != (height, width):
-                raise ValueError(f"{SOURCE}: '{name}' is {picture.shape[2]} x {picture.shape[1]} pixels, 'images' are {width} "
+                raise ValueError(f"'{name}' is {picture.shape[2]} x {picture.shape[1]} pixels, 'images' are {width} "
                                  f"x {height}. Take both from the same Smooth Area Perturbation.")
             copies.append(picture[..., :3])
         noise = torch.randn((1, 3, height, width), generator=torch.Generator("cpu").manual_seed(seed))
@@ -128,7 +127,7 @@ class SourceConditioning(io.ComfyNode):
         return io.NodeOutput(positive, {"samples": latents})
 
 
-def check_size(node: str, name: str, images) -> tuple[int, int]:
+def check_size(name: str, images) -> tuple[int, int]:
     """(height, width) of pictures that the VAE takes without cropping.
 
     Raises:
@@ -136,7 +135,7 @@ def check_size(node: str, name: str, images) -> tuple[int, int]:
     """
     height, width = images.shape[1:3]
     if height % MULTIPLE or width % MULTIPLE:
-        raise ValueError(f"{node}: '{name}' are {width} x {height} pixels; both sides must be multiples of {MULTIPLE}. Resize "
+        raise ValueError(f"'{name}' are {width} x {height} pixels; both sides must be multiples of {MULTIPLE}. Resize "
                          f"them before, for instance to {max(1, round(width / MULTIPLE)) * MULTIPLE} x "
                          f"{max(1, round(height / MULTIPLE)) * MULTIPLE}.")
     return height, width
@@ -178,7 +177,7 @@ class InvertEDM(io.ComfyNode):
     def execute(cls, model, positive, latent, steps: int, sigmas=None, resumable: bool = False) -> io.NodeOutput:
         sigmas = torch.tensor(karras_sigmas(steps)) if sigmas is None else sigmas
         folder = Path(folder_paths.get_output_directory(), FOLDER) if resumable else None
-        found = host.invert(model, positive, latent, sigmas, folder, cls.hidden.unique_id)
+        found = host.invert(model, positive, latent, sigmas, folder)
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
 
@@ -204,19 +203,11 @@ class SaveTrajectory(io.ComfyNode):
         try:
             folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
                                                                            folder_paths.get_output_directory())
-            path = write(Path(folder, f"{name}_{counter:05}_.safetensors"), trajectory)
         except OSError as error:
-            raise WriteError(f"Save Trajectory: the folder of '{filename_prefix}' cannot be made: {error}. Choose one "
-                                  "that may be written to.") from error
+            raise WriteError(f"the folder of '{filename_prefix}' cannot be made: {error}. Choose one that may be written to."
+                             ) from error
+        path = save(Path(folder, f"{name}_{counter:05}_.safetensors"), trajectory)
         return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
-
-
-def write(path: Path, found: trajectory.Trajectory) -> Path:
-    """Save with the node's name in front of what goes wrong."""
-    try:
-        return trajectory.save(path, found)
-    except WriteError as error:
-        raise WriteError(f"Save Trajectory: {error}") from error
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -245,12 +236,9 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        try:
-            found = trajectory.load(saved_path(file))
-        except TrajectoryError as error:
-            raise TrajectoryError(f"Load Trajectory: {error}") from error
+        found = load(saved_path(file))
         if found.reached < found.steps:
-            raise TrajectoryError(f"Load Trajectory: '{file}' has {found.reached} of {found.steps} steps; it is what an "
+            raise TrajectoryError(f"'{file}' has {found.reached} of {found.steps} steps; it is what an "
                                   "interrupted inversion left. Run Invert EDM again with 'resumable' on, and save the result.")
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
@@ -276,10 +264,10 @@ def saved_path(name: str) -> Path:
     for folder in saved_folders():
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"Load Trajectory: '{name}' lies outside of the folder {folder}. Choose a file from the list.")
+            raise ValueError(f"'{name}' lies outside of the folder {folder}. Choose a file from the list.")
         if path.is_file():
             return path
-    raise FileNotFoundError(f"Load Trajectory: '{name}' is in none of the folders {', '.join(map(str, saved_folders()))}. Put "
+    raise FileNotFoundError(f"'{name}' is in none of the folders {', '.join(map(str, saved_folders()))}. Put "
                             "the file into one of them, press R to refresh the list, and choose it again.")
 
 
@@ -305,7 +293,7 @@ class NormalityReadOut(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent) -> io.NodeOutput:
-        samples = check_latent(latent, "Normality")
+        samples = check_latent(latent)
         found = anderson_darling(samples)
         rows = [("clip", samples), *((f"channel {c}", samples[:, c]) for c in range(samples.shape[1]))]
         table = "\n".join(f"{name}: {describe(anderson_darling(values))}" for name, values in rows)

@@ -58,17 +58,16 @@ class DualClock(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, latent, clip: Tensor, mask: Tensor, weak: float, strong: float,
                 picture: Tensor | None = None) -> io.NodeOutput:
-        node = "FramePainter Dual Clock"
         if weak > strong:
-            raise ValueError(f"{node}: weak {weak} is above strong {strong}; the moved part would start with more noise than the "
+            raise ValueError(f"weak {weak} is above strong {strong}; the moved part would start with more noise than the "
                              "rest. Lower weak or raise strong.")
         count = len(latent["samples"])
         mask = mask[None] if mask.ndim == 2 else mask
         if count < 2:
-            raise ValueError(f"{node}: 'latent' has {count} frame. Connect the latent of FramePainter Conditioning, which has two.")
+            raise ValueError(f"'latent' has {count} frame. Connect the latent of FramePainter Conditioning, which has two.")
         if len(clip) == 1:
             if picture is None:
-                raise ValueError(f"{node}: 'clip' is a single picture, and no source is connected. Connect the source to "
+                raise ValueError("'clip' is a single picture, and no source is connected. Connect the source to "
                                  "'picture', or clip of Coarse Edit Signal to 'clip'.")
             first = picture[:1, ..., :3]
             if first.shape[1:3] != clip.shape[1:3]:
@@ -76,12 +75,12 @@ class DualClock(io.ComfyNode):
                                     antialias=True).movedim(1, -1)
             clip = torch.cat([first, clip[..., :3].expand(count - 1, -1, -1, -1)])
         if len(clip) != count:
-            raise ValueError(f"{node}: 'clip' has {len(clip)} pictures, 'latent' {count} frames. Set frames of Coarse Edit Signal "
+            raise ValueError(f"'clip' has {len(clip)} pictures, 'latent' {count} frames. Set frames of Coarse Edit Signal "
                              f"to {count}.")
         if len(mask) == 1:
             mask = torch.cat([torch.ones_like(mask), mask.expand(count - 1, -1, -1)])
         if len(mask) != count:
-            raise ValueError(f"{node}: 'mask' has {len(mask)} masks, 'latent' {count} frames. Connect clip_mask of Coarse Edit "
+            raise ValueError(f"'mask' has {len(mask)} masks, 'latent' {count} frames. Connect clip_mask of Coarse Edit "
                              "Signal, or a single mask.")
         start, region = dual_clock_start(vae, latent, clip, mask)
         return io.NodeOutput(attach_dual_clock(model, region, weak, strong), start)
@@ -124,12 +123,11 @@ class EditMask(io.ComfyNode):
     def execute(cls, picture: Tensor, threshold: float, drag_radius: float, grow: int, feather: int,
                 signal: EditSignal | None = None, edited: Tensor | None = None, compare: Tensor | None = None,
                 mask: Tensor | None = None) -> io.NodeOutput:
-        node = "Edit Mask"
         if signal is None and edited is None and mask is None:
-            raise ValueError(f"{node}: nothing tells where the edit is. Connect 'signal', 'edited' or 'mask'.")
+            raise ValueError("nothing tells where the edit is. Connect 'signal', 'edited' or 'mask'.")
         mask = mask[None] if mask is not None and mask.ndim == 2 else mask
         height, width = picture.shape[1:3]
-        count = batch_size(node, picture=picture, edited=edited, compare=compare, mask=mask)
+        count = batch_size(picture=picture, edited=edited, compare=compare, mask=mask)
         out, steps = [], Steps(count)
         for i in range(count):
             area = torch.zeros(1, height, width)
@@ -190,16 +188,15 @@ class KeepUntouched(io.ComfyNode):
     @classmethod
     def execute(cls, original: Tensor, edited: Tensor, mask: Tensor, feather: int, feather_side: str,
                 colour_match: str, size_mismatch: str) -> io.NodeOutput:
-        node = "Keep Untouched"
-        check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
-        check_choice(node, "feather_side", feather_side, SIDES)
-        check_choice(node, "colour_match", colour_match, MATCHES)
+        check_choice("size_mismatch", size_mismatch, MISMATCHES)
+        check_choice("feather_side", feather_side, SIDES)
+        check_choice("colour_match", colour_match, MATCHES)
         mask = mask[None] if mask.ndim == 2 else mask
-        count = batch_size(node, original=original, edited=edited, mask=mask)
+        count = batch_size(original=original, edited=edited, mask=mask)
         height, width = original.shape[1:3]
         for name, (h, w), counts in (("edited", edited.shape[1:3], True), ("mask", mask.shape[1:3], float(mask.max()) > 0)):
             if size_mismatch == "error" and counts and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
-                raise ValueError(f"{node}: '{name}' is {w} x {h}, 'original' is {width} x {height}; the aspect ratios differ. "
+                raise ValueError(f"'{name}' is {w} x {h}, 'original' is {width} x {height}; the aspect ratios differ. "
                                  "Connect pictures of the same edit. If the whole picture was squeezed for the model, set "
                                  "size_mismatch to 'stretch'.")
         images, weights, steps = [], [], Steps(count * 3)
@@ -231,7 +228,7 @@ class KeepLatent(io.ComfyNode):
     def execute(cls, latent, vae, picture: Tensor, mask: Tensor) -> io.NodeOutput:
         mask = mask[None] if mask.ndim == 2 else mask
         if float(mask.max()) == 0:
-            raise ValueError("Keep Untouched in Latents: 'mask' is empty, so nothing could be edited. Connect the mask of Edit "
+            raise ValueError("'mask' is empty, so nothing could be edited. Connect the mask of Edit "
                              "Mask, or draw one.")
         return io.NodeOutput(keep_latent(vae, latent, picture, mask))
 

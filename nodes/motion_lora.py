@@ -8,7 +8,6 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..core.training.motion_lora.presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
-from ..core.weights.motion_lora import LoraFileError
 from ..host.training import motion_lora
 from ..host.training.motion_lora import MotionInputs
 from ..host.weights import folders
@@ -24,10 +23,9 @@ FORMS = ["ComfyUI", "published by the authors"]
 class TrainMotionLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        node = "Train Motion LoRA"
         return schema(
             node_id="FramePainterTrainMotionLora",
-            display_name=node,
+            display_name="Train Motion LoRA",
             description="Learns a clip's motion as a LoRA on the temporal attention of Stable Video Diffusion, for I2VEdit. An "
                         "equal run is not trained twice; a cancelled one goes on.",
             search_aliases=["i2vedit", "motion lora", "train lora"],
@@ -80,16 +78,12 @@ class TrainMotionLora(io.ComfyNode):
     def execute(cls, model, clip_vision, vae, frames, preset: str, steps: int, learning_rate: float, rank: int, strength: float,
                 seed: int, width: int = 0, height: int = 0, dropout: float = 0.1, numbers: str = "release",
                 precision: str = PRESET, save_every: int = 50, preview_every: int = 0) -> io.NodeOutput:
-        node = "Train Motion LoRA"
         for name, value, options in (("preset", preset, PRESETS), ("numbers", numbers, ORDERS),
                                      ("precision", precision, (PRESET, *PRECISIONS))):
-            check_choice(node, name, value, options)
-        try:
-            settings = choose(preset, steps=steps, learning_rate=learning_rate, rank=rank, seed=seed, width=width or None,
-                              height=height or None, dropout=dropout, numbers=numbers, save_every=save_every,
-                              precision=None if precision == PRESET else precision, preview_every=preview_every)
-        except ValueError as error:
-            raise ValueError(f"{node}: {error}.") from None
+            check_choice(name, value, options)
+        settings = choose(preset, steps=steps, learning_rate=learning_rate, rank=rank, seed=seed, width=width or None,
+                          height=height or None, dropout=dropout, numbers=numbers, save_every=save_every,
+                          precision=None if precision == PRESET else precision, preview_every=preview_every)
         made = motion_lora.train(MotionInputs(model, clip_vision, vae, frames), settings,
                                  Path(folder_paths.get_output_directory()).resolve() / RUNS, strength)
         return io.NodeOutput(*made)
@@ -116,10 +110,7 @@ class LoadMotionLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_file: str, strength: float) -> io.NodeOutput:
-        try:
-            lora = load(folders.find(lora_file, ("loras",)), model)
-        except (LoraFileError, ValueError) as error:
-            raise ValueError(f"Load Motion LoRA: {error}") from None
+        lora = load(folders.find(lora_file, ("loras",)), model)
         return io.NodeOutput(with_lora(model, lora, strength), lora)
 
 
@@ -144,8 +135,7 @@ class SaveMotionLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, filename_prefix: str, form: str, model=None) -> io.NodeOutput:
-        node = "Save Motion LoRA"
-        check_choice(node, "form", form, FORMS)
+        check_choice("form", form, FORMS)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
         stem = Path(folder) / f"{name}_{counter:05d}_"
         if form == FORMS[0]:
@@ -153,13 +143,10 @@ class SaveMotionLora(io.ComfyNode):
             write(path, lora)
         else:
             if model is None:
-                raise ValueError(f"{node}: the authors' form lists the layers of a network without names. Connect the model that "
+                raise ValueError("the authors' form lists the layers of a network without names. Connect the model that "
                                  "the LoRA was trained on to 'model'.")
             path = stem.with_name(f"{stem.name}unet.pt")
-            try:
-                save_published(path, lora, model)
-            except LoraFileError as error:
-                raise ValueError(f"{node}: {error}") from None
+            save_published(path, lora, model)
         return io.NodeOutput(ui={"text": [f"{path} ({path.stat().st_size / 1e6:.1f} MB)"]})
 
 

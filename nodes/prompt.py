@@ -23,8 +23,6 @@ from ..host.sampling.video_p2p import prompt_attention
 from ..host.text import PromptPlan, encode, read_prompt
 from .schema import EditPlanType, NullTextType, TrajectoryType, advanced, check_choice, schema
 
-INVERT, NULL_TEXT, PROMPT_EDIT, PROMPT_ATTENTION, WORD_MAP = ("Invert DDIM", "Null-Text", "Prompt Edit", "Prompt Attention",
-                                                              "Word Map")
 FOLDER = "trajectories"  # under output; unfinished inversions and optimisations
 ALIGNMENTS = {"automatic": "automatic", "swap word by word": "swap", "refine": "refine"}
 PROMPTS = ("edited", "source")
@@ -37,7 +35,7 @@ class InvertDDIM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterInvertDDIM",
-            display_name=INVERT,
+            display_name="Invert DDIM",
             description="Runs a video backwards through a text-to-image model to the noise that it could have been made from "
                         "(Video-P2P). Sample the latent with added noise turned off and the same sigmas.",
             search_aliases=["inversion", "unsample", "DDIM inversion", "video-p2p"],
@@ -67,7 +65,7 @@ class InvertDDIM(io.ComfyNode):
         if len(latent["samples"]) < 2:
             raise TrajectoryError("'latent' has one frame; editing a video needs at least two. Connect VAE Encode of "
                                   "all frames.")
-        found = ddim.invert(model, positive, latent, steps, _folder(resumable), cls.hidden.unique_id)
+        found = ddim.invert(model, positive, latent, steps, _folder(resumable))
         return io.NodeOutput(ddim.start_latent(found), found, torch.tensor(found.sigmas))
 
 
@@ -76,7 +74,7 @@ class NullText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterNullText",
-            display_name=NULL_TEXT,
+            display_name="Null-Text",
             description="Finds for each step an embedding of the empty prompt with which guided sampling gives the source video "
                         "back (Video-P2P's null-text optimisation). Slow, and not needed with the stored trajectory.",
             search_aliases=["null-text inversion", "video-p2p"],
@@ -108,9 +106,9 @@ class NullText(io.ComfyNode):
     @classmethod
     def execute(cls, model, trajectory, negative, guidance: float, iterations: int, precision: str = "fp32",
                 checkpointing: bool = False, resumable: bool = False) -> io.NodeOutput:
-        check_choice(NULL_TEXT, "precision", precision, PRECISIONS)
+        check_choice("precision", precision, PRECISIONS)
         found = ddim.optimise(model, trajectory, negative, NullTextSettings(guidance, iterations), precision, checkpointing,
-                              _folder(resumable), cls.hidden.unique_id)
+                              _folder(resumable))
         error = float((found.latents[-1] - ddim.latents_of(trajectory)[0]).pow(2).mean().sqrt())
         updates = sum(len(losses) for losses in found.losses)
         return io.NodeOutput(found, f"{found.done} steps, {updates} updates. Latents of the last step differ from the source's by "
@@ -126,7 +124,7 @@ class PromptEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterPromptEdit",
-            display_name=PROMPT_EDIT,
+            display_name="Prompt Edit",
             description="Says what is to change in a video by two prompts: one that describes it, and one that describes the edit. "
                         "Words may be swapped, added, left out and weighed, all in one edit.",
             search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "word swap", "attention reweighting"],
@@ -159,7 +157,7 @@ class PromptEdit(io.ComfyNode):
     @classmethod
     def execute(cls, clip, source_text: str, edited_text: str, words: str, alignment: str = "automatic",
                 as_released: bool = False) -> io.NodeOutput:
-        check_choice(PROMPT_EDIT, "alignment", alignment, ALIGNMENTS)
+        check_choice("alignment", alignment, ALIGNMENTS)
         prompts = [read_prompt(clip, text, name) for name, text in (("source_text", source_text), ("edited_text", edited_text))]
         try:
             edit = edit_of(*prompts, words, ALIGNMENTS[alignment], as_released)
@@ -178,7 +176,7 @@ class PromptAttention(io.ComfyNode):
         share = {"min": 0.0, "max": 1.0, "step": 0.05, "round": 0.001}
         return schema(
             node_id="FramePainterPromptAttention",
-            display_name=PROMPT_ATTENTION,
+            display_name="Prompt Attention",
             description="Lets a video be sampled with its edited prompt: words that stay look where they look in the source, so "
                         "that the scene and its motion stay, too (Video-P2P).",
             search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "local blend"],
@@ -225,15 +223,14 @@ class PromptAttention(io.ComfyNode):
     def execute(cls, model, plan, source_branch: str, cross_steps: float, temporal_steps: float, blend: bool,
                 blend_threshold: float, trajectory=None, null_text=None, blend_mask=None, blend_start: float = 0.2,
                 away_threshold: float = 0.3, cross_start: float = 0.0, temporal_start: float = 0.0) -> io.NodeOutput:
-        check_choice(PROMPT_ATTENTION, "source_branch", source_branch, BRANCHES)
+        check_choice("source_branch", source_branch, BRANCHES)
         for name, start, end in (("cross", cross_start, cross_steps), ("temporal", temporal_start, temporal_steps)):
             if start > end:
                 raise ValueError(f"{name}_start {start:g} is after {name}_steps {end:g}. Lower {name}_start or "
                                  f"raise {name}_steps.")
         settings = Settings((cross_start, cross_steps), (temporal_start, temporal_steps), source_branch, blend, blend_threshold,
                             away_threshold, blend_start)
-        out = prompt_attention(model, [plan.edit], plan.source, settings, trajectory, null_text, _given(blend_mask),
-                               cls.hidden.unique_id)
+        out = prompt_attention(model, [plan.edit], plan.source, settings, trajectory, null_text, _given(blend_mask))
         return io.NodeOutput(out)
 
 
@@ -250,7 +247,7 @@ class WordMap(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterWordMap",
-            display_name=WORD_MAP,
+            display_name="Word Map",
             description="Shows where words looked while a video was edited, frame by frame, and gives a mask of it, for instance "
                         "for Keep Untouched.",
             search_aliases=["attention map", "cross-attention", "video-p2p"],
@@ -278,7 +275,7 @@ class WordMap(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, words: str, prompt: str, threshold: float, images=None) -> io.NodeOutput:
-        check_choice(WORD_MAP, "prompt", prompt, PROMPTS)
+        check_choice("prompt", prompt, PROMPTS)
         found, plan = read_maps(model, positive, latent)
         edit = plan.edits[0]
         asked, index = (edit.edited, 1) if prompt == "edited" else (edit.source, 0)

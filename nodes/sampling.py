@@ -32,8 +32,8 @@ class FramePainterGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule: str) -> io.NodeOutput:
-        check_choice("FramePainter Guidance", "schedule", schedule, SCHEDULES)
-        svd_layout(model, "FramePainter Guidance")
+        check_choice("schedule", schedule, SCHEDULES)
+        svd_layout(model)
         return io.NodeOutput(set_guidance(model, schedule))
 
 
@@ -60,7 +60,7 @@ class PickEditedFrame(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, original: Tensor | None = None) -> io.NodeOutput:
         if len(images) < 2:
-            raise ValueError(f"Pick Edited Frame: got {len(images)} frame, an edit has two. Decode the whole LATENT of "
+            raise ValueError(f"got {len(images)} frame, an edit has two. Decode the whole LATENT of "
                              "KSampler with VAE Decode and connect that.")
         frames = [images[-1:], images[:1]]
         if original is not None and original.shape[1:3] != images.shape[1:3]:

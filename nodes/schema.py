@@ -53,7 +53,7 @@ def drawn_by(widget: Any, name: str) -> Any:
     return widget
 
 
-def check_choice(node: str, name: str, value: Any, options: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
     """Refuse a value that a list does not offer. The browser cannot send one, a prompt through the API can, and older
     hosts let it pass.
 
@@ -61,7 +61,7 @@ def check_choice(node: str, name: str, value: Any, options: Iterable[str]) -> No
         ValueError: naming the node, the input, the value and the choices.
     """
     if value not in options:
-        raise ValueError(f"{node}: {name} is '{value}'; choose one of {', '.join(options)}.")
+        raise ValueError(f"{name} is '{value}'; choose one of {', '.join(options)}.")
 
 
 def one_of(images: Any, index: int) -> Any:
@@ -69,7 +69,7 @@ def one_of(images: Any, index: int) -> Any:
     return images[index:index + 1] if len(images) > 1 else images
 
 
-def batch_size(node: str, **batches: Any) -> int:
+def batch_size(**batches: Any) -> int:
     """Common length of the given batches, ones and Nones aside.
 
     Raises:
@@ -79,6 +79,6 @@ def batch_size(node: str, **batches: Any) -> int:
     size = max(lengths.values())
     if any(n not in (1, size) for n in lengths.values()):
         listed = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-        raise ValueError(f"{node}: the batches do not fit together ({listed}). Give one picture for all, or as many as "
+        raise ValueError(f"the batches do not fit together ({listed}). Give one picture for all, or as many as "
                          "there are.")
     return size

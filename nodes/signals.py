@@ -15,7 +15,7 @@ from ..core.signals.pieces import place_clip, place_pieces, read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
-from ..host.report import page_waits, send, warn
+from ..host.report import node_id, page_waits, send, warn
 from ..host.signals.control import apply_control
 from ..host.signals.drag import apply_drag
 from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, one_of, schema
@@ -68,28 +68,28 @@ class SketchSignal(io.ComfyNode):
     @classmethod
     def execute(cls, sketch: Tensor | None = None, mask: Tensor | None = None, picture: Tensor | None = None,
                 background: str = "auto", size_mismatch: str = "error", strokes: str = "") -> io.NodeOutput:
-        node, seen = "Sketch Signal", _show(picture, cls)
-        check_choice(node, "background", background, BACKGROUNDS)
-        check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
+        seen = _show(picture)
+        check_choice("background", background, BACKGROUNDS)
+        check_choice("size_mismatch", size_mismatch, MISMATCHES)
         drawn = read_strokes(strokes)
         if sketch is None and mask is None and not drawn.strokes:
-            raise ValueError("Sketch Signal: nothing is drawn. Draw in the node's editor. Or: Connect a drawing to 'sketch', "
+            raise ValueError("nothing is drawn. Draw in the node's editor. Or: Connect a drawing to 'sketch', "
                              "or strokes to 'mask' (for instance the MASK of Load Image after drawing in its mask editor).")
         if background == "picture" and picture is None:
-            raise ValueError("Sketch Signal: background is 'picture', but no picture is connected. Connect the source "
+            raise ValueError("background is 'picture', but no picture is connected. Connect the source "
                              "picture to 'picture', or choose 'auto'.")
         if mask is not None:
             mask = mask[None] if mask.ndim == 2 else mask
             # Load Image gives a small black mask for a picture without transparency: no drawing, so any size will do.
             if float(mask.max()) == 0 and (sketch is not None or picture is not None or drawn.strokes):
                 mask = None
-        count = batch_size(node, sketch=sketch, mask=mask, picture=picture) if any(
+        count = batch_size(sketch=sketch, mask=mask, picture=picture) if any(
             part is not None for part in (sketch, mask, picture)) else 1
         height, width = _sketch_size(picture, sketch, mask, drawn.size)
         if sketch is not None:
-            sketch = _fit(node, "sketch", sketch.movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
+            sketch = _fit("sketch", sketch.movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
         if mask is not None:
-            mask = _fit(node, "mask", mask[:, None], height, width, size_mismatch)[:, 0]
+            mask = _fit("mask", mask[:, None], height, width, size_mismatch)[:, 0]
         coverage = draw_strokes(drawn, height, width, size_mismatch == "stretch")[None]
         sketches = [make_sketch(*(None if part is None else one_of(part, i) for part in (sketch, mask, picture)),
                                 background, coverage) for i in range(count)]
@@ -99,7 +99,7 @@ class SketchSignal(io.ComfyNode):
             which = "the drawing" if count == 1 else f"drawing {', '.join(map(str, empty))} of {count}"
             notes.append(f"{which} is empty, so the edit has nothing to follow. Draw strokes that stand out from the ground, "
                          "or set 'background'")
-        _warn(node, notes, cls)
+        _warn(notes)
         return io.NodeOutput([EditSignal("sketch", s.control) for s in sketches], [s.control for s in sketches],
                              ui=seen)
 
@@ -111,41 +111,41 @@ def _sketch_size(picture: Tensor | None, sketch: Tensor | None, mask: Tensor | N
         if images is not None:
             return images.shape[1:3]
     if drawn is None:
-        raise ValueError("Sketch Signal: strokes does not say the width and height of the picture drawn on, and no picture is "
+        raise ValueError("strokes does not say the width and height of the picture drawn on, and no picture is "
                          "connected. Connect the source picture to 'picture', or add both to strokes.")
     return drawn
 
 
-def _show(picture: Tensor | None, cls: type[io.ComfyNode]) -> dict | None:
+def _show(picture: Tensor | None) -> dict | None:
     """Let the node's editor open over a picture that other nodes have made.
 
     Sent before anything can fail: the first run often stops because nothing is drawn yet. What is returned reaches the page
     again when the result comes from the cache.
     """
-    node_id = getattr(getattr(cls, "hidden", None), "unique_id", None)
-    if picture is None or node_id is None or not page_waits():
+    node = node_id()
+    if picture is None or node is None or not page_waits():
         return None
     shown = {"framepainter_picture": ui.PreviewImage(picture[:1, ..., :3]).as_dict()["images"]}
-    send("framepainter.picture", {"node": node_id, **shown})
+    send("framepainter.picture", {"node": node, **shown})
     return shown
 
 
-def _warn(node: str, notes: Sequence[str], cls: type[io.ComfyNode]) -> None:
+def _warn(notes: Sequence[str]) -> None:
     """One warning on the node for all notes."""
     if notes:
         shown = notes[:SHOWN_NOTES]
         more = len(notes) - len(shown)
         text = "; ".join(shown) + (f"; and {more} more" if more else "")
-        warn(f"{node}: {text}.", getattr(getattr(cls, "hidden", None), "unique_id", None))
+        warn(f"{text}.")
 
 
-def _fit(node: str, name: str, image: Tensor, height: int, width: int, mismatch: str) -> Tensor:
+def _fit(name: str, image: Tensor, height: int, width: int, mismatch: str) -> Tensor:
     """Resize (B, C, h, w) to the picture's size; refuse another aspect ratio unless told to stretch."""
     h, w = image.shape[-2:]
     if (h, w) == (height, width):
         return image
     if mismatch == "error" and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
-        raise ValueError(f"{node}: '{name}' is {w} x {h}, its picture is {width} x {height}; the aspect ratios differ, so "
+        raise ValueError(f"'{name}' is {w} x {h}, its picture is {width} x {height}; the aspect ratios differ, so "
                          "it would land elsewhere. Draw over the picture itself, or set size_mismatch to 'stretch'.")
     return interpolate(image.float(), size=(height, width), mode="bilinear", antialias=True).clamp(0, 1)
 
@@ -199,18 +199,18 @@ class CoarseEditSignal(io.ComfyNode):
     @classmethod
     def execute(cls, edited: Tensor | None = None, picture: Tensor | None = None, uncovered: Tensor | None = None,
                 size_mismatch: str = "error", frames: int = 2, pieces: str = "") -> io.NodeOutput:
-        node, seen = "Coarse Edit Signal", _show(picture, cls)
-        check_choice(node, "size_mismatch", size_mismatch, MISMATCHES)
+        seen = _show(picture)
+        check_choice("size_mismatch", size_mismatch, MISMATCHES)
         moved = read_pieces(pieces)
         if edited is not None and moved.pieces:
-            raise ValueError(f"{node}: both 'edited' and {len(moved.pieces)} pieces of the editor are given, and each is a "
+            raise ValueError(f"both 'edited' and {len(moved.pieces)} pieces of the editor are given, and each is a "
                              "whole edit. Disconnect 'edited', or clear the editor.")
         if edited is None and picture is None:
-            raise ValueError(f"{node}: no picture is connected. Connect the source picture to 'picture' and move parts of it "
+            raise ValueError("no picture is connected. Connect the source picture to 'picture' and move parts of it "
                              "in the editor, or connect a roughly edited picture to 'edited'.")
         if uncovered is not None and uncovered.ndim == 2:
             uncovered = uncovered[None]
-        count = batch_size(node, edited=edited, picture=picture, uncovered=uncovered)
+        count = batch_size(edited=edited, picture=picture, uncovered=uncovered)
         height, width = (edited if picture is None else picture).shape[1:3]
         notes = list(moved.notes)
         if edited is None:
@@ -220,16 +220,16 @@ class CoarseEditSignal(io.ComfyNode):
                 notes.append("nothing is moved, so the edit is the picture itself. Move something in the editor, or connect "
                              "'edited'")
         else:
-            control = _fit(node, "edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
+            control = _fit("edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
             hole = torch.zeros(1, height, width)
             # Without a source there is nothing to compare with.
             changed = torch.zeros(1, height, width) if picture is None else changed_area(control, picture[..., :3])
         if uncovered is not None:
             mode = size_mismatch if float(uncovered.max()) > 0 else "stretch"
-            left = _fit(node, "uncovered", uncovered[:, None], height, width, mode)[:, 0]
+            left = _fit("uncovered", uncovered[:, None], height, width, mode)[:, 0]
             control = control * (1 - left[..., None])
             hole, changed = torch.maximum(hole, left), torch.maximum(changed, left)
-        _warn(node, notes, cls)
+        _warn(notes)
         controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in (control, hole, changed))
         known = edited is None or picture is not None
         signals = [EditSignal("coarse", c, area=a if known else None) for c, a in zip(controls, areas, strict=True)]
@@ -270,10 +270,10 @@ class DragSignal(io.ComfyNode):
 
     @classmethod
     def execute(cls, picture: Tensor, points: str, size_mismatch: str = "error") -> io.NodeOutput:
-        seen = _show(picture, cls)
-        check_choice("Drag Signal", "size_mismatch", size_mismatch, MISMATCHES)
+        seen = _show(picture)
+        check_choice("size_mismatch", size_mismatch, MISMATCHES)
         drags = read_drags(points, *picture.shape[1:3], size_mismatch == "stretch")
-        _warn("Drag Signal", drags.notes, cls)
+        _warn(drags.notes)
         return io.NodeOutput([EditSignal("drag", points=drags.points)] * len(picture), ui=seen)
 
 
@@ -308,11 +308,11 @@ class ApplyEditSignal(io.ComfyNode):
     @classmethod
     def execute(cls, model, signal: EditSignal, strength: float, start_percent: float, end_percent: float,
                 semantics: str = "release", framepainter=None) -> io.NodeOutput:
-        check_choice("Apply Edit Signal", "semantics", semantics, SEMANTICS)
+        check_choice("semantics", semantics, SEMANTICS)
         if signal.kind == "drag":
             return io.NodeOutput(apply_drag(model, signal.points, strength, start_percent, end_percent))
         if framepainter is None:
-            raise ValueError(f"Apply Edit Signal: 'framepainter' is not connected, and a {signal.kind} signal needs its control "
+            raise ValueError(f"'framepainter' is not connected, and a {signal.kind} signal needs its control "
                              "encoder. Connect FRAMEPAINTER from Load FramePainter. Without trained weights, drags work, and "
                              "FramePainter Dual Clock for coarse edits.")
         return io.NodeOutput(apply_control(model, framepainter.encoder, signal.control, strength, start_percent,

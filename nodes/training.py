@@ -12,7 +12,6 @@ from ..core.training.framepainter.presets import MATCHING, PRECISIONS, PRESETS, 
 from ..host.training.framepainter import train
 from .schema import FramePainterType, advanced, check_choice, schema
 
-NODE = "FramePainter Train"
 PRESET = "as the preset"
 SWITCH = {PRESET: None, "on": True, "off": False}
 RUNS = "framepainter_training"
@@ -23,7 +22,7 @@ class TrainFramePainter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterTrain",
-            display_name=NODE,
+            display_name="FramePainter Train",
             description="Trains FramePainter on pairs of frames: the paper's recipe, or its small parts for small cards. "
                         "Cancel at any time; queue again with the same settings to go on.",
             search_aliases=["train", "fine-tune", "finetune", "lora training"],
@@ -111,22 +110,18 @@ class TrainFramePainter(io.ComfyNode):
                 ("preset", preset, PRESETS), ("what_trains", what_trains, (PRESET, *WHAT)), ("signal", signal, SIGNALS),
                 ("matching_loss", matching_loss, (PRESET, *MATCHING)), ("precision", precision, (PRESET, *PRECISIONS)),
                 ("checkpointing", checkpointing, SWITCH), ("semantics", semantics, ("release", "paper"))):
-            check_choice(NODE, name, value, options)
+            check_choice(name, value, options)
 
         def given(value, unset):
             return None if value == unset else value
 
-        try:
-            settings = choose(
-                preset, what_trains=given(what_trains, PRESET), signal=signal, steps=given(steps, 0), batch=given(batch, 0),
-                learning_rate=given(learning_rate, 0.0), matching_loss=given(matching_loss, PRESET),
-                matching_weight=given(matching_weight, -1.0), ema=given(ema, -1.0), accumulate=given(accumulate, 0),
-                precision=given(precision, PRESET), checkpointing=SWITCH[checkpointing], save_every=save_every,
-                preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
-        except ValueError as error:
-            raise ValueError(f"{NODE}: {error}") from None
-        made = train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name),
-                                  settings)
+        settings = choose(
+            preset, what_trains=given(what_trains, PRESET), signal=signal, steps=given(steps, 0), batch=given(batch, 0),
+            learning_rate=given(learning_rate, 0.0), matching_loss=given(matching_loss, PRESET),
+            matching_weight=given(matching_weight, -1.0), ema=given(ema, -1.0), accumulate=given(accumulate, 0),
+            precision=given(precision, PRESET), checkpointing=SWITCH[checkpointing], save_every=save_every,
+            preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
+        made = train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name), settings)
         return io.NodeOutput(made.model, made.weights, made.curve, made.previews, made.report)
 
 
@@ -142,7 +137,7 @@ def dataset_folder(dataset: str) -> Path:
     """
     place = (_output() / dataset.strip()).resolve()
     if not dataset.strip() or not place.is_relative_to(_output()) or not (place / "dataset.json").is_file():
-        raise ValueError(f"{NODE}: dataset is '{dataset}', which is no dataset under the output folder '{_output()}'. Connect "
+        raise ValueError(f"dataset is '{dataset}', which is no dataset under the output folder '{_output()}'. Connect "
                          "the dataset output of a dataset node, or give a folder that holds a dataset.json.")
     return place
 
@@ -154,7 +149,7 @@ def run_folder(name: str) -> Path:
         ValueError: the name would leave the folder of all runs, or no system could write it.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")):
-        raise ValueError(f"{NODE}: run_name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter "
+        raise ValueError(f"run_name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter "
                          "or digit.")
     return _output() / RUNS / name
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
-from ..core.atomic import WriteError
 from ..core.training.motion_lora.presets import MotionSettings
 from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
@@ -21,7 +20,6 @@ from .injection import PRESETS
 from .schema import advanced, check_choice, schema
 
 ClipPlanType = io.Custom("CLIP_PLAN")
-READ, PLAN, PROPAGATE = "Read Video", "Plan Clips", "Propagate Edit"
 JOBS = "framepainter_video"
 MATCHING = [name for name, betas in PRESETS.items() if betas is not None] + ["off"]
 
@@ -31,7 +29,7 @@ class ReadVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterReadVideo",
-            display_name=READ,
+            display_name="Read Video",
             description="Frames and sound of a span of a video as an edit needs them: upright, at an even rate, of an even size, "
                         "and up to where a damaged file can be read.",
             search_aliases=["video frames", "trim video", "variable frame rate"],
@@ -71,20 +69,15 @@ class ReadVideo(io.ComfyNode):
                 parts = video.get_components()
                 found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size)
         except VideoError as error:
-            raise ValueError(f"{READ}: '{name}' {error}. If it plays elsewhere, convert it; else copy it again.") from None
+            raise ValueError(f"'{name}' {error}. If it plays elsewhere, convert it; else copy it again.") from None
         except ValueError as error:
-            raise ValueError(f"{READ}: '{name}' {error}.") from None
+            raise ValueError(f"'{name}' {error}.") from None
         for note in found.notes:
-            report.warn(f"{READ}: {name}: {note}.", _node_id(cls))
+            report.warn(f"{name}: {note}.")
         height, width = found.frames.shape[1:3]
         lines = [f"{len(found.frames)} frames at {found.fps:g} a second, {len(found.frames) / found.fps:.2f} s, {width} x {height}",
                  f"sound: {found.sound.wave.shape[1] / found.sound.rate:.2f} s" if found.sound else "no sound", *found.notes]
         return io.NodeOutput(found.frames, found.fps, _audio(found.sound), "\n".join(lines))
-
-
-def _node_id(node: type[io.ComfyNode]) -> str | None:
-    """Of the node that is run; None outside a server."""
-    return getattr(getattr(node, "hidden", None), "unique_id", None)
 
 
 def _sound(audio: dict | None) -> reading.Sound | None:
@@ -101,7 +94,7 @@ class PlanClips(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterPlanClips",
-            display_name=PLAN,
+            display_name="Plan Clips",
             description="Splits a video into clips that overlap, as long as the model can take.",
             search_aliases=["chunk", "split video", "i2vedit"],
             hidden=[io.Hidden.unique_id],
@@ -135,20 +128,20 @@ class PlanClips(io.ComfyNode):
     @classmethod
     def execute(cls, frames, fps: float, sampled_fps: float, length: int, overlap: int, remainder: str, start: float,
                 end: float, audio: dict | None = None) -> io.NodeOutput:
-        check_choice(PLAN, "remainder", remainder, clips.REMAINDERS)
+        check_choice("remainder", remainder, clips.REMAINDERS)
         try:
             plan = clips.plan(len(frames), fps, length, overlap, start, end, sampled_fps, remainder)
         except ValueError as error:
-            raise ValueError(f"{PLAN}: {error}.") from None
+            raise ValueError(f"{error}.") from None
         if len(plan.frames) < 2:
-            raise ValueError(f"{PLAN}: one frame is used; there is no other to carry an edit to. 'frames' has {len(frames)} at "
+            raise ValueError(f"one frame is used; there is no other to carry an edit to. 'frames' has {len(frames)} at "
                              f"{fps:g} a second; choose start and end further apart, a higher sampled_fps or another video.")
         first, text = plan.frames[0], plan.describe()
         height, width = frames.shape[1:3]
         if height % 2 or width % 2:
             odd = (f"{width} x {height} pixels: Save Video cannot write odd sizes as h264. Read Video in place of Get Video "
                    "Components crops them, as does an Image Crop before Create Video")
-            report.warn(f"{PLAN}: {odd}.", _node_id(cls))
+            report.warn(f"{odd}.")
             text += f"\n{odd}"
         if audio is not None:
             begin = first / fps
@@ -161,7 +154,7 @@ class PropagateEdit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterPropagateEdit",
-            display_name=PROPAGATE,
+            display_name="Propagate Edit",
             description="Carries an edited first frame through a video of any length (I2VEdit). Every stage is kept on the disk: "
                         "cancel and queue again to go on, or queue another edit of the same video, which shares training and "
                         "inversion.",
@@ -229,7 +222,7 @@ class PropagateEdit(io.ComfyNode):
                 precision: str = "bf16") -> io.NodeOutput:
         for name, value, options in (("lora", lora, propagate.LORAS), ("matching", matching, MATCHING),
                                      ("carry", carry, propagate.CARRIES), ("precision", precision, ("bf16", "fp16", "fp32"))):
-            check_choice(PROPAGATE, name, value, options)
+            check_choice(name, value, options)
         match = Settings(thresholds=(threshold, threshold))
         if matching != "off":
             match = replace(match, betas=PRESETS[matching])
@@ -239,12 +232,8 @@ class PropagateEdit(io.ComfyNode):
             motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
             motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
         folder = Path(folder_paths.get_output_directory()).resolve() / JOBS
-        try:
-            job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder,
-                                report.log.info)
-            result = job.run()
-        except WriteError as error:
-            raise ValueError(f"{PROPAGATE}: {error}") from None
+        job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder, report.log.info)
+        result = job.run()
         text = "\n".join([plan.describe(), *result.stages, "", drift_table(result.drift)])
         return io.NodeOutput(result.frames, drift_picture(result.drift), text)
 

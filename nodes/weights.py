@@ -65,7 +65,7 @@ class LoadFramePainter(io.ComfyNode):
     @classmethod
     def execute(cls, model_file: str, encoder_file: str, clip_and_vae: str,
                 weight_dtype: str = "default") -> io.NodeOutput:
-        check_choice("Load FramePainter", "weight_dtype", weight_dtype, DTYPES)
+        check_choice("weight_dtype", weight_dtype, DTYPES)
         loaded = loading.load(
             folders.find(model_file, folders.UNETS),
             None if encoder_file == INSIDE else folders.find(encoder_file, folders.ENCODERS),
@@ -103,7 +103,7 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None,
                 form: str = FORMS[0]) -> io.NodeOutput:
-        check_choice("Save FramePainter Checkpoint", "form", form, FORMS)
+        check_choice("form", form, FORMS)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
                                                                        folder_paths.get_output_directory())
         metadata = {}

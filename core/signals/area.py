@@ -40,7 +40,7 @@ def signal_area(signal: EditSignal, height: int, width: int, radius: float) -> T
     if signal.kind == "sketch":
         return _enclosed(signal.control.amax(-1), height, width)
     if signal.area is None:
-        raise ValueError("Edit Mask: the coarse edit of 'signal' came as a finished picture without its source, so its area is "
+        raise ValueError("the coarse edit of 'signal' came as a finished picture without its source, so its area is "
                          "unknown. Connect the source to 'picture' of Coarse Edit Signal.")
     return _resized(signal.area, height, width)
 

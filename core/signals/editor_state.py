@@ -14,7 +14,7 @@ MAX_SIDE = 16384
 MAX_COORDINATE = 1e9
 
 
-def load_json(text: str | None, node: str, name: str, example: str) -> Any:
+def load_json(text: str | None, name: str, example: str) -> Any:
     """The JSON value in an editor's text; None for an empty one.
 
     Args:
@@ -29,10 +29,10 @@ def load_json(text: str | None, node: str, name: str, example: str) -> Any:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error) or "it is nested too deeply"
-        raise ValueError(f"{node}: {name} is {shown(text)}, which cannot be read as JSON ({reason}). {example}") from None
+        raise ValueError(f"{name} is {shown(text)}, which cannot be read as JSON ({reason}). {example}") from None
 
 
-def check_state(value: Any, node: str, name: str, example: str) -> dict:
+def check_state(value: Any, name: str, example: str) -> dict:
     """A state, or {} for None. Unknown keys are left alone.
 
     Raises:
@@ -41,17 +41,17 @@ def check_state(value: Any, node: str, name: str, example: str) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"{node}: {name} is {shown(value)}, not a JSON object. {example}")
+        raise ValueError(f"{name} is {shown(value)}, not a JSON object. {example}")
     version = value.get("version", VERSION)
     if not _is_whole(version) or version < 1:
-        raise ValueError(f"{node}: the version of {name} is {shown(version)}; it must be {VERSION}.")
+        raise ValueError(f"the version of {name} is {shown(version)}; it must be {VERSION}.")
     if version > VERSION:
-        raise ValueError(f"{node}: {name} was written by a newer editor (version {version}; this one reads {VERSION}). "
+        raise ValueError(f"{name} was written by a newer editor (version {version}; this one reads {VERSION}). "
                          "Update ComfyUI-FramePainter, or draw again.")
     return value
 
 
-def drawn_size(state: dict, node: str, name: str) -> tuple[int, int] | None:
+def drawn_size(state: dict, name: str) -> tuple[int, int] | None:
     """(height, width) of the picture that a state was drawn on, None if it does not say.
 
     Raises:
@@ -62,29 +62,29 @@ def drawn_size(state: dict, node: str, name: str) -> tuple[int, int] | None:
     for key in ("width", "height"):
         side = state.get(key)
         if not _is_whole(side) or not 1 <= side <= MAX_SIDE:
-            raise ValueError(f"{node}: the {key} in {name} is {shown(side)}; it must be a whole number of pixels from 1 to "
+            raise ValueError(f"the {key} in {name} is {shown(side)}; it must be a whole number of pixels from 1 to "
                              f"{MAX_SIDE}, that of the picture drawn on.")
     return int(state["height"]), int(state["width"])
 
 
-def size_ratios(state: dict, height: int, width: int, stretch: bool, node: str, name: str) -> tuple[float, float]:
+def size_ratios(state: dict, height: int, width: int, stretch: bool, name: str) -> tuple[float, float]:
     """Factors (x, y) from the picture drawn on to one of height x width.
 
     Raises:
         ValueError: the aspect ratios differ by more than 2 %, unless `stretch`.
     """
-    size = drawn_size(state, node, name)
+    size = drawn_size(state, name)
     if size is None:
         return 1.0, 1.0
     h, w = size
     if not stretch and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
-        raise ValueError(f"{node}: {name} was drawn on a picture of {w} x {h}, the connected one is {width} x {height}; the "
+        raise ValueError(f"{name} was drawn on a picture of {w} x {h}, the connected one is {width} x {height}; the "
                          "aspect ratios differ, so it would land elsewhere. Connect the picture that was drawn on, draw "
                          "again, or set size_mismatch to 'stretch'.")
     return width / w, height / h
 
 
-def items(state: dict, key: str, limit: int, node: str, name: str) -> list:
+def items(state: dict, key: str, limit: int, name: str) -> list:
     """The list under a key of a state; a missing one is empty.
 
     Raises:
@@ -94,9 +94,9 @@ def items(state: dict, key: str, limit: int, node: str, name: str) -> list:
     if found is None:
         return []
     if not isinstance(found, list):
-        raise ValueError(f"{node}: '{key}' in {name} is {shown(found)}; it must be a list.")
+        raise ValueError(f"'{key}' in {name} is {shown(found)}; it must be a list.")
     if len(found) > limit:
-        raise ValueError(f"{node}: {name} has {len(found)} {key}; at most {limit} are read. Delete some.")
+        raise ValueError(f"{name} has {len(found)} {key}; at most {limit} are read. Delete some.")
     return found
 
 

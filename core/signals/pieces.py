@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from .editor_state import check_state, drawn_size, is_number, items, load_json, shown, size_ratios
 from .raster import Window, cover_polygon
 
-NODE, NAME = "Coarse Edit Signal", "pieces"
+NAME = "pieces"
 EXAMPLE = ("Edit in the node's editor, leave it empty, or write it as in docs/editor_state.md, such as "
            '{"version": 1, "width": 512, "height": 512, "pieces": [{"outline": [10, 10, 90, 10, 90, 80], "move": [120, 0]}]}.')
 BACKGROUNDS = ("black", "fill")
@@ -61,13 +61,13 @@ def read_pieces(text: str | None) -> Pieces:
     Raises:
         ValueError: naming the node, the input, what is wrong and what to do.
     """
-    state = check_state(load_json(text, NODE, NAME, EXAMPLE), NODE, NAME, EXAMPLE)
+    state = check_state(load_json(text, NAME, EXAMPLE), NAME, EXAMPLE)
     background = state.get("background", "black")
     if background not in BACKGROUNDS:
-        raise ValueError(f"{NODE}: the background in {NAME} is {shown(background)}; it must be 'black' or 'fill'.")
+        raise ValueError(f"the background in {NAME} is {shown(background)}; it must be 'black' or 'fill'.")
     pieces, notes, total = [], [], 0
-    for number, entry in enumerate(items(state, "pieces", MAX_PIECES, NODE, NAME), 1):
-        where = f"{NODE}: piece {number} of {NAME}"
+    for number, entry in enumerate(items(state, "pieces", MAX_PIECES, NAME), 1):
+        where = f"piece {number} of {NAME}"
         if not isinstance(entry, dict):
             raise ValueError(f"{where} is {shown(entry)}, not an object. {EXAMPLE}")
         outline = _numbers(where, "outline", entry.get("outline"), None)
@@ -78,7 +78,7 @@ def read_pieces(text: str | None) -> Pieces:
                              "again, or delete the piece.")
         total += len(outline) // 2
         if total > MAX_CORNERS:
-            raise ValueError(f"{NODE}: {NAME} has more than {MAX_CORNERS} corners. Select with fewer.")
+            raise ValueError(f"{NAME} has more than {MAX_CORNERS} corners. Select with fewer.")
         corners = np.array(outline, np.float64).reshape(-1, 2)
         move = np.array(_numbers(where, "move", entry.get("move", [0, 0]), 2), np.float64)
         scale = np.array(_numbers(where, "scale", entry.get("scale", [1, 1]), 2), np.float64)
@@ -96,7 +96,7 @@ def read_pieces(text: str | None) -> Pieces:
             continue
         pieces.append(Piece(corners, move, scale, float(rotate), entry.get("copy", False), entry.get("delete", False)))
     if pieces:
-        drawn_size(state, NODE, NAME)
+        drawn_size(state, NAME)
     return Pieces(state, background, tuple(pieces), tuple(notes))
 
 
@@ -125,7 +125,7 @@ def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False) -> Plac
     if not pieces.pieces:
         empty = torch.from_numpy(uncovered).float()
         return Placed(picture.float(), empty, empty.clone(), empty.clone())
-    ratios = np.array(size_ratios(pieces.state, height, width, stretch, NODE, NAME))
+    ratios = np.array(size_ratios(pieces.state, height, width, stretch, NAME))
     fitted = [p._replace(outline=p.outline * ratios, move=p.move * ratios) for p in pieces.pieces]
     for piece in fitted:
         if not piece.copy:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .editor_state import check_state, drawn_size, is_number, items, load_json, shown, size_ratios
 
-NODE, NAME = "Drag Signal", "points"
+NAME = "points"
 EXAMPLE = "Write each drag as [source x, source y, target x, target y], such as [[40, 30, 80, 30]]."
 MAX_DRAGS = 2_000  # the network's tokens are fewer, and finding drags that meet costs the square
 
@@ -34,27 +34,27 @@ def read_drags(text: str | None, height: int, width: int, stretch: bool = False)
         ValueError: not such a text, no drag in it, a point outside the picture, or another aspect ratio; the message
             names the drag and its value.
     """
-    value = load_json(text, NODE, NAME, EXAMPLE)
-    state = check_state({"drags": value} if isinstance(value, list) else value, NODE, NAME, EXAMPLE)
-    drags = items(state, "drags", MAX_DRAGS, NODE, NAME)
+    value = load_json(text, NAME, EXAMPLE)
+    state = check_state({"drags": value} if isinstance(value, list) else value, NAME, EXAMPLE)
+    drags = items(state, "drags", MAX_DRAGS, NAME)
     if not drags:
-        raise ValueError(f"{NODE}: {NAME} has no drags. Draw one in the node's editor. {EXAMPLE}")
-    size_ratios(state, height, width, stretch, NODE, NAME)
-    height, width = drawn_size(state, NODE, NAME) or (height, width)
+        raise ValueError(f"{NAME} has no drags. Draw one in the node's editor. {EXAMPLE}")
+    size_ratios(state, height, width, stretch, NAME)
+    height, width = drawn_size(state, NAME) or (height, width)
     limits = width, height, width, height
     kept, notes = [], []
     for number, drag in enumerate(drags, 1):
         if not isinstance(drag, list) or len(drag) != 4 or not all(is_number(v) for v in drag):
-            raise ValueError(f"{NODE}: drag {number} of {NAME} is {shown(drag)}. {EXAMPLE}")
+            raise ValueError(f"drag {number} of {NAME} is {shown(drag)}. {EXAMPLE}")
         if not all(0 <= value <= limit for value, limit in zip(drag, limits, strict=True)):
-            raise ValueError(f"{NODE}: drag {number} of {NAME}, {shown(drag)}, leaves the picture, which is "
+            raise ValueError(f"drag {number} of {NAME}, {shown(drag)}, leaves the picture, which is "
                              f"{width} x {height}. Move its points inside.")
         if drag[:2] == drag[2:]:
             notes.append(f"drag {number}, {shown(drag)}, goes nowhere and was left out")
         else:
             kept.append(drag)
     if not kept:
-        raise ValueError(f"{NODE}: {NAME} has no drag that goes anywhere; the {len(drags)} in it start and end at the same "
+        raise ValueError(f"{NAME} has no drag that goes anywhere; the {len(drags)} in it start and end at the same "
                          "point. Drag their targets elsewhere.")
     return Drags(torch.tensor([kept], dtype=torch.float32) / torch.tensor(limits), tuple(notes))
 

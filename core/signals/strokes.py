@@ -11,7 +11,7 @@ from torch import Tensor
 from .editor_state import check_state, drawn_size, is_number, items, load_json, shown, size_ratios
 from .raster import cover_line
 
-NODE, NAME = "Sketch Signal", "strokes"
+NAME = "strokes"
 EXAMPLE = ("Draw in the node's editor, leave it empty, or write it as in docs/editor_state.md, such as "
            '{"version": 1, "width": 512, "height": 512, "strokes": [{"tool": "brush", "size": 6, "points": [5, 5, 90, 40]}]}.')
 MAX_STROKES, MAX_POINTS = 10_000, 500_000
@@ -35,7 +35,7 @@ class Strokes(NamedTuple):
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the picture drawn on."""
-        return drawn_size(self.state, NODE, NAME)
+        return drawn_size(self.state, NAME)
 
 
 def read_strokes(text: str | None) -> Strokes:
@@ -44,10 +44,10 @@ def read_strokes(text: str | None) -> Strokes:
     Raises:
         ValueError: naming the node, the input, what is wrong and what to do.
     """
-    state = check_state(load_json(text, NODE, NAME, EXAMPLE), NODE, NAME, EXAMPLE)
+    state = check_state(load_json(text, NAME, EXAMPLE), NAME, EXAMPLE)
     strokes, notes, total = [], [], 0
-    for number, entry in enumerate(items(state, "strokes", MAX_STROKES, NODE, NAME), 1):
-        where = f"{NODE}: stroke {number} of {NAME}"
+    for number, entry in enumerate(items(state, "strokes", MAX_STROKES, NAME), 1):
+        where = f"stroke {number} of {NAME}"
         if not isinstance(entry, dict):
             raise ValueError(f"{where} is {shown(entry)}, not an object. {EXAMPLE}")
         tool, size, points = entry.get("tool", "brush"), entry.get("size", 1), entry.get("points", [])
@@ -62,13 +62,13 @@ def read_strokes(text: str | None) -> Strokes:
             raise ValueError(f"{where} has {len(points)} coordinates; they must come in pairs x, y. Remove or add one.")
         total += len(points) // 2
         if total > MAX_POINTS:
-            raise ValueError(f"{NODE}: {NAME} has more than {MAX_POINTS} points. Draw with fewer.")
+            raise ValueError(f"{NAME} has more than {MAX_POINTS} points. Draw with fewer.")
         if points:
             strokes.append(Stroke(tool, float(size), np.array(points, np.float64).reshape(-1, 2)))
         else:
             notes.append(f"stroke {number} has no points and was left out")
     if strokes:
-        drawn_size(state, NODE, NAME)
+        drawn_size(state, NAME)
     return Strokes(state, tuple(strokes), tuple(notes))
 
 
@@ -86,7 +86,7 @@ def draw_strokes(strokes: Strokes, height: int, width: int, stretch: bool = Fals
     """
     canvas = np.zeros((height, width))
     if strokes.strokes:
-        ratios = size_ratios(strokes.state, height, width, stretch, NODE, NAME)
+        ratios = size_ratios(strokes.state, height, width, stretch, NAME)
         for tool, size, points in strokes.strokes:
             # Both rules do the same with a line's coverage at once and part after part.
             blend = np.maximum if tool == "brush" else _erase

@@ -110,7 +110,7 @@ def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
         linear = isinstance(layer, torch.nn.Linear)
         if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
                 "weight", "bias"}:
-            raise TrajectoryError(f"Match Attention: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
+            raise TrajectoryError(f"a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
                                   "cannot be kept from the source. Use a LoRA of linear layers and convolutions, or invert with "
                                   "it on.")
         delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None

@@ -59,18 +59,18 @@ def with_videos(model: ModelPatcher, videos: int) -> ModelPatcher:
     return clone
 
 
-def check_model(model: ModelPatcher, node: str) -> dict[str, int]:
+def check_model(model: ModelPatcher) -> dict[str, int]:
     """Transformer blocks of a Stable Diffusion 1.x model, path -> width.
 
     Raises:
-        WrongModel: the model is of another family; the text names the node, what came and what to connect.
+        WrongModel: the model is of another family; the text says what came and what to connect.
     """
     shapes = unet_shapes(model) if hasattr(model.model, "diffusion_model") else {}
     sites = block_sites(shapes)
     config = getattr(model.model, "model_config", None)
     if not isinstance(config, comfy.supported_models.SD15) or not sites or shapes["input_blocks.0.0.weight"][1] != 4:
         raise WrongModel(
-            f"{node}: the 'model' input is a {type(config).__name__} model ({type(model.model).__name__}), but Video-P2P works on "
+            f"the 'model' input is a {type(config).__name__} model ({type(model.model).__name__}), but Video-P2P works on "
             "Stable Diffusion 1.x networks that take a 4-channel latent. Connect MODEL from Load Checkpoint with an SD 1.5 "
             "checkpoint."
         )
@@ -110,18 +110,16 @@ def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[in
                          f"{expected.get(name, 'no such tensor')}. Connect the model that the video was tuned on.")
 
 
-def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings: Settings = Settings(),  # noqa: B008
-            node: str = "Video Text Model") -> ModelPatcher:
+def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings: Settings = Settings()) -> ModelPatcher:  # noqa: B008
     """A clone whose frames see each other. On a model that is inflated already, layers and settings are replaced.
 
     Args:
         temporal: from build_temporal; None for frame attention and pooled norms alone.
-        node: named in errors.
 
     Raises:
         WrongModel: not a Stable Diffusion 1.x model.
     """
-    check_model(model, node)
+    check_model(model)
     clone, unet = model.clone(), model.model.diffusion_model
     _take_off(clone)
 
@@ -154,8 +152,7 @@ def _take_off(clone: ModelPatcher) -> None:
                 clone.object_patches[name] = patch.forward
 
 
-def with_tuned(model: ModelPatcher, tensors: Mapping[str, Tensor], settings: Settings = Settings(),  # noqa: B008
-               node: str = "Video Text Model") -> ModelPatcher:
+def with_tuned(model: ModelPatcher, tensors: Mapping[str, Tensor], settings: Settings = Settings()) -> ModelPatcher:  # noqa: B008
     """A clone that is inflated with the weights of a tuned video.
 
     Query projections of attn1 and attn2 take the tuned values, which already hold what LoRAs did to them while tuning; LoRAs
@@ -167,14 +164,14 @@ def with_tuned(model: ModelPatcher, tensors: Mapping[str, Tensor], settings: Set
     Raises:
         WrongModel: not a Stable Diffusion 1.x model, or the tensors are another network's.
     """
-    sites = check_model(model, node)
+    sites = check_model(model)
     queries = {n: t for n, t in tensors.items() if ".to_q." in n and ".attn_temp." not in n}
     shapes = {n: s for n, s in unet_shapes(model).items() if is_trained(n)}
     _check_shapes(queries, shapes)
     norms = {f"{site}.norm_temp.{leaf}": make(width) for site, width in sites.items()
              for leaf, make in (("weight", torch.ones), ("bias", torch.zeros))}
     temporal = build_temporal(model, {**norms, **{n: t for n, t in tensors.items() if n not in queries}})
-    clone = inflate(model, temporal, settings, node)
+    clone = inflate(model, temporal, settings)
     clone.add_patches({f"{UNET}{n}": ("set", (t,)) for n, t in queries.items()})
     return clone
 

@@ -138,22 +138,22 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
         WrongModel: not an SVD model.
         TrajectoryError: the trajectory, or the record, belongs to something else.
     """
-    layout = svd_layout(model, NODE)
+    layout = svd_layout(model)
     if trajectory.reached != trajectory.steps:
-        raise TrajectoryError(f"{NODE}: the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
+        raise TrajectoryError(f"the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert EDM to its end.")
     plain, patched = model_digest(model, False), model_digest(model, True)
     if trajectory.model not in (plain, patched):
-        raise TrajectoryError(f"{NODE}: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
+        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
                               f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
                               + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
                                 "clip with this one.")
     if record is not None and record.source != record_source(trajectory):
-        raise TrajectoryError(f"{NODE}: 'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
+        raise TrajectoryError(f"'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
                               f"{record_source(trajectory)[:SHOWN]}. Connect the same trajectory to Record Attention.")
     for name, mask in (("change", change), ("stay", stay)):
         if mask is not None and len(mask) not in (1, trajectory.frames):
-            raise TrajectoryError(f"{NODE}: '{name}' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
+            raise TrajectoryError(f"'{name}' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
                                   "Give one mask for all frames, or one a frame.")
     clone = model.clone()
     before = clone.get_attachment(keys.READ_OUT)

@@ -96,8 +96,7 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
     Raises:
         WrongModel: not an SVD model, no trained branch, or one of another width.
     """
-    node = "Matching Attention"
-    svd_layout(model, node)
+    svd_layout(model)
     clone = model.clone()
     drop(clone, "attn1_patch", NormedInput)
     drop(clone, "attn1_output_patch", MatchingPatch, CrossFramePatch)
@@ -108,14 +107,14 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
         patch: WeightsPatch = CrossFramePatch(strength)
     elif weights is None:
         raise WrongModel(
-            f"{node}: '{semantics}' needs the trained matching weights. Connect FRAMEPAINTER from Load FramePainter, "
+            f"'{semantics}' needs the trained matching weights. Connect FRAMEPAINTER from Load FramePainter, "
             "or choose 'cross-frame', which works with any SVD model."
         )
     else:
         trained = {site: weights.model.at(site).to_q.weight.shape[0] for site in weights.model.sites}
         if trained != sites:
             raise WrongModel(
-                f"{node}: the matching weights belong to another network ({len(trained)} blocks, widths "
+                f"the matching weights belong to another network ({len(trained)} blocks, widths "
                 f"{sorted(set(trained.values()))}; this model has {len(sites)} blocks, widths "
                 f"{sorted(set(sites.values()))}). Take MODEL and FRAMEPAINTER from the same Load FramePainter node."
             )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -18,9 +16,8 @@ from ...core.attention.record import AttentionRecord
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError
 from ..inversion.source import conditioning_of, run_source
 from ..network import model_digest
+from ..report import Steps, warn
 from .watched import SPATIAL, watch_attention, with_pass
-
-log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -62,7 +59,6 @@ def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable
         extra = dict(extra_args or {})
         options = extra.pop("model_options", {})
         for index in steps:
-            mm.throw_exception_if_processing_interrupted()
             recorder = Recorder(None, spare_memory=not mm.is_device_cpu(x.device))
             state = trajectory.states[index].to(x)
             model_k(state, sigmas[index].expand(len(x)), model_options=with_pass(options, recorder), **extra)
@@ -86,14 +82,14 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
     """
     digest = model_digest(model, True)
     if trajectory.model != digest:
-        raise TrajectoryError(f"Record Attention: the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
+        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
                               f"{digest[:SHOWN]}. Connect the model that the clip was inverted with, without the edit's LoRAs.")
     record = AttentionRecord(folder, kind, budget, record_source(trajectory))
-    bar = comfy.utils.ProgressBar(trajectory.steps)
+    steps = Steps(trajectory.steps)
     try:
         def each(step: int, features: dict[str, Tensor]) -> bool:
             kept = record.put(step, features)
-            bar.update(1)
+            steps.step()
             return kept
 
         source_features(model, trajectory, range(trajectory.steps), each)
@@ -101,6 +97,6 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
         record.close()
         raise
     if len(record.steps) < trajectory.steps:
-        log.warning("FramePainter: Record Attention: the budget of %.2f GB holds %d of %d steps; the others are replayed.",
-                    budget / 1e9, len(record.steps), trajectory.steps)
+        warn(f"the budget of {budget / 1e9:.2f} GB holds {len(record.steps)} of {trajectory.steps} steps; the others are "
+             "replayed.")
     return record

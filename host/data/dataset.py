@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.utils
 
 from ...core.data.pairs import Watch
 from ...core.data.shard_writer import ShardWriter, report
+from ..report import Steps
 
 
 def watch() -> Watch:
     """Progress bar and cancel button."""
-    bar: Any = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or comfy.utils.ProgressBar(max(1, total))
-        bar.update_absolute(done, max(1, total))
-
-    return Watch(mm.throw_exception_if_processing_interrupted, progress)
+    return Watch(mm.throw_exception_if_processing_interrupted, Steps(1).show)
 
 
 def build(folder: Path, settings: dict[str, Any], run: Callable[[ShardWriter], None]) -> str:

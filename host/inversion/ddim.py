@@ -29,19 +29,18 @@ from ..training.inflated import copy_of
 from ..training.run import differentiable
 from .kept import Start, run_kept
 
-INVERT, NULL_TEXT = "Invert DDIM", "Null-Text"
 UNSUPPORTED = ("control", "gligen", "area", "mask")  # parts of a conditioning that a trajectory does not keep
 
 
-def network_digest(model: ModelPatcher, node: str) -> str:
+def network_digest(model: ModelPatcher) -> str:
     """Identity of an inflated network: UNet with its LoRAs, temporal layers, window.
 
     Raises:
         WrongModel: not a Stable Diffusion 1.x model, or not inflated.
     """
-    check_model(model, node)
+    check_model(model)
     if not is_inflated(model):
-        raise WrongModel(f"{node}: in 'model' the frames do not see each other. Put Video Text Model between the checkpoint and "
+        raise WrongModel("in 'model' the frames do not see each other. Put Video Text Model between the checkpoint and "
                          "this node.")
     temporal = temporal_of(model)
     weights = {} if temporal is None else {name: first[0] for name, (first, *_) in temporal.get_key_patches().items()}
@@ -49,25 +48,24 @@ def network_digest(model: ModelPatcher, node: str) -> str:
     return digest(model_digest(model, patched=True), weights, patches, settings_of(model).window)
 
 
-def text_of(conditioning: list, name: str, node: str) -> Tensor:
+def text_of(conditioning: list, name: str) -> Tensor:
     """The embedding (1, K, C) of a CONDITIONING that holds one prompt.
 
     Raises:
         TrajectoryError: several prompts, or parts that a trajectory does not keep.
     """
     if len(conditioning) != 1:
-        raise TrajectoryError(f"{node}: '{name}' holds {len(conditioning)} conditionings joined; exactly one is needed. Connect "
+        raise TrajectoryError(f"'{name}' holds {len(conditioning)} conditionings joined; exactly one is needed. Connect "
                               "CLIP Text Encode directly.")
     embedding, extra = conditioning[0]
     more = [key for key in UNSUPPORTED if extra.get(key) is not None]
     if more or embedding is None or len(embedding) != 1:
         what = f"carries {', '.join(more)}" if more else "is not one prompt's embedding"
-        raise TrajectoryError(f"{node}: '{name}' {what}, which an inversion cannot keep. Connect CLIP Text Encode directly.")
+        raise TrajectoryError(f"'{name}' {what}, which an inversion cannot keep. Connect CLIP Text Encode directly.")
     return embedding.detach().float().cpu().clone()
 
 
-def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: int, folder: Path | None = None,
-           node_id: str | None = None) -> Trajectory:
+def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: int, folder: Path | None = None) -> Trajectory:
     """Invert a video with the source prompt and without guidance.
 
     Args:
@@ -76,21 +74,20 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
         steps: N.
         folder: where to keep what is done so far, and to look for the remains of an interrupted inversion of the same video;
             None keeps nothing.
-        node_id: of the node to show warnings on.
 
     Raises:
         WrongModel, TrajectoryError: see the message.
     """
-    identity = network_digest(model, INVERT)
-    source = SourceConditioning(text_of(positive, "positive", INVERT), torch.zeros(0), {})
+    identity = network_digest(model)
+    source = SourceConditioning(text_of(positive, "positive"), torch.zeros(0), {})
     try:
         sigmas = Schedule(steps).sigmas
     except ValueError as error:
-        raise TrajectoryError(f"{INVERT}: 'steps' does not work: {error}.") from None
-    samples = check_latent(latent, INVERT, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
+        raise TrajectoryError(f"'steps' does not work: {error}.") from None
+    samples = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
     held = samples * (sigmas[-1] ** 2 + 1.0) ** 0.5
     start = Start(held, sigmas, source, identity)
-    return run_kept(model, positive, start, list(reversed(sigmas)), ddim.invert_ddim, INVERT, folder, node_id)
+    return run_kept(model, positive, start, list(reversed(sigmas)), ddim.invert_ddim, folder)
 
 
 def start_latent(found: Trajectory) -> dict[str, Tensor]:
@@ -114,13 +111,12 @@ def latents_of(found: Trajectory) -> Tensor:
         TrajectoryError: it was not made by `invert`.
     """
     if not found.reached == found.steps < ddim.TRAIN_STEPS or found.sigmas != Schedule(found.steps).sigmas:
-        raise TrajectoryError(f"{NULL_TEXT}: 'trajectory' does not hold all steps of a DDIM inversion. Connect {INVERT}.")
+        raise TrajectoryError("'trajectory' does not hold all steps of a DDIM inversion. Connect Invert DDIM.")
     return ddim.latents(found.states, found.levels)
 
 
 def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: NullTextSettings = NullTextSettings(),  # noqa: B008
-             precision: str = "fp32", checkpointing: bool = False, folder: Path | None = None,
-             node_id: str | None = None) -> NullText:
+             precision: str = "fp32", checkpointing: bool = False, folder: Path | None = None) -> NullText:
     """Null-text optimisation along a trajectory. It works on a copy of the network, as the host's cannot be differentiated.
 
     Args:
@@ -133,14 +129,14 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
     Raises:
         WrongModel, TrajectoryError: see the message.
     """
-    identity = network_digest(model, NULL_TEXT)
+    identity = network_digest(model)
     if found.model != identity:
-        raise TrajectoryError(f"{NULL_TEXT}: 'trajectory' was made with another model than 'model'. Connect the model that went "
-                              f"into {INVERT}, or invert again.")
-    trajectory, empty = latents_of(found), text_of(negative, "negative", NULL_TEXT)
+        raise TrajectoryError("'trajectory' was made with another model than 'model'. Connect the model that went "
+                              "into Invert DDIM, or invert again.")
+    trajectory, empty = latents_of(found), text_of(negative, "negative")
     key = digest(identity, found.states, found.conditioning.embedding, empty, settings, precision)
     path = None if folder is None else folder / f"{key}.null_text{PARTIAL}.safetensors"
-    state = _resume(path, key, node_id)
+    state = _resume(path, key)
     steps = report.Steps(found.steps)
     for _ in range(state.done):
         steps.step()
@@ -149,14 +145,14 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
     def after(done: NullText) -> None:
         nonlocal keep
         if keep:
-            keep = _keep(path, done, key, node_id)
+            keep = _keep(path, done, key)
         steps.step()
 
     device = torch.device(mm.get_torch_device())
     with differentiable():
         if device.type != "cpu":
             mm.unload_all_models()
-        network = copy_of(model, NULL_TEXT, precision, checkpointing).to(device)
+        network = copy_of(model, precision, checkpointing).to(device)
         text, empty, trajectory = (t.clone().to(device) for t in (found.conditioning.embedding, empty, trajectory))
         state = NullText([t.to(device) for t in state.embeddings], [t.to(device) for t in state.latents], state.losses)
         out = null_text.optimise(network, trajectory, Schedule(found.steps), text, empty, settings, state, after,
@@ -166,22 +162,22 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
     return NullText([t.cpu() for t in out.embeddings], [t.cpu() for t in out.latents], out.losses)
 
 
-def _resume(path: Path | None, key: str, node_id: str | None) -> NullText:
+def _resume(path: Path | None, key: str) -> NullText:
     """What an interrupted optimisation left, or nothing."""
     try:
         return NullText() if path is None else null_text.load(path, key)
     except FileNotFoundError:
         return NullText()
     except NullTextError as error:
-        report.warn(f"{NULL_TEXT}: an interrupted optimisation cannot be continued and starts from the beginning. {error}", node_id)
+        report.warn(f"an interrupted optimisation cannot be continued and starts from the beginning. {error}")
         return NullText()
 
 
-def _keep(path: Path, state: NullText, key: str, node_id: str | None) -> bool:
+def _keep(path: Path, state: NullText, key: str) -> bool:
     """Save what is done so far. Returns False if that failed."""
     try:
         null_text.save(path, state, key)
     except WriteError as error:
-        report.warn(f"{NULL_TEXT}: this optimisation cannot be resumed if it is interrupted, as {error}", node_id)
+        report.warn(f"this optimisation cannot be resumed if it is interrupted, as {error}")
         return False
     return True

@@ -21,11 +21,8 @@ from ..network import model_digest, svd_layout
 from .kept import Start, run_kept
 from .source import source_of
 
-INVERT = "Invert EDM"
 
-
-def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: Tensor, folder: Path | None = None,
-           node_id: str | None = None) -> Trajectory:
+def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: Tensor, folder: Path | None = None) -> Trajectory:
     """Invert a clip.
 
     Args:
@@ -35,22 +32,21 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: 
         sigmas: the levels of the sampling that is to undo it, descending.
         folder: where to keep what is done so far, and to look for the remains of an interrupted inversion of the same
             clip; None keeps nothing.
-        node_id: of the node to show warnings on.
 
     Raises:
         WrongModel, TrajectoryError: see the message.
     """
-    svd_layout(model, INVERT)
-    samples = check_latent(latent, INVERT)
-    source = source_of(positive, len(samples), INVERT)
+    svd_layout(model)
+    samples = check_latent(latent)
+    source = source_of(positive, len(samples))
     levels_down = tuple(float(s) for s in sigmas)
     try:
         levels = inversion_levels(levels_down)
     except ValueError as error:
-        raise TrajectoryError(f"{INVERT}: 'sigmas' cannot be inverted: {error}. Connect Karras Scheduler or Basic "
+        raise TrajectoryError(f"'sigmas' cannot be inverted: {error}. Connect Karras Scheduler or Basic "
                               "Scheduler.") from error
     start = Start(samples, levels_down, source, model_digest(model, patched=True))
-    return run_kept(model, positive, start, levels, invert_euler, INVERT, folder, node_id)
+    return run_kept(model, positive, start, levels, invert_euler, folder)
 
 
 def full_noise(sigma: float) -> float:

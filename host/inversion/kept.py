@@ -32,17 +32,15 @@ class Start(NamedTuple):
     model: str
 
 
-def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[float], integrate: Integrate, node: str,
-             folder: Path | None = None, node_id: str | None = None) -> Trajectory:
+def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[float], integrate: Integrate,
+             folder: Path | None = None) -> Trajectory:
     """Run an inversion.
 
     Args:
         levels: ascending, one for each state.
         integrate: the method.
-        node: named in errors.
         folder: where to keep what is done so far, and to look for the remains of an interrupted inversion of the same clip;
             None keeps nothing.
-        node_id: of the node to show warnings on.
 
     Raises:
         TrajectoryError: the result has values that are not finite.
@@ -52,7 +50,7 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
     if folder is not None:
         name = trajectory.identity(start.model, start.source, start.sigmas, start.latents)[:32]
         partial = folder / f"{name}{PARTIAL}.safetensors"
-        first = _resume(partial, states, node, node_id)
+        first = _resume(partial, states)
     keep = partial is not None
     preview = latent_preview.prepare_callback(model, len(levels) - 1)
 
@@ -66,7 +64,7 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
             states[step["i"] + 1] = step["next"].cpu()
             if keep:
                 done = Trajectory(states[:step["i"] + 2], start.sigmas, start.source, start.model)
-                keep = _keep(partial, done, node, node_id)
+                keep = _keep(partial, done)
             if callback is not None:
                 callback(step)
             mm.throw_exception_if_processing_interrupted()
@@ -77,12 +75,12 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
     if partial is not None:
         remove(partial)
     if not torch.isfinite(states).all():
-        raise TrajectoryError(f"{node}: the inversion has left the range of numbers. Load the model with weight_dtype fp32 "
+        raise TrajectoryError("the inversion has left the range of numbers. Load the model with weight_dtype fp32 "
                               "or bf16, or use more steps.")
     return Trajectory(states, start.sigmas, start.source, start.model)
 
 
-def _resume(path: Path, states: Tensor, node: str, node_id: str | None) -> int:
+def _resume(path: Path, states: Tensor) -> int:
     """Fill in the states of an interrupted inversion. Returns the number of steps that are done."""
     try:
         found = trajectory.load(path)
@@ -91,18 +89,18 @@ def _resume(path: Path, states: Tensor, node: str, node_id: str | None) -> int:
     except FileNotFoundError:
         return 0
     except TrajectoryError as error:
-        report.warn(f"{node}: what an interrupted inversion left cannot be used, so it starts from the beginning. {error}", node_id)
+        report.warn(f"what an interrupted inversion left cannot be used, so it starts from the beginning. {error}")
         return 0
     states[:len(found.states)] = found.states
     report.log.info("FramePainter: inversion goes on after %d of %d steps", found.reached, found.steps)
     return found.reached
 
 
-def _keep(path: Path, done: Trajectory, node: str, node_id: str | None) -> bool:
+def _keep(path: Path, done: Trajectory) -> bool:
     """Save the inversion so far. Returns False if that failed; the run itself needs no file."""
     try:
         trajectory.save(path, done)
     except WriteError as error:
-        report.warn(f"{node}: this inversion cannot be resumed if it is interrupted, as {error}", node_id)
+        report.warn(f"this inversion cannot be resumed if it is interrupted, as {error}")
         return False
     return True

@@ -15,22 +15,22 @@ NUMBERS = ("fps", "motion_bucket_id", "augmentation_level")
 DEFAULTS = {"fps": 6.0, "motion_bucket_id": 127.0, "augmentation_level": 0.0}  # the host's, where conditioning is silent
 
 
-def source_of(positive: list, frames: int, node: str) -> SourceConditioning:
+def source_of(positive: list, frames: int) -> SourceConditioning:
     """The parts of a CONDITIONING that a trajectory keeps.
 
     Raises:
         TrajectoryError: it is not a single image-to-video conditioning, or for another number of frames.
     """
     if len(positive) != 1:
-        raise TrajectoryError(f"{node}: 'positive' holds {len(positive)} conditionings joined; an inversion needs exactly one. "
+        raise TrajectoryError(f"'positive' holds {len(positive)} conditionings joined; an inversion needs exactly one. "
                               "Connect Source Conditioning, or SVD's own conditioning node.")
     embedding, extra = positive[0]
     image = extra.get("concat_latent_image")
     if embedding is None or image is None:
-        raise TrajectoryError(f"{node}: 'positive' is no image-to-video conditioning (it has no image latent). Connect Source "
+        raise TrajectoryError("'positive' is no image-to-video conditioning (it has no image latent). Connect Source "
                               "Conditioning, or SVD's own conditioning node.")
     if len(image) not in (1, frames):
-        raise TrajectoryError(f"{node}: 'positive' is for {len(image)} frames, 'latent' has {frames}. Take both from the same "
+        raise TrajectoryError(f"'positive' is for {len(image)} frames, 'latent' has {frames}. Take both from the same "
                               "Source Conditioning.")
     numbers = {name: float(extra.get(name, DEFAULTS[name])) for name in NUMBERS}
     return SourceConditioning(embedding.detach().cpu(), image.detach().cpu(), numbers)

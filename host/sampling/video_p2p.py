@@ -210,8 +210,8 @@ def _warn_of_another_start(run: EditRun, x: Tensor, sigma: float) -> None:
 
 
 def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, settings: Settings = Settings(),  # noqa: B008
-                     trajectory: Trajectory | None = None, null_text: NullText | None = None, mask: Tensor | None = None,
-                     node_id: str | None = None) -> ModelPatcher:
+                     trajectory: Trajectory | None = None, null_text: NullText | None = None, mask: Tensor | None = None
+                     ) -> ModelPatcher:
     """A clone whose sampling edits a video by its prompts. An earlier Prompt Attention on it is replaced.
 
     Args:
@@ -221,25 +221,24 @@ def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, s
         trajectory: of the video; needed by the branch "stored trajectory". Without one the source starts where the edits do.
         null_text: of the video; needed by the branch "null-text".
         mask: (1 or F, H, W), above 0 where the edit may act; besides the words that say so, if there are any.
-        node_id: of the node to show warnings on.
 
     Raises:
         WrongModel: not an inflated Stable Diffusion 1.x model.
         TrajectoryError: something is missing, or belongs to something else.
     """
-    identity = network_digest(model, NODE)
+    identity = network_digest(model)
     if settings.branch not in BRANCHES:
-        raise ValueError(f"{NODE}: source_branch is '{settings.branch}'; choose one of {', '.join(BRANCHES)}.")
+        raise ValueError(f"source_branch is '{settings.branch}'; choose one of {', '.join(BRANCHES)}.")
     if trajectory is None and settings.branch == "stored trajectory":
-        raise TrajectoryError(f"{NODE}: source_branch '{settings.branch}' needs 'trajectory'. Connect Invert DDIM, or choose "
+        raise TrajectoryError(f"source_branch '{settings.branch}' needs 'trajectory'. Connect Invert DDIM, or choose "
                               "'fast'.")
     if trajectory is not None:
         _check_belongs(trajectory, identity, text)
     embeddings = _embeddings(settings, trajectory, null_text)
     plan = Plan(tuple(edits), text.detach().float().cpu(), settings, trajectory, embeddings, mask, _mapped(model),
                 settings_of(model).chunk)
-    clone = model.clone()
-    clone.set_attachments(keys.PROMPT_EDIT, Attached(plan, lambda text: report.warn(text, node_id)))
+    clone, node = model.clone(), report.node_id()
+    clone.set_attachments(keys.PROMPT_EDIT, Attached(plan, lambda text: report.warn(text, node)))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate),
                           (WrappersMP.APPLY_MODEL, apply_with_source)):
         clone.remove_wrappers_with_key(kind, KEY)
@@ -252,14 +251,14 @@ def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, s
 
 def _check_belongs(trajectory: Trajectory, identity: str, text: Tensor) -> None:
     if trajectory.reached != trajectory.steps:
-        raise TrajectoryError(f"{NODE}: 'trajectory' has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
+        raise TrajectoryError(f"'trajectory' has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert DDIM to its end.")
     if trajectory.model != identity:
-        raise TrajectoryError(f"{NODE}: 'trajectory' was made with another model than 'model'. Connect the model that went into "
+        raise TrajectoryError("'trajectory' was made with another model than 'model'. Connect the model that went into "
                               "Invert DDIM, with the same LoRAs and tuned weights, or invert again.")
     given = trajectory.conditioning.embedding
     if given.shape != text.shape or float((given - text.to(given)).abs().max()) > TOLERANCE * float(given.abs().max()):
-        raise TrajectoryError(f"{NODE}: 'trajectory' was made with another source prompt than 'plan'. Connect the source "
+        raise TrajectoryError("'trajectory' was made with another source prompt than 'plan'. Connect the source "
                               "conditioning of the same Prompt Edit to Invert DDIM.")
 
 
@@ -268,10 +267,10 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
     if settings.branch != "null-text":
         return ()
     if null_text is None:
-        raise TrajectoryError(f"{NODE}: source_branch 'null-text' needs 'null_text'. Connect Null-Text, or choose 'stored "
+        raise TrajectoryError("source_branch 'null-text' needs 'null_text'. Connect Null-Text, or choose 'stored "
                               "trajectory', which needs none.")
     if trajectory is not None and null_text.done != trajectory.steps:
-        raise TrajectoryError(f"{NODE}: 'null_text' has embeddings for {null_text.done} steps, 'trajectory' has "
+        raise TrajectoryError(f"'null_text' has embeddings for {null_text.done} steps, 'trajectory' has "
                               f"{trajectory.steps}. Connect the Null-Text of the same Invert DDIM.")
     return tuple(null_text.embeddings)
 
@@ -279,7 +278,7 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
 def _mapped(model: ModelPatcher) -> frozenset[str]:
     """Transformer blocks whose words are mapped."""
     chosen = mapped_sites({site.path: site.scale for site in attention_sites(layout_from_comfy(unet_shapes(model)))})
-    return frozenset(block for block in check_model(model, NODE) if block.rpartition(".transformer_blocks.")[0] in chosen)
+    return frozenset(block for block in check_model(model) if block.rpartition(".transformer_blocks.")[0] in chosen)
 
 
 def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:

@@ -21,7 +21,7 @@ ControlSemantics = Literal["release", "paper"]
 
 def check_schedule(start_percent: float, end_percent: float) -> None:
     if start_percent >= end_percent:
-        raise ValueError(f"Apply Edit Signal: start_percent {start_percent} is not before end_percent {end_percent}; "
+        raise ValueError(f"start_percent {start_percent} is not before end_percent {end_percent}; "
                          "the signal would never act. Lower start_percent or raise end_percent.")
 
 
@@ -93,8 +93,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
         WrongModel: not an SVD model, or the encoder's width is not the UNet's.
         ValueError: an empty schedule.
     """
-    node = "Apply Edit Signal"
-    layout = svd_layout(model, node)
+    layout = svd_layout(model)
     check_schedule(start_percent, end_percent)
     clone = model.clone()
     if strength == 0.0:
@@ -102,7 +101,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
     block = layout.injection_block
     width = unet_shapes(model)[f"input_blocks.{block}.0.op.weight"][0]
     if encoder.model.widths.out != width:
-        raise WrongModel(f"{node}: the control encoder gives {encoder.model.widths.out} channels, the model's first "
+        raise WrongModel(f"the control encoder gives {encoder.model.widths.out} channels, the model's first "
                          f"level has {width}. Take MODEL and FRAMEPAINTER from the same Load FramePainter node.")
     sampling = model.get_model_object("model_sampling")
     sigma_range = tuple(sampling.percent_to_sigma(p) for p in (start_percent, end_percent))

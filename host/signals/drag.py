@@ -50,7 +50,7 @@ def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_perce
         WrongModel: not an SVD model.
         ValueError: an empty schedule.
     """
-    svd_layout(model, "Apply Edit Signal")
+    svd_layout(model)
     check_schedule(start_percent, end_percent)
     clone = model.clone()
     if strength == 0.0:

@@ -80,7 +80,7 @@ def plain_matching(model: ModelPatcher, unet: nn.Module, weights: FramePainterWe
     tensors = plain_tensors(weights.matching, "", set(weights.matching.model.state_dict()), torch.float32)
     problems = framepainter.differences(expected, {n: tuple(t.shape) for n, t in tensors.items()})
     if problems:
-        raise WrongModel(f"FramePainter Train: 'framepainter' belongs to another network than 'model' ({problems[0]}). Take "
+        raise WrongModel(f"'framepainter' belongs to another network than 'model' ({problems[0]}). Take "
                          "both from the same node, or leave 'framepainter' unconnected to start with new weights.")
     return _filled(branch, tensors)
 
@@ -99,7 +99,7 @@ def plain_encoder(model: ModelPatcher, weights: FramePainterWeights | None, seed
     tensors = plain_tensors(weights.encoder, "", set(weights.encoder.model.state_dict()), torch.float32)
     widths = widths_from_shapes({n: tuple(t.shape) for n, t in tensors.items()})
     if widths.out != channels:
-        raise WrongModel(f"FramePainter Train: the control encoder of 'framepainter' gives {widths.out} channels, 'model' has "
+        raise WrongModel(f"the control encoder of 'framepainter' gives {widths.out} channels, 'model' has "
                          f"{channels} there. Take both from the same node, or leave 'framepainter' unconnected.")
     with torch.device("meta"):
         encoder = ControlEncoder(widths)

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from ...core.digest import digest
 from ...core.training import curve, loop, parallel
 from ...core.training.framepainter import cache, objective
-from ...core.training.framepainter.cache import CacheError
 from ...core.training.framepainter.presets import RunSettings, estimate, parameter_counts
 from ...core.training.loop import NotANumber
 from ...core.training.lora import add_lora, is_lora, merged
 from ...core.training.parallel import Processes
-from ...core.training.state import StateError
 from ...core.weights import diffusers_svd
 from ..attention.matching import attach_matching
 from ..conditioning import AUGMENTATION_SPAN, clip_embedding
@@ -63,7 +61,7 @@ def make_network(model: ModelPatcher, weights: FramePainterWeights | None, setti
     Raises:
         WrongModel: not an SVD model, or the weights are another network's.
     """
-    svd_layout(model, "FramePainter Train")
+    svd_layout(model)
     everything = settings.what_trains == "everything"
     half = settings.precision == "bf16" and not everything and not keep_full
     unet = plain_unet(model, torch.bfloat16 if half else torch.float32)
@@ -248,7 +246,6 @@ def lora_tensors(finished: Finished) -> dict[str, Tensor]:
     return lora_file({n.removeprefix("unet."): t for n, t in finished.tensors.items()})
 
 
-NODE = "FramePainter Train"
 REFERENCE_FLOPS = 75e12  # half of the peak of a card with 150 TFLOP/s
 
 
@@ -285,7 +282,7 @@ def train(model: ModelPatcher, weights: FramePainterWeights | None, clip_vision:
     """Run or go on with a run, and hand out what it trained.
 
     Raises:
-        ValueError: dataset, models or settings do not fit; the text begins with the node's name.
+        ValueError: dataset, models or settings do not fit.
         NotANumber: the last good state is kept.
     """
     begun = time.time()
@@ -297,10 +294,8 @@ def train(model: ModelPatcher, weights: FramePainterWeights | None, clip_vision:
             watch = Watch(progress.cached, progress.stepped, progress.preview,
                                   mm.throw_exception_if_processing_interrupted)
             finished = run(inputs, settings, folder, index, watch)
-    except (CacheError, StateError) as error:
-        raise ValueError(f"{NODE}: {error}") from None
     except NotANumber as error:
-        raise NotANumber(f"{NODE}: {error} States: '{folder}'.") from None
+        raise NotANumber(f"{error} States: '{folder}'.") from None
     out, parts = export(finished, model, settings, folder.name)
     steps, series = read_log(folder)
     last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in series.items() if values)

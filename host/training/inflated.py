@@ -82,7 +82,7 @@ class _CheckpointedInPass:
         return _Checkpointed(in_pass)(*args, **kwargs)
 
 
-def copy_of(model: ModelPatcher, node: str, precision: str = "fp32", checkpointing: bool = False, seed: int = 0,
+def copy_of(model: ModelPatcher, precision: str = "fp32", checkpointing: bool = False, seed: int = 0,
             random_bias: bool = False) -> InflatedNetwork:
     """A frozen copy of a model, on the CPU. LoRAs are merged into it. Weights that tuning trains are fp32 in any precision.
 
@@ -91,9 +91,9 @@ def copy_of(model: ModelPatcher, node: str, precision: str = "fp32", checkpointi
         seed, random_bias: of new temporal layers, see `core.models.inflated.fresh_temporal`.
 
     Raises:
-        WrongModel: another family; the text begins with `node`.
+        WrongModel: another family.
     """
-    sites = check_model(model, node)
+    sites = check_model(model)
     unet = plain_unet(model, DTYPES[precision])
     if precision != "fp32":
         wanted = {name for name in unet.state_dict() if is_trained(name)}

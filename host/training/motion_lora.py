@@ -26,7 +26,6 @@ from ...core.training.loop import NotANumber
 from ...core.training.lora import add_lora, is_lora, lora_file, temporal_layers, without_lora
 from ...core.training.motion_lora import objective
 from ...core.training.motion_lora.presets import MotionSettings
-from ...core.training.state import StateError
 from ...core.video import geometry
 from .. import keys
 from ..attention.skip_interval import Memory
@@ -59,7 +58,7 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
         runs: folder of all runs; a run's own is named after a digest of models, frames and settings.
 
     Raises:
-        ValueError: clip, models or state do not fit; the text begins with the node's name.
+        ValueError: clip, models or state do not fit.
         NotANumber: the last good state is kept.
     """
     begun = time.time()
@@ -74,10 +73,8 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
         watch = Watch(None, progress.stepped, progress.preview, mm.throw_exception_if_processing_interrupted)
         try:
             finished = run(inputs, settings, folder, watch)
-        except StateError as error:
-            raise ValueError(f"{NODE}: {error}") from None
         except NotANumber as error:
-            raise NotANumber(f"{NODE}: {error} States: '{folder}'.") from None
+            raise NotANumber(f"{error} States: '{folder}'.") from None
         lora = finished.lora
         write(file, lora)
         steps, series = read_log(folder)
@@ -91,7 +88,6 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
     return Made(model, lora, as_image(curve.draw_curve(steps, series)), previews, report)
 
 
-NODE = "Train Motion LoRA"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOSS_SCALE = 2.0**14  # the first factor for fp16
 TOLERATED = 5         # steps in a row without numbers
@@ -122,12 +118,12 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
     """
     frames = inputs.frames[..., :3]
     if len(frames) < 2:
-        raise ValueError(f"{NODE}: 'frames' has {len(frames)} frame; motion needs at least 2.")
+        raise ValueError(f"'frames' has {len(frames)} frame; motion needs at least 2.")
     step = multiple(inputs.model)
     size = (settings.height, settings.width) if settings.height else tuple(
         max(step, side // step * step) for side in frames.shape[1:3])
     if any(side % step for side in size):
-        raise ValueError(f"{NODE}: {size[1]} x {size[0]} pixels do not fit this network; width and height must be multiples of "
+        raise ValueError(f"{size[1]} x {size[0]} pixels do not fit this network; width and height must be multiples of "
                          f"{step}.")
     with torch.inference_mode():
         shown = geometry.to_working(frames, geometry.fit(*frames.shape[1:3], size, settings.keep_aspect))
@@ -158,7 +154,7 @@ def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.de
     Raises:
         WrongModel: not an SVD model.
     """
-    svd_layout(model, NODE)
+    svd_layout(model)
     network = TrainingNetwork(plain_unet(model, DTYPES[settings.precision]), checkpointing=settings.checkpointing)
     if watched:
         watch_plain(network.unet)

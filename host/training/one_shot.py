@@ -23,8 +23,6 @@ from ..network import model_digest
 from .inflated import InflatedNetwork, copy_of
 from .run import Finished, Watch, differentiable
 
-NODE = "Tune on Video"
-
 
 class OneShotInputs(NamedTuple):
     """What a run is made from.
@@ -47,7 +45,7 @@ def trainer_of(network: InflatedNetwork, settings: OneShotSettings) -> loop.Trai
 
 def identity_of(inputs: OneShotInputs, settings: OneShotSettings) -> dict[str, str]:
     """What makes a run this one and no other."""
-    model = network_digest(inputs.model, NODE) if is_inflated(inputs.model) else model_digest(inputs.model, True)
+    model = network_digest(inputs.model) if is_inflated(inputs.model) else model_digest(inputs.model, True)
     return {**settings.identity(), "data": digest({"latents": inputs.latents, "text": inputs.text}), "model": model}
 
 
@@ -63,7 +61,7 @@ def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, watch: W
     """
     device = torch.device(mm.get_torch_device())
     with differentiable():
-        network = copy_of(inputs.model, NODE, settings.precision, settings.checkpointing, settings.seed, settings.random_bias)
+        network = copy_of(inputs.model, settings.precision, settings.checkpointing, settings.seed, settings.random_bias)
         identity = identity_of(inputs, settings)
         if device.type != "cpu":  # the VAE and the text encoder have done their work
             mm.unload_all_models()

@@ -33,11 +33,11 @@ from ..attention.injection_run import Settings
 from ..conditioning import clip_embedding, source_conditioning, svd_conditioning
 from ..inversion import edm
 from ..network import model_digest, multiple, svd_layout
+from ..report import Steps
 from ..training import motion_lora
 from ..training.run import Watch
 from ..weights.motion_lora import with_lora
 
-NODE = "Propagate Edit"
 LORAS = ("one for all clips", "one a clip", "none")
 CARRIES = ("latent", "pixels")
 
@@ -97,7 +97,7 @@ class Job:
 
     def __init__(self, models: Models, frames: Tensor, edited: Tensor, plan: ClipPlan, settings: Settings, folder: Path,
                  tell: Callable[[str], None] | None = None):
-        svd_layout(models.model, NODE)
+        svd_layout(models.model)
         self.models, self.plan, self.settings = models, plan, settings
         self.store = Store(folder, tell)
         self.stages: list[str] = []
@@ -106,16 +106,16 @@ class Job:
         self.tell = tell
         step = multiple(models.model)
         if settings.height % step or settings.width % step:
-            raise ValueError(f"{NODE}: {settings.width} x {settings.height} pixels do not fit this network; width and height must "
+            raise ValueError(f"{settings.width} x {settings.height} pixels do not fit this network; width and height must "
                              f"be multiples of {step}.")
         if plan.frames[-1] >= len(frames):
-            raise ValueError(f"{NODE}: the plan uses frame {plan.frames[-1]}, 'frames' has {len(frames)}. Make the plan from the "
+            raise ValueError(f"the plan uses frame {plan.frames[-1]}, 'frames' has {len(frames)}. Make the plan from the "
                              "same frames.")
         self.fit = geometry.fit(*frames.shape[1:3], (settings.height, settings.width), settings.keep_aspect)
         self.video = geometry.to_working(frames[list(plan.frames)][..., :3], self.fit)
         ratio = (edited.shape[2] / edited.shape[1]) / (frames.shape[2] / frames.shape[1])
         if abs(ratio - 1) > 0.02:
-            raise ValueError(f"{NODE}: 'edited' is {edited.shape[2]} x {edited.shape[1]}, the video {frames.shape[2]} x "
+            raise ValueError(f"'edited' is {edited.shape[2]} x {edited.shape[1]}, the video {frames.shape[2]} x "
                              f"{frames.shape[1]}; the aspect ratios differ. Edit the first frame at its own size.")
         given = edited[:1, ..., :3].movedim(-1, 1).float()
         if given.shape[-2:] != frames.shape[1:3]:
@@ -143,8 +143,8 @@ class Job:
         if found is not None:
             return found
         inputs = motion_lora.MotionInputs(self.models.model, self.models.clip_vision, self.models.vae, self.clip(which))
-        bar = comfy.utils.ProgressBar(motion.steps)
-        watch = Watch(None, lambda step: bar.update_absolute(step.step, motion.steps), None,
+        steps = Steps(motion.steps)
+        watch = Watch(None, lambda step: steps.reach(step.step), None,
                       mm.throw_exception_if_processing_interrupted)
         finished = motion_lora.run(inputs, motion, self.store.folder / f"training-{key}", watch, past)
         self.store.put("lora", key, finished.lora)
@@ -219,13 +219,13 @@ class Job:
         model = linear_guidance(model, 1.0)
         samples = edm.start_latent(source)["samples"]
         sampler = comfy.samplers.sampler_object("euler")
-        bar = comfy.utils.ProgressBar(settings.steps)
+        steps = Steps(settings.steps)
         states: list[Tensor] = []
 
         def stepped(step: int, _: Tensor, x: Tensor, total: int) -> None:
             if number == 0 and settings.skip_interval:
                 states.append(x.detach().float().cpu())
-            bar.update_absolute(step + 1, total)
+            steps.reach(step + 1, total)
 
         latents = comfy.sample.sample_custom(
             model, torch.zeros_like(samples), settings.guidance, sampler, self.sigmas(), positive, negative, samples,

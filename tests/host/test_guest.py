@@ -277,7 +277,7 @@ def test_other_families_are_refused(pack, patches, edit, strokes, family):
     for attempt in (lambda: patches.attach_matching(model, weights.matching, "release", 1.0),
                     lambda: patches.attach_matching(model, None, "cross-frame", 1.0),
                     lambda: pack("host.signals.control").apply_control(model, weights.encoder, strokes, 0.8, 0.0, 1.0, "release"),
-                    lambda: pack("host.network").svd_layout(model, "FramePainter Guidance")):
+                    lambda: pack("host.network").svd_layout(model)):
         with pytest.raises(pack("host.network").WrongModel, match=f"(BaseModel|{family}).*Stable Video Diffusion.*Load FramePainter"):
             attempt()
 

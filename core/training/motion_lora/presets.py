@@ -56,11 +56,11 @@ def choose(preset: str, **changes: object) -> MotionSettings:
     """
     settings = replace(PRESETS[preset], **{n: v for n, v in changes.items() if v is not None})
     if (settings.height == 0) != (settings.width == 0):
-        raise ValueError(f"width is {settings.width} and height {settings.height}; give both, or 0 for both")
+        raise ValueError(f"width is {settings.width} and height {settings.height}; give both, or 0 for both.")
     for name in ("height", "width"):
         if getattr(settings, name) % 64:
             raise ValueError(f"{name} is {getattr(settings, name)}, not a multiple of 64; use "
-                             f"{max(64, round(getattr(settings, name) / 64) * 64)}")
+                             f"{max(64, round(getattr(settings, name) / 64) * 64)}.")
     return settings
 
 

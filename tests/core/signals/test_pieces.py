@@ -181,7 +181,7 @@ def edit(**changes: object) -> str:
 
 
 @pytest.mark.parametrize("text, message", [
-    ("[", "Coarse Edit Signal: pieces is '.', which cannot be read as JSON"),
+    ("[", "pieces is '.', which cannot be read as JSON"),
     ('{"background": "white"}', "background in pieces is 'white'; it must be 'black' or 'fill'"),
     ('{"background": ["fill"]}', "background in pieces is"),
     ('{"pieces": [[]]}', r"piece 1 of pieces is \[\], not an object"),

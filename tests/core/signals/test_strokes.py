@@ -90,7 +90,7 @@ def brush(**changes: object) -> str:
 
 
 @pytest.mark.parametrize("text, message", [
-    ("{", "Sketch Signal: strokes is '{', which cannot be read as JSON.*Draw in the node's editor"),
+    ("{", "strokes is '{', which cannot be read as JSON.*Draw in the node's editor"),
     ("[" * 100_000, "cannot be read as JSON"),
     ("[1]", r"strokes is \[1\], not a JSON object"),
     ('"text"', "not a JSON object"),

@@ -152,7 +152,7 @@ def unet_forward(case: Case, pack, load_case) -> None:
 
     patches = pack("host.attention.matching")
     loaded = load_case(case)
-    block = pack("host.network").svd_layout(loaded.model, "golden case").injection_block
+    block = pack("host.network").svd_layout(loaded.model).injection_block
     for run in case.info["runs"]:
         t = case.of_run(run)
         batch, frames = t["sample"].shape[:2]

@@ -27,7 +27,7 @@ def test_tuning_step(pack, case: Case, run: str, checkpointing: bool):
         if any(fnmatch(name, pattern) for pattern in given["zeroed_parameters"]):
             tensors[name] = torch.zeros_like(tensors[name])
     with torch.inference_mode(False), torch.enable_grad():
-        network = training.copy_of(text_model.inflated(pack, tensors), "test", checkpointing=checkpointing)
+        network = training.copy_of(text_model.inflated(pack, tensors), checkpointing=checkpointing)
         settings = presets.OneShotSettings(
             learning_rate=given["learning_rate"], clip=given["max_grad_norm"], precision="fp32",
             what_trains="as_released" if given["parameters_without_gradient"] else "all_trainable")

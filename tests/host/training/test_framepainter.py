@@ -235,7 +235,7 @@ def test_weights_of_another_network_are_refused(pack, loaded, trainer, presets, 
 def test_other_models_are_refused(pack, trainer, presets):
     from framepainter_tests.image_models import image_model
 
-    with pytest.raises(pack("host.network").WrongModel, match="FramePainter Train: the 'model' input is a BaseModel"):
+    with pytest.raises(pack("host.network").WrongModel, match="the 'model' input is a BaseModel"):
         trainer.make_network(image_model("SD15"), None, settings(presets))
 
 

@@ -46,7 +46,7 @@ def test_the_loss_on_the_video_falls(pack, one_shot, plain, settings, tmp_path):
     tuned = pack("host.attention.inflated").with_tuned(plain, finished.tensors)
 
     def loss(model):
-        network = training.copy_of(model, "test")
+        network = training.copy_of(model)
         return float(sum(objective.tuning_loss(network, LATENTS * 0.18215, TEXT, t, noise(*LATENTS.shape, seed=t))
                          for t in (100, 400, 700, 900)))
 
@@ -64,7 +64,7 @@ def test_tuned_tensors_are_the_tuned_network(pack, one_shot, plain, settings, tm
     finished = tune(one_shot, plain, settings, tmp_path)
     assert finished.steps == 6 and len(finished.tensors) == 7 * 9  # 2 queries, 5 + 2 temporal tensors in each of 7 blocks
     tuned = pack("host.attention.inflated").with_tuned(plain, finished.tensors)
-    network = pack("host.training.inflated").copy_of(tuned, "test")
+    network = pack("host.training.inflated").copy_of(tuned)
     assert all(torch.equal(network.named_weights()[n], t) for n, t in finished.tensors.items())
     latents = noise(FRAMES, 4, SIDE, SIDE, seed=7)
     assert (network(latents, 501, TEXT) - text_model.evaluate(pack, tuned, latents, 501, TEXT)).abs().max() < 1e-4
@@ -100,7 +100,7 @@ def test_another_video_is_not_continued(pack, one_shot, plain, settings, tmp_pat
 def test_what_trains(pack, one_shot, plain, settings, tmp_path):
     objective = pack("core.training.one_shot.objective")
     for what in objective.WHAT:
-        start = pack("host.training.inflated").copy_of(plain, "test", seed=settings.seed, random_bias=what == "as_released")
+        start = pack("host.training.inflated").copy_of(plain, seed=settings.seed, random_bias=what == "as_released")
         made = tune(one_shot, plain, replace(settings, what_trains=what), tmp_path / what).tensors
         changed = {n for n, t in made.items() if not torch.equal(t, start.named_weights()[n])}
         assert changed == {n for n in made if objective.trains(n, what)}
@@ -111,7 +111,7 @@ def test_a_lora_is_merged_and_tuning_goes_on_from_tuned_layers(pack, one_shot, p
     lora = plain.clone()
     delta = noise(*plain.model.diffusion_model.get_parameter(name).shape)
     lora.add_patches({f"diffusion_model.{name}": ("diff", (delta,))})
-    network = pack("host.training.inflated").copy_of(lora, "test")
+    network = pack("host.training.inflated").copy_of(lora)
     weight = plain.model.diffusion_model.get_parameter(name)
     assert torch.allclose(network.named_weights()[name], weight + delta)
     first = tune(one_shot, plain, settings, tmp_path / "first")
@@ -131,7 +131,7 @@ def test_precision_and_checkpointing(one_shot, plain, settings, tmp_path, precis
 
 
 def test_another_family_is_refused(one_shot, edit, settings, tmp_path):
-    with pytest.raises(ValueError, match="Tune on Video: the 'model' input is a SVD_img2vid model"):
+    with pytest.raises(ValueError, match="the 'model' input is a SVD_img2vid model"):
         tune(one_shot, edit.loaded.model, settings, tmp_path)
 
 
