@@ -227,5 +227,5 @@ def test_half_precision_layers_on_another_type(pack, inflate, plain, tensors):
 
 
 def test_other_networks_are_refused_by_name(inflate, edit):
-    with pytest.raises(Exception, match="Video Text Model: the 'model' input is a SVD_img2vid model .*Load Checkpoint"):
+    with pytest.raises(Exception, match="the 'model' input is a SVD_img2vid model .*Load Checkpoint"):
         inflate.inflate(edit.loaded.model)

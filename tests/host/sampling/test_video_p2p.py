@@ -294,7 +294,7 @@ def test_what_belongs_to_something_else_is_refused(pack, video_p2p, run, model, 
 
     def refused(message, **change):
         given = {"model": model, "text": SOURCE, "trajectory": trajectory, "settings": run.Settings(), **change}
-        with pytest.raises(ValueError, match=f"Prompt Attention: {message}"):
+        with pytest.raises(ValueError, match=f"^{message}"):
             video_p2p.prompt_attention(given["model"], [edit()], given["text"], given["settings"], given["trajectory"],
                                        given.get("null_text"))
 
@@ -313,7 +313,7 @@ def test_what_belongs_to_something_else_is_refused(pack, video_p2p, run, model, 
 def test_other_networks_are_refused_by_name(video_p2p, run, edit, checkpoint, pack):
     with torch.inference_mode():
         loaded = pack("host.weights.loading").load(checkpoint, None, None, torch.float32)
-    with pytest.raises(ValueError, match="Prompt Attention: the 'model' input is a SVD_img2vid model"):
+    with pytest.raises(ValueError, match="the 'model' input is a SVD_img2vid model"):
         video_p2p.prompt_attention(loaded.model, [edit()], SOURCE)
 
 
