@@ -153,7 +153,7 @@ class LoadSmallTextToImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_file: str, weight_dtype: str = "default") -> io.NodeOutput:
-        check_choice("Load Small Text-to-Image Model", "weight_dtype", weight_dtype, DTYPES)
+        check_choice("weight_dtype", weight_dtype, DTYPES)
         return io.NodeOutput(*text_to_image.load(folders.find(model_file, text_to_image.KINDS), DTYPES[weight_dtype]))
 
 
