@@ -15,10 +15,11 @@ from . import (
          signals,
          training,
          video,
+         video_text,
          weights,
 )
 from .schema import named
 
 folders.register()
 NODES = [named(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
-                                   inversion, injection, motion_lora, video, prompt) for node in stage.NODES]
+                                   inversion, injection, motion_lora, video, video_text, prompt) for node in stage.NODES]

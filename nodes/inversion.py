@@ -243,31 +243,31 @@ class LoadTrajectory(io.ComfyNode):
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
 
-def saved_folders() -> list[Path]:
-    return [Path(root, FOLDER) for root in (folder_paths.get_output_directory(), folder_paths.get_input_directory())]
+def saved_folders(under: str = FOLDER) -> list[Path]:
+    return [Path(root, under) for root in (folder_paths.get_output_directory(), folder_paths.get_input_directory())]
 
 
-def saved_names() -> list[str]:
-    """Trajectories that can be loaded, those of the output folder first."""
-    found = [str(p.relative_to(folder).as_posix()) for folder in saved_folders() if folder.is_dir()
+def saved_names(under: str = FOLDER) -> list[str]:
+    """Files of a folder under output and input that can be loaded, those of the output folder first."""
+    found = [str(p.relative_to(folder).as_posix()) for folder in saved_folders(under) if folder.is_dir()
              for p in sorted(folder.rglob("*.safetensors")) if PARTIAL not in p.name]
     return list(dict.fromkeys(found))
 
 
-def saved_path(name: str) -> Path:
+def saved_path(name: str, under: str = FOLDER) -> Path:
     """The file of that name.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the name leads out of the folders.
     """
-    for folder in saved_folders():
+    for folder in saved_folders(under):
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise ValueError(f"'{name}' lies outside of the folder {folder}. Choose a file from the list.")
         if path.is_file():
             return path
-    raise FileNotFoundError(f"'{name}' is in none of the folders {', '.join(map(str, saved_folders()))}. Put "
+    raise FileNotFoundError(f"'{name}' is in none of the folders {', '.join(map(str, saved_folders(under)))}. Put "
                             "the file into one of them, press R to refresh the list, and choose it again.")
 
 

@@ -18,6 +18,7 @@ TrajectoryType = io.Custom("TRAJECTORY")
 AttentionRecordType = io.Custom("ATTENTION_RECORD")
 EditPlanType = io.Custom("EDIT_PLAN")
 NullTextType = io.Custom("NULL_TEXT")
+TunedVideoType = io.Custom("TUNED_VIDEO")
 
 _KNOWN = {f.name for f in fields(io.Schema)}
 

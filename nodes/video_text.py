@@ -1,0 +1,194 @@
+"""Video Text Model, Tune on Video, Save and Load Tuned Video: a text-to-image model that sees a whole video (Video-P2P)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..core.inversion.trajectory import TrajectoryError
+from ..core.training.one_shot.objective import WHAT
+from ..core.training.one_shot.presets import PRECISIONS, PRESETS, choose
+from ..host.attention.inflated import Settings, inflate
+from ..host.conditioning import check_latent
+from ..host.inversion.ddim import text_of
+from ..host.training.one_shot import OneShotInputs
+from ..host.training.tune_on_video import tune
+from ..host.weights import tuned_video
+from .inversion import saved_names, saved_path
+from .schema import TunedVideoType, advanced, check_choice, schema
+
+RUNS, FOLDER = "framepainter_tuning", "tuned_videos"  # under output; the second also under input
+PRESET = "as the preset"
+FULL, LOW_RANK = "full", "low rank"
+
+
+def layers_inputs() -> list:
+    """Inputs on how the frames of a video are worked on."""
+    return [
+        advanced(io.Int.Input("window", default=0, min=0, max=10_000, optional=True,
+                              tooltip="Frames that temporal attention sees at once, the nearest ones; 0 is all. For clips much "
+                                      "longer than the one that was tuned on: its number of frames.")),
+        advanced(io.Boolean.Input("streamed", default=False, optional=True,
+                                  tooltip="Keep features in main memory and work on a few frames at a time, for clips that do not "
+                                          "fit on the card. The result is the same, it takes longer.")),
+    ]
+
+
+class VideoTextModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterVideoTextModel",
+            display_name="Video Text Model",
+            description="Lets the frames of a video see each other in a Stable Diffusion 1.x model, for editing videos by words "
+                        "(Video-P2P's text-to-set model). With a tuned video it also knows that video.",
+            search_aliases=["video-p2p", "tune-a-video", "frame attention", "text-to-set"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any Stable Diffusion 1.x model with any LoRAs. It is not changed."),
+                TunedVideoType.Input("tuned", optional=True, tooltip="From Tune on Video or Load Tuned Video. Without it the model "
+                                                                     "has no temporal attention."),
+                *layers_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy for Invert DDIM, Prompt Attention and the sampler. Its "
+                                                                   "latents are the frames of one video.")],
+        )
+
+    @classmethod
+    def execute(cls, model, tuned=None, window: int = 0, streamed: bool = False) -> io.NodeOutput:
+        layers = Settings(window=window, streamed=streamed)
+        out = inflate(model, None, layers) if tuned is None else tuned_video.on_model(model, tuned, layers)
+        return io.NodeOutput(out)
+
+
+class TuneOnVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterTuneOnVideo",
+            display_name="Tune on Video",
+            description="Tunes a Stable Diffusion 1.x model on one video, so that its frames stay consistent when it is edited "
+                        "(Video-P2P, stage 1). An equal run is not made twice; a cancelled one continues.",
+            search_aliases=["video-p2p", "tune-a-video", "one-shot tuning", "train"],
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Diffusion 1.x. It is not changed. LoRAs on it become part of the result."),
+                io.Conditioning.Input("positive", tooltip="What the video shows: source of Prompt Edit, or CLIP Text Encode."),
+                io.Latent.Input("latent", tooltip="The video's latents, a frame each: VAE Encode of all frames. The published runs "
+                                                  "have 8 frames of 512 x 512."),
+                io.Combo.Input("preset", options=list(PRESETS), default="default",
+                               tooltip="Settings that go together. default: all that should learn, in bf16. as released: the "
+                                       "published training with its mistakes, in fp16. small network: fp32, for the model that "
+                                       "comes with the pack."),
+                io.Int.Input("steps", default=500, min=1, max=100_000,
+                             tooltip="Optimiser steps. 300 to 500 as published; more follow the video more closely and leave less "
+                                     "room for the edit."),
+                io.Float.Input("learning_rate", default=3e-5, min=1e-8, max=1.0, step=1e-6, round=1e-9,
+                               tooltip="AdamW's. 0.00003 as published; above 0.0001 the model forgets what it knew."),
+                io.Int.Input("seed", default=33, min=0, max=0xFFFFFFFF, control_after_generate=False,
+                             tooltip="Seed for noise, timesteps and new layers."),
+                advanced(io.Combo.Input("what_trains", options=[PRESET, *WHAT], default=PRESET, optional=True,
+                                        tooltip="all_trainable: query projections and temporal attention everywhere. as_released: "
+                                                "not on the way down, as the published code drops these gradients by mistake.")),
+                advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
+                                        tooltip="Precision of the arithmetic; what learns is kept in fp32. fp16 is for cards "
+                                                "without bf16.")),
+                advanced(io.Int.Input("save_every", default=100, min=1, max=100_000, optional=True,
+                                      tooltip="Steps between saved states; a crash loses at most these.")),
+                *layers_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A copy that sees the video, as of Video Text Model."),
+                TunedVideoType.Output(display_name="tuned", tooltip="What was learned, for Save Tuned Video and Video Text Model."),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps; single steps scatter with their noise."),
+                io.String.Output(display_name="report", tooltip="What was done, and where the file lies."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, preset: str, steps: int, learning_rate: float, seed: int, what_trains: str = PRESET,
+                precision: str = PRESET, save_every: int = 100, window: int = 0, streamed: bool = False) -> io.NodeOutput:
+        for name, value, options in (("preset", preset, PRESETS), ("what_trains", what_trains, (PRESET, *WHAT)),
+                                     ("precision", precision, (PRESET, *PRECISIONS))):
+            check_choice(name, value, options)
+        given = {"what_trains": what_trains, "precision": precision}
+        settings = choose(preset, steps=steps, learning_rate=learning_rate, seed=seed, save_every=save_every,
+                          **{name: None if value == PRESET else value for name, value in given.items()})
+        frames = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
+        if len(frames) < 2:
+            raise TrajectoryError("'latent' has one frame; a video needs at least two. Connect VAE Encode of all frames.")
+        inputs = OneShotInputs(model, text_of(positive, "positive"), frames)
+        made = tune(inputs, settings, Path(folder_paths.get_output_directory()).resolve() / RUNS,
+                    Settings(window=window, streamed=streamed))
+        return io.NodeOutput(*made)
+
+
+class SaveTunedVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSaveTunedVideo",
+            display_name="Save Tuned Video",
+            description="Writes what Tune on Video learned into one safetensors file, to edit the video again later.",
+            is_output_node=True,
+            inputs=[
+                TunedVideoType.Input("tuned", tooltip="From Tune on Video."),
+                io.String.Input("filename_prefix", default=f"{FOLDER}/video",
+                                tooltip="Place and start of the name under the output folder; a number is added. Load Tuned Video "
+                                        "lists the folder tuned_videos."),
+                io.Combo.Input("form", options=[FULL, LOW_RANK], default=FULL,
+                               tooltip="full: every weight, 149 MB at the size of SD 1.5 in fp16. low rank: smaller, an "
+                                       "approximation whose error is shown; needs 'model'."),
+                io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Rank of the low-rank form. More is larger and closer; "
+                                                                          "64 takes about 19 MB at the size of SD 1.5 in fp16."),
+                io.Combo.Input("precision", options=list(tuned_video.DTYPES), default="fp16",
+                               tooltip="fp32 keeps every bit and is twice as large."),
+                io.Model.Input("model", optional=True, tooltip="The checkpoint that was tuned; needed for the low-rank form."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, tuned, filename_prefix: str, form: str, rank: int, precision: str, model=None) -> io.NodeOutput:
+        check_choice("form", form, (FULL, LOW_RANK))
+        check_choice("precision", precision, tuned_video.DTYPES)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        path, error = tuned_video.save(path, tuned, precision, rank if form == LOW_RANK else 0, model)
+        lost = f"; {error:.1%} of what tuning changed is lost" if form == LOW_RANK else ""
+        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB{lost})"))
+
+
+class LoadTunedVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterLoadTunedVideo",
+            display_name="Load Tuned Video",
+            description="Reads a tuned video that Save Tuned Video wrote, in either form, and puts it on a model.",
+            inputs=[
+                io.Model.Input("model", tooltip="The Stable Diffusion 1.x checkpoint that was tuned."),
+                io.Combo.Input("file", options=saved_names(FOLDER), tooltip="From the folder tuned_videos under output or input."),
+                *layers_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A copy that sees the video, as of Video Text Model."),
+                TunedVideoType.Output(display_name="tuned", tooltip="The weights themselves."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, window: int = 0, streamed: bool = False):
+        try:
+            found = saved_path(file, FOLDER).stat()
+        except (FileNotFoundError, ValueError):
+            return file, window, streamed
+        return file, found.st_mtime_ns, found.st_size, window, streamed
+
+    @classmethod
+    def execute(cls, model, file: str, window: int = 0, streamed: bool = False) -> io.NodeOutput:
+        tuned = tuned_video.load(saved_path(file, FOLDER), model)
+        return io.NodeOutput(tuned_video.on_model(model, tuned, Settings(window=window, streamed=streamed)), tuned)
+
+
+NODES = [VideoTextModel, TuneOnVideo, SaveTunedVideo, LoadTunedVideo]
