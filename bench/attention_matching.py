@@ -50,8 +50,9 @@ def network(load, size: str):
     model = building.build_unet({n: random_model.parameter(n, s, "bench").to(dtype) for n, s in shapes.items()}, dtype)
     height, width, frames = SIZES[size]
     torch.manual_seed(0)
-    positive, negative = load("host.conditioning").svd_conditioning(
-        torch.randn(1, 1, widths["context_dim"]), torch.randn(1, 4, height, width), 6, 127, 0.02)
+    conditioning = load("host.conditioning")
+    positive, negative = conditioning.svd_conditioning(
+        torch.randn(1, 1, widths["context_dim"]), torch.randn(1, 4, height, width), conditioning.MicroConds(6, 127, 0.02))
     return model, positive, negative, torch.randn(frames, 4, height, width)
 
 

@@ -127,8 +127,9 @@ def conditioning(load: Callable[[str], Any], size: str) -> tuple[list, list, Any
     widths = random_model.FULL if size == "full" else random_model.SMALL
     height, width = (side // 8 for side in PIXELS[size])
     torch.manual_seed(0)
-    positive, negative = load("host.conditioning").svd_conditioning(
-        torch.randn(1, 1, widths["context_dim"]), torch.randn(1, 4, height, width), 6, 128, 0.02)
+    conditioning = load("host.conditioning")
+    positive, negative = conditioning.svd_conditioning(
+        torch.randn(1, 1, widths["context_dim"]), torch.randn(1, 4, height, width), conditioning.MicroConds(6, 128, 0.02))
     return positive, negative, torch.zeros(2, 4, height, width)
 
 

@@ -266,8 +266,9 @@ def inverted(load, model, grey, noise, setting: dict | None):
     pixel_noise = torch.randn(1, 1, *grey.shape[-2:], generator=torch.Generator().manual_seed(7))
     pictures = [latents(picture[:, :1] + AUGMENTATION * pixel_noise) for picture in (key, first)]
     image = load("core.inversion.condition").source_condition(*pictures, FRAMES)
-    positive, _ = load("host.conditioning").svd_conditioning(torch.zeros(1, 1, UNET["context_dim"]), image, 8, 127,
-                                                             AUGMENTATION)
+    conditioning = load("host.conditioning")
+    positive, _ = conditioning.svd_conditioning(torch.zeros(1, 1, UNET["context_dim"]), image,
+                                                conditioning.MicroConds(8, 127, AUGMENTATION))
     with torch.inference_mode():
         found = host.invert(model, positive, {"samples": latents(clip[:, :1]) / scale},
                             torch.tensor(schedule.karras_sigmas(STEPS)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.images import clip_pixels
 from ..core.inversion import condition
+from ..core.inversion.sarp import Pictures
 from ..core.inversion.trajectory import TrajectoryError
 
 SVD_REMEDY = "Connect Source Conditioning, or VAE Encode with SVD's VAE."
@@ -25,19 +26,35 @@ class EditConditioning(NamedTuple):
     latent: dict[str, Tensor]
 
 
-def svd_conditioning(embedding: Tensor, image_latent: Tensor, fps_id: float, motion_bucket: float,
-                     augmentation: float) -> tuple[list, list]:
-    """Positive and negative CONDITIONING of an SVD model.
+class MicroConds(NamedTuple):
+    """The three numbers that an SVD network is told, as it sees them."""
+
+    fps_id: float
+    motion_bucket: float
+    augmentation: float
+
+
+class ClipStart(NamedTuple):
+    """What an edited clip begins with.
+
+    picture: (1, H, W, 3) in [0, 1].  latent: (1, 4, h, w) in its place for the image condition, as a LATENT holds it; None
+    encodes the picture.
+    """
+
+    picture: Tensor
+    latent: Tensor | None = None
+
+
+def svd_conditioning(embedding: Tensor, image_latent: Tensor, numbers: MicroConds) -> tuple[list, list]:
+    """Positive and negative CONDITIONING of an SVD model. ComfyUI takes one off `fps`, so it carries one more than fps_id.
 
     Args:
         embedding: (1, 1, D) CLIP image embedding, one token.
         image_latent: (1, 4, h, w) the source picture's latent, not multiplied by the scaling factor.
-        fps_id, motion_bucket, augmentation: the numbers as the network sees them. ComfyUI takes one off `fps`, so the
-            conditioning carries fps_id + 1.
     """
-    numbers = {"fps": fps_id + 1, "motion_bucket_id": motion_bucket, "augmentation_level": augmentation}
-    positive = [[embedding, {**numbers, "concat_latent_image": image_latent}]]
-    negative = [[torch.zeros_like(embedding), {**numbers, "concat_latent_image": torch.zeros_like(image_latent)}]]
+    told = {"fps": numbers.fps_id + 1, "motion_bucket_id": numbers.motion_bucket, "augmentation_level": numbers.augmentation}
+    positive = [[embedding, {**told, "concat_latent_image": image_latent}]]
+    negative = [[torch.zeros_like(embedding), {**told, "concat_latent_image": torch.zeros_like(image_latent)}]]
     return positive, negative
 
 
@@ -69,7 +86,7 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
         noise = torch.randn((1, 3, height, width), generator=generator).movedim(1, -1).to(pixels)
         pixels = pixels + noise * (augmentation / AUGMENTATION_SPAN)
     latent = vae.encode(pixels)
-    positive, negative = svd_conditioning(embedding, latent, fps_id, motion_bucket, augmentation)
+    positive, negative = svd_conditioning(embedding, latent, MicroConds(fps_id, motion_bucket, augmentation))
     return EditConditioning(positive, negative, {"samples": torch.zeros(2, *latent.shape[1:])})
 
 
@@ -82,42 +99,38 @@ def _encode(vae: Any, pixels: Tensor) -> Tensor:
     return vae.encode(((pixels + 1.0) / AUGMENTATION_SPAN).movedim(1, -1))
 
 
-def source_conditioning(clip_vision: Any, vae: Any, clip: Tensor, first: Tensor, key: Tensor, fps_id: float,
-                        motion_bucket: float, augmentation: float, noise: Tensor) -> tuple[list, Tensor]:
+def source_conditioning(clip_vision: Any, vae: Any, pictures: Pictures, numbers: MicroConds, noise: Tensor) -> tuple[list, Tensor]:
     """What a clip is inverted with, as released.
 
     Args:
-        clip: (T, H, W, 3) in [0, 1].  first, key: (1, H, W, 3), frame 0 perturbed on its own, twice.
-        fps_id: as the network sees it.
-        noise: (1, 3, H, W) standard normal, the same for both pictures.
+        noise: (1, 3, H, W) of `condition.pixel_noise`, the same for both pictures of frame 0.
 
     Returns:
         CONDITIONING, and the clip's latents (T, 4, h, w).
     """
-    pixels = {name: picture.movedim(-1, 1) * AUGMENTATION_SPAN - 1.0 for name, picture in (("first", first), ("key", key))}
-    seen = ((condition.quantise(pixels["first"]) + 1.0) / AUGMENTATION_SPAN).movedim(1, -1)
-    latents = {name: _encode(vae, condition.noisy_pixels(picture, noise, augmentation)) for name, picture in pixels.items()}
-    image = condition.source_condition(latents["key"], latents["first"], len(clip))
-    positive, _ = svd_conditioning(clip_embedding(clip_vision, seen), image, fps_id, motion_bucket, augmentation)
+    first, key = (p.movedim(-1, 1) * AUGMENTATION_SPAN - 1.0 for p in (pictures.first_frame, pictures.key_frame))
+    seen = ((condition.quantise(first) + 1.0) / AUGMENTATION_SPAN).movedim(1, -1)
+    first, key = (_encode(vae, condition.noisy_pixels(p, noise, numbers.augmentation)) for p in (first, key))
+    image = condition.source_condition(key, first, len(pictures.clip))
+    positive, _ = svd_conditioning(clip_embedding(clip_vision, seen), image, numbers)
     mm.throw_exception_if_processing_interrupted()
-    return positive, vae.encode(clip)
+    return positive, vae.encode(pictures.clip)
 
 
-def edited_conditioning(clip_vision: Any, vae: Any, picture: Tensor, fps: float, motion_bucket: float, augmentation: float,
-                        noise: Tensor) -> tuple[list, list]:
+def edited_conditioning(clip_vision: Any, vae: Any, start: ClipStart, numbers: MicroConds, noise: Tensor,
+                        anchor: tuple[Tensor, float] | None = None) -> tuple[list, list]:
     """What an edited clip is sampled with, as released: positive and negative.
 
     Args:
-        picture: (1, H, W, 3) in [0, 1], the edited first frame at the clip's size.
-        fps: of the video to make; the network is told one less.
-        noise: (1, 4, h, w) standard normal latent noise, one draw for all frames.
+        noise: (1, 4, h, w) of `condition.latent_noise`, one draw for all frames.
+        anchor: a picture like the start's, and its share of the image embedding.
     """
     mm.throw_exception_if_processing_interrupted()
-    latent = vae.encode(picture)
-    positive, negative = svd_conditioning(clip_embedding(clip_vision, picture),
-                                          condition.edit_condition(latent, noise.to(latent), augmentation), fps - 1,
-                                          motion_bucket, augmentation)
-    return positive, negative
+    latent = vae.encode(start.picture) if start.latent is None else start.latent
+    embedding = clip_embedding(clip_vision, start.picture)
+    if anchor is not None:
+        embedding = torch.lerp(embedding, clip_embedding(clip_vision, anchor[0]).to(embedding), anchor[1])
+    return svd_conditioning(embedding, condition.edit_condition(latent, noise.to(latent), numbers.augmentation), numbers)
 
 
 def check_latent(latent: dict[str, Any], family: str = "SVD", remedy: str = SVD_REMEDY) -> Tensor:

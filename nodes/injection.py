@@ -14,7 +14,7 @@ from ..core.inversion import condition
 from ..host.attention import injection as host
 from ..host.attention.injection_run import BRANCHES, Settings
 from ..host.attention.record import record_attention
-from ..host.conditioning import check_latent, edited_conditioning
+from ..host.conditioning import ClipStart, MicroConds, check_latent, edited_conditioning
 from .inversion import check_size
 from .schema import AttentionRecordType, TrajectoryType, advanced, check_choice, schema
 
@@ -65,10 +65,9 @@ class EditedFrameConditioning(io.ComfyNode):
         if (height, width) != (8 * h, 8 * w):
             raise ValueError(f"'image' is {width} x {height} pixels, the clip {8 * w} x {8 * h}. Fit the edited frame "
                              "in the same way as the clip.")
-        # The released code draws for both halves of the guided batch and uses the second draw.
-        noise = torch.randn((2, 4, h, w), generator=torch.Generator("cpu").manual_seed(seed))[1:]
-        return io.NodeOutput(*edited_conditioning(clip_vision, vae, image[:1, ..., :3], fps, motion_bucket_id, augmentation,
-                                                  noise))
+        noise = condition.latent_noise(h, w, torch.Generator("cpu").manual_seed(seed))
+        numbers = MicroConds(fps - 1, motion_bucket_id, augmentation)
+        return io.NodeOutput(*edited_conditioning(clip_vision, vae, ClipStart(image[:1, ..., :3]), numbers, noise))
 
 
 class MatchAttention(io.ComfyNode):

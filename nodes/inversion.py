@@ -14,7 +14,7 @@ from ..core.inversion import condition, sarp
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
 from ..core.inversion.plot import describe, normality_picture
 from ..core.inversion.trajectory import TrajectoryError, load, save
-from ..host.conditioning import check_latent, source_conditioning
+from ..host.conditioning import MicroConds, check_latent, source_conditioning
 from ..host.inversion import edm as host
 from .schema import TrajectoryType, advanced, check_choice, schema
 
@@ -66,13 +66,9 @@ class SmoothAreaPerturbation(io.ComfyNode):
                 border: str = "repeat") -> io.NodeOutput:
         check_choice("limits", limits, LIMITS)
         check_choice("border", border, BORDERS)
-        clip = images[..., :3].movedim(-1, 1).float().cpu() * 2.0 - 1.0
-        noise = torch.randn((len(clip) + sarp.COPIES, *clip.shape[1:]), generator=torch.Generator("cpu").manual_seed(seed))
-        found = sarp.perturb_clip(clip, noise, threshold, noise_scale, LIMITS[limits], BORDERS[border])
-        pictures = [((p + 1.0) / 2.0).movedim(1, -1) for p in (found.clip, found.first_frame, found.key_frame)]
-        if noise_scale == 0.0:
-            pictures = [images[..., :3], images[:1, ..., :3], images[:1, ..., :3]]
-        return io.NodeOutput(*pictures, found.smooth[sarp.COPIES:].float())
+        generator = torch.Generator("cpu").manual_seed(seed)
+        pictures, smooth = sarp.perturb_frames(images[..., :3], generator, threshold, noise_scale, LIMITS[limits], BORDERS[border])
+        return io.NodeOutput(*pictures, smooth.float())
 
 
 class SourceConditioning(io.ComfyNode):
@@ -121,9 +117,9 @@ class SourceConditioning(io.ComfyNode):
                 raise ValueError(f"'{name}' is {picture.shape[2]} x {picture.shape[1]} pixels, 'images' are {width} "
                                  f"x {height}. Take both from the same Smooth Area Perturbation.")
             copies.append(picture[..., :3])
-        noise = torch.randn((1, 3, height, width), generator=torch.Generator("cpu").manual_seed(seed))
-        positive, latents = source_conditioning(clip_vision, vae, images[..., :3], *copies, fps_id, motion_bucket_id,
-                                                     augmentation, noise)
+        noise = condition.pixel_noise(height, width, torch.Generator("cpu").manual_seed(seed))
+        positive, latents = source_conditioning(clip_vision, vae, sarp.Pictures(images[..., :3], *copies),
+                                                MicroConds(fps_id, motion_bucket_id, augmentation), noise)
         return io.NodeOutput(positive, {"samples": latents})
 
 

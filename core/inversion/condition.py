@@ -5,6 +5,7 @@ Pixels are in [-1, 1]. In inversion the noise is added to pixels before the enco
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 AUGMENTATION = 0.02  # standard deviation of that noise; also told to the network
@@ -35,3 +36,16 @@ def source_condition(key: Tensor, first: Tensor, frames: int) -> Tensor:
 def edit_condition(latent: Tensor, noise: Tensor, level: float = AUGMENTATION) -> Tensor:
     """Image condition of an edit's conditional half: latent plus latent noise, one draw for all frames."""
     return latent + level * noise
+
+
+def pixel_noise(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for an inversion's pictures, the same for both: (1, 3, H, W)."""
+    return torch.randn((1, 3, height, width), generator=generator)
+
+
+def latent_noise(height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise for an edit's image condition: (1, 4, h, w).
+
+    As released: it is drawn for both halves of the guided batch, and the second draw is used.
+    """
+    return torch.randn((2, 4, height, width), generator=generator)[1:]

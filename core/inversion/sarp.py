@@ -21,6 +21,17 @@ Border = Literal["repeat", "zero"]
 Limits = Literal["inward", "clamp"]
 
 
+class Pictures(NamedTuple):
+    """A clip as it is inverted, in pictures (B, H, W, 3) in [0, 1]: its frames, and frame 0 twice, perturbed on its own.
+
+    clip: T frames.  first_frame: what CLIP and the later frames' condition see.  key_frame: what frame 0's condition sees.
+    """
+
+    clip: Tensor
+    first_frame: Tensor
+    key_frame: Tensor
+
+
 class Perturbed(NamedTuple):
     """A perturbed clip and what is conditioned on.
 
@@ -85,3 +96,23 @@ def perturb_clip(clip: Tensor, noise: Tensor, threshold: float = THRESHOLD, scal
     stack = torch.cat([clip[:1].expand(COPIES, -1, -1, -1), clip])
     out, smooth = perturb(stack, noise, threshold, scale, limits, border)
     return Perturbed(out[COPIES:], out[:1], out[1:COPIES], smooth)
+
+
+def perturb_frames(frames: Tensor, generator: torch.Generator, threshold: float = THRESHOLD, scale: float = SCALE,
+                   limits: Limits = "inward", border: Border = "repeat") -> tuple[Pictures, Tensor]:
+    """Perturb a clip of pictures.
+
+    Args:
+        frames: (T, H, W, 3) in [0, 1].
+        generator: on the CPU, so that every card gets the same noise; one draw of (T + 2, 3, H, W).
+
+    Returns:
+        Pictures, and where noise was added, (T, H, W) bool. A scale of 0 leaves every bit.
+    """
+    pixels = frames.movedim(-1, 1).float().cpu() * 2.0 - 1.0
+    noise = torch.randn((len(pixels) + COPIES, *pixels.shape[1:]), generator=generator)
+    found = perturb_clip(pixels, noise, threshold, scale, limits, border)
+    pictures = Pictures(*(((p + 1.0) / 2.0).movedim(1, -1) for p in (found.clip, found.first_frame, found.key_frame)))
+    if scale == 0.0:
+        pictures = Pictures(frames, frames[:1], frames[:1])
+    return pictures, found.smooth[COPIES:]

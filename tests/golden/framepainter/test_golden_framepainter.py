@@ -246,7 +246,8 @@ def edit_sampling(case: Case, pack, load_case) -> None:
     for run in case.info["runs"]:
         t = case.of_run(run)
         positive, negative = conditioning.svd_conditioning(
-            t["image_embeds"], t["image_latents"], run["fps_id"], run["motion_bucket_id"], run["noise_augmentation"])
+            t["image_embeds"], t["image_latents"],
+            conditioning.MicroConds(run["fps_id"], run["motion_bucket_id"], run["noise_augmentation"]))
         schedule = {"inv_square": "inverse square", "none": "constant"}[run["guidance_decay"]]
         model = pack("host.sampling.guidance").set_guidance(pack("host.signals.control").apply_control(
             loaded.model, loaded.weights.encoder, t["frames"][1:].movedim(1, -1), run["control_scale"], 0.0, 1.0,

@@ -59,7 +59,8 @@ def source_positive(pack, case: Case) -> list:
     ids = t["added_time_ids"][0].tolist() if "added_time_ids" in t else [8, 127, 0.02]
     if "fps_id" in p and "added_time_ids" in t:
         assert ids[0] == p["fps_id"]
-    return pack("host.conditioning").svd_conditioning(t["source_image_embeds"].reshape(1, 1, -1), image, *ids)[0]
+    host = pack("host.conditioning")
+    return host.svd_conditioning(t["source_image_embeds"].reshape(1, 1, -1), image, host.MicroConds(*ids))[0]
 
 
 def given_trajectory(pack, model, case: Case):
@@ -130,8 +131,8 @@ def edit_conditioning(case: Case, pack, build, monkeypatch) -> None:
 
     same(core.quantise(t["key_image"]), t["key_quantised"])
     clip = picture(t["first_image"]).expand(p["frames"], -1, -1, -1)
-    positive, latents = host.source_conditioning(None, vae, clip, picture(t["first_image"]), picture(t["key_image"]), 8, 127,
-                                                 p["level"], t["pixel_noise"])
+    pictures = pack("core.inversion.sarp").Pictures(clip, picture(t["first_image"]), picture(t["key_image"]))
+    positive, latents = host.source_conditioning(None, vae, pictures, host.MicroConds(8, 127, p["level"]), t["pixel_noise"])
     image = positive[0][1]["concat_latent_image"]
     same(image[:1], t["inversion_key_latents"])
     same(image[1:], t["inversion_first_latents"].expand(p["frames"] - 1, -1, -1, -1))
@@ -144,12 +145,13 @@ def edit_conditioning(case: Case, pack, build, monkeypatch) -> None:
         return torch.stack(parts)
 
     wanted = t["edited_image_latents"]
-    edited = host.edited_conditioning(None, SimpleNamespace(encode=lambda pixels: wanted), picture(t["key_image"]), 7, 127,
-                                      p["level"], t["latent_noise"])
+    encoder, numbers = SimpleNamespace(encode=lambda pixels: wanted), host.MicroConds(6, 127, p["level"])
+    edited = host.edited_conditioning(None, encoder, host.ClipStart(picture(t["key_image"])), numbers, t["latent_noise"])
     same(halves(*edited), t["editing_condition_clip0"])
     assert edited[0][0][1]["fps"] == 7 and float(edited[1][0][0].abs().max()) == 0.0
-    later = core.edit_condition(t["previous_last_latent"][0] / SCALE, t["latent_noise"], p["level"])
-    same(later.expand(p["frames"], -1, -1, -1), t["editing_condition_later"][1])
+    carried = host.ClipStart(picture(t["key_image"]), t["previous_last_latent"][0] / SCALE)
+    later = host.edited_conditioning(None, encoder, carried, numbers, t["latent_noise"])
+    same(halves(*later), t["editing_condition_later"])
     same(images.clip_pixels(t["clip_image"].movedim(1, -1), 224, (0.0,) * 3, (1.0,) * 3), t["clip_resized"])
 
 
@@ -230,8 +232,9 @@ def sample_matched(pack, model, case: Case, watch=None):
     if watch is not None:
         model.set_model_unet_function_wrapper(watch)
     image = pack("core.inversion.condition").edit_condition(t["edited_image_latents"], t["augmentation_noise"], 0.02)
-    positive, negative = pack("host.conditioning").svd_conditioning(
-        t["edited_image_embeds"].reshape(1, 1, -1), image, p["fps_id"], p.get("motion_bucket", 127), 0.02)
+    host = pack("host.conditioning")
+    positive, negative = host.svd_conditioning(t["edited_image_embeds"].reshape(1, 1, -1), image,
+                                               host.MicroConds(p["fps_id"], p.get("motion_bucket", 127), 0.02))
     sigmas = schedule(model, p["steps"])
     start = t["inverted_latents"][0] * (sigmas[0] ** 2 + 1).sqrt() / SCALE
     denoised, states = [], []

@@ -41,7 +41,8 @@ def source(pack, case: Case, clip: int):
     image = pack("core.inversion.condition").source_condition(t[f"clip{clip}_source_key_latents"],
                                                               t[f"clip{clip}_source_first_latents"], frames)
     embedding = t[f"clip{clip}_source_image_embeds"].reshape(1, 1, -1)
-    positive, _ = pack("host.conditioning").svd_conditioning(embedding, image, 8, 127, 0.02)
+    host = pack("host.conditioning")
+    positive, _ = host.svd_conditioning(embedding, image, host.MicroConds(8, 127, 0.02))
     return positive, {"samples": t[f"clip{clip}_source_latents"][0] / SCALE}
 
 
@@ -53,7 +54,8 @@ def edit(pack, model, case: Case, trajectory, embedding, image, noise):
     p = case.info["parameters"]
     (model,) = VideoLinearCFGGuidance().patch(model, 1.0)
     image = pack("core.inversion.condition").edit_condition(image, noise, 0.02)
-    positive, negative = pack("host.conditioning").svd_conditioning(embedding.reshape(1, 1, -1), image, p["fps_id"], 127, 0.02)
+    host = pack("host.conditioning")
+    positive, negative = host.svd_conditioning(embedding.reshape(1, 1, -1), image, host.MicroConds(p["fps_id"], 127, 0.02))
     start, states, predicted = pack("host.inversion.edm").start_latent(trajectory)["samples"], [], []
 
     def callback(i, x0, x, total):

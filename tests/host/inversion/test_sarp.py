@@ -47,8 +47,9 @@ def statistic(bench, pack):
         noise = bench.AUGMENTATION * torch.randn(1, 1, bench.SIDE, bench.SIDE, generator=generator)
         image = pack("core.inversion.condition").source_condition(*(bench.latents(grey(p) + noise) for p in (key, first)),
                                                                   bench.FRAMES)
-        positive, _ = pack("host.conditioning").svd_conditioning(torch.zeros(1, 1, bench.UNET["context_dim"]), image, 8, 127,
-                                                                 bench.AUGMENTATION)
+        host = pack("host.conditioning")
+        positive, _ = host.svd_conditioning(torch.zeros(1, 1, bench.UNET["context_dim"]), image,
+                                            host.MicroConds(8, 127, bench.AUGMENTATION))
         latent = call("InvertEDM", model=model, positive=positive, latent={"samples": bench.latents(grey(images)) / SCALE},
                       steps=bench.STEPS)[0]
         return call("Normality", latent=latent)[0]

@@ -1,0 +1,279 @@
+"""The stages of the long-video job: motion LoRA, inversion and edit of a clip (I2VEdit, sections 4.1 and 4.2).
+
+Every stage's result lies on the disk under a digest of what went into it, so an equal stage is never done twice. A stage computes
+what it needs of other stages itself, so they may be asked for in any order.
+
+Legend: N frames of the video, T of a clip, h w latent size; pictures are at working size, 8 h x 8 w, in [0, 1].
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import comfy.model_management as mm
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...core.digest import digest
+from ...core.edm import karras_sigmas
+from ...core.inversion import condition, sarp, trajectory
+from ...core.training.motion_lora.presets import MotionSettings
+from ...core.video import drift
+from ...core.video.clips import ClipPlan
+from ...core.video.store import Store
+from .. import report
+from ..attention import injection, skip_interval
+from ..attention.injection_run import Settings as InjectionSettings
+from ..conditioning import ClipStart, MicroConds, edited_conditioning, source_conditioning
+from ..inversion import edm
+from ..network import model_digest
+from ..training import motion_lora
+from ..training.run import Watch
+from ..weights.motion_lora import with_lora
+
+LORAS = ("one for all clips", "one a clip", "none")
+CARRIES = ("latent", "pixels")
+DRAW = "second of two"  # of the edit's noise; another one is another result
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a job; defaults as released unless said otherwise."""
+
+    height: int                         # Working size in pixels.
+    width: int
+    keep_aspect: bool = True
+    steps: int = 25
+    guidance: float = 2.0               # At the last frame, linear from 1 at the first.
+    lora: str = LORAS[0]
+    lora_strength: float = 1.0
+    motion: MotionSettings = MotionSettings()
+    match: InjectionSettings = field(default_factory=InjectionSettings)
+    matching: bool = True
+    sarp_threshold: float = sarp.THRESHOLD
+    sarp_scale: float = sarp.SCALE
+    carry: str = CARRIES[0]             # What starts the next clip: the last latent, or the last frame through the VAE.
+    colour_match: float = 0.0           # Pulls a later clip's colours to what the first edit did to the source's. Ours.
+    skip_interval: bool = True          # Later clips' temporal attention sees clip 0's keys and values, too.
+    anchor: float = 0.0                 # Share of the first edit's image embedding in later clips' conditioning. Ours.
+    fps: float = 7.0
+    augmentation: float = condition.AUGMENTATION
+    motion_bucket: float = condition.MOTION_BUCKET
+    seed: int = 0
+
+    def numbers(self, fps_id: float) -> MicroConds:
+        """What the network is told."""
+        return MicroConds(fps_id, self.motion_bucket, self.augmentation)
+
+
+class Models(NamedTuple):
+    """What a job runs on; only read."""
+
+    model: ModelPatcher
+    clip_vision: Any
+    vae: Any
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video at working size and its edited first frame.
+
+    frames: (N, 8 h, 8 w, 3), those that the plan uses.  edited: (1, 8 h, 8 w, 3).
+    """
+
+    frames: Tensor
+    edited: Tensor
+    plan: ClipPlan
+
+    def clip(self, number: int) -> Tensor:
+        """(T, 8 h, 8 w, 3) source frames of a clip."""
+        begin, end = self.plan.clips[number]
+        return self.frames[begin:end]
+
+    def expected_colours(self, number: int) -> Tensor:
+        """The source clip with the first edit's change of colour on it: what a clip without drift would look like."""
+        source, first = self.clip(number), self.clip(0)[:1]
+        gain = self.edited.std((0, 1, 2)) / first.std((0, 1, 2)).clamp_min(1e-4)
+        shift = self.edited.mean((0, 1, 2)) - gain * first.mean((0, 1, 2))
+        return source * gain + shift
+
+
+class Stages:
+    """The stages of one job.
+
+    Args:
+        told: told what was done, as a line.
+    """
+
+    def __init__(self, models: Models, footage: Footage, settings: Settings, store: Store, told: Callable[[str], None]):
+        self.models, self.footage, self.settings, self.store, self.told = models, footage, settings, store, told
+        self.model_key = digest(model_digest(models.model, True), models.vae.first_stage_model.state_dict(),
+                                models.clip_vision.model.state_dict())
+        self._first_inversion: trajectory.Trajectory | None = None
+        self._first_states: Tensor | None = None
+
+    # ---- motion LoRA ----
+
+    def lora(self, number: int) -> dict[str, Tensor]:
+        """The motion LoRA that a clip is edited with."""
+        settings = self.settings
+        which = number if settings.lora == LORAS[1] else 0
+        motion = replace(settings.motion, height=settings.height, width=settings.width)
+        past = self._past(which)
+        key = digest(self.model_key, {"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
+                     motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
+        found = self._found("lora", key, f"clip {which + 1}: motion LoRA")
+        if found is not None:
+            return found
+        inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
+        bar = report.Steps(motion.steps)
+        watch = Watch(None, lambda step: bar.reach(step.step), None, mm.throw_exception_if_processing_interrupted)
+        finished = motion_lora.run(inputs, motion, self.store.folder / f"training-{key}", watch, past)
+        self.store.put("lora", key, finished.lora)
+        self.told(f"clip {which + 1}: motion LoRA trained, {finished.steps} steps")
+        return finished.lora
+
+    # ---- inversion ----
+
+    def inversion(self, number: int) -> trajectory.Trajectory:
+        """The trajectory of a clip's source. Clip 0's stays in memory, as every later clip may need it."""
+        if number == 0 and self._first_inversion is not None:
+            return self._first_inversion
+        settings, clip, past = self.settings, self.footage.clip(number), self._past(number)
+        key = digest(self.model_key, {"frames": clip}, settings.steps, settings.sarp_threshold, settings.sarp_scale,
+                     settings.augmentation, settings.motion_bucket, settings.seed, number,
+                     {} if past is None else {"past": past.states[-1]})
+        found = self._kept_inversion(number, key)
+        if found is None:
+            found = self._inverted(number, key, past)
+        if number == 0:
+            self._first_inversion = found
+        return found
+
+    def _past(self, number: int) -> trajectory.Trajectory | None:
+        """Clip 0's trajectory where a clip sees its keys and values."""
+        return self.inversion(0) if number and self.settings.skip_interval else None
+
+    def _kept_inversion(self, number: int, key: str) -> trajectory.Trajectory | None:
+        path = self.store.path("inversion", key)
+        if not path.is_file():
+            return None
+        try:
+            found = trajectory.load(path)
+        except trajectory.TrajectoryError as error:
+            self.told(f"clip {number + 1}: {error} It is inverted again.")
+            return None
+        self.told(f"clip {number + 1}: inversion taken from the disk")
+        return found
+
+    def _inverted(self, number: int, key: str, past: trajectory.Trajectory | None) -> trajectory.Trajectory:
+        settings, models = self.settings, self.models
+        generator = torch.Generator().manual_seed(settings.seed + number)
+        pictures, _ = sarp.perturb_frames(self.footage.clip(number), generator, settings.sarp_threshold, settings.sarp_scale)
+        noise = condition.pixel_noise(*pictures.clip.shape[1:3], generator)
+        positive, latents = source_conditioning(models.clip_vision, models.vae, pictures,
+                                                settings.numbers(condition.FPS_INVERSION), noise)
+        model = models.model if past is None else skip_interval.remember_inversion(models.model, past)
+        # What an interrupted inversion leaves does not say what it remembered, so it has a folder of its own.
+        partial = self.store.folder / f"inverting-{key}"
+        found = edm.invert(model, positive, {"samples": latents}, self.sigmas(), partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        trajectory.save(self.store.path("inversion", key), found)
+        self.told(f"clip {number + 1}: inverted, {settings.steps} steps")
+        return found
+
+    def sigmas(self) -> Tensor:
+        """The schedule of inversion and sampling."""
+        return torch.tensor(karras_sigmas(self.settings.steps))
+
+    # ---- edit ----
+
+    def edit(self, number: int, start: ClipStart) -> dict[str, Tensor]:
+        """A clip's edit: `latents` (T, 4, h, w), `frames` (T, 8 h, 8 w, 3) uint8, and of the first clip `states`
+        (steps, T, 4, h, w), what the network saw.
+
+        Args:
+            start: what the clip begins with; clip 0 begins with the edited frame.
+        """
+        settings = self.settings
+        lora = None if settings.lora == LORAS[2] else self.lora(number)
+        source = self.inversion(number)
+        begun = {n: t for n, t in start._asdict().items() if t is not None}
+        key = digest(self.model_key, {"start": begun, "first": self.footage.edited, "states": source.states[-1]}, lora or {},
+                     {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number, DRAW)
+        found = self._found("edit", key, f"clip {number + 1}: edit")
+        if found is None:
+            found = self._edited(number, start, source, lora)
+            self.store.put("edit", key, found, {"clip": str(number + 1)})
+            self.told(f"clip {number + 1}: edited, {settings.steps} steps")
+        if number == 0:
+            self._first_states = found.get("states")
+        return found
+
+    def _edited(self, number: int, start: ClipStart, source: trajectory.Trajectory,
+                lora: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        settings, first = self.settings, number == 0
+        past = self._past_edit() if settings.skip_interval and not first else None
+        model = self._model(source, lora, past)
+        positive, negative = self._conditioning(number, start)
+        samples = edm.start_latent(source)["samples"]
+        bar = report.Steps(settings.steps)
+        states: list[Tensor] = []
+
+        def stepped(step: int, _: Tensor, x: Tensor, total: int) -> None:
+            if first and settings.skip_interval:
+                states.append(x.detach().float().cpu())
+            bar.reach(step + 1, total)
+
+        latents = comfy.sample.sample_custom(
+            model, torch.zeros_like(samples), settings.guidance, comfy.samplers.sampler_object("euler"), self.sigmas(), positive,
+            negative, samples, callback=stepped, disable_pbar=True, seed=settings.seed)
+        mm.throw_exception_if_processing_interrupted()
+        frames = self.models.vae.decode(latents).float().cpu()
+        if settings.colour_match and not first:
+            frames = drift.match_colour(frames, self.footage.expected_colours(number), settings.colour_match)
+        done = {"latents": latents.float().cpu(), "frames": (frames.clamp(0, 1) * 255).round().byte().cpu()}
+        return {**done, "states": torch.stack(states)} if states else done
+
+    def _model(self, source: trajectory.Trajectory, lora: dict[str, Tensor] | None,
+               past: skip_interval.PastEdit | None) -> ModelPatcher:
+        settings, model = self.settings, self.models.model
+        if lora is not None:
+            model = with_lora(model, lora, settings.lora_strength)
+        if settings.matching:
+            model = injection.match_attention(model, source, settings.match)
+        if past is not None:
+            model = skip_interval.remember_edit(model, past)
+        return linear_guidance(model, 1.0)
+
+    def _past_edit(self) -> skip_interval.PastEdit:
+        """Clip 0's edit, as a later clip's temporal attention sees it."""
+        start = ClipStart(self.footage.edited)
+        if self._first_states is None:
+            self.edit(0, start)
+        return skip_interval.PastEdit(self._first_states, *self._conditioning(0, start), self.inversion(0))
+
+    def _conditioning(self, number: int, start: ClipStart) -> tuple[list, list]:
+        settings, models = self.settings, self.models
+        generator = torch.Generator().manual_seed(settings.seed + 1000 + number)
+        noise = condition.latent_noise(settings.height // 8, settings.width // 8, generator)
+        anchor = (self.footage.edited, settings.anchor) if settings.anchor and number else None
+        return edited_conditioning(models.clip_vision, models.vae, start, settings.numbers(settings.fps - 1), noise, anchor)
+
+    def _found(self, stage: str, key: str, name: str) -> dict[str, Tensor] | None:
+        found = self.store.get(stage, key)
+        if found is not None:
+            self.told(f"{name} taken from the disk")
+        return found
+
+
+def linear_guidance(model: ModelPatcher, lowest: float) -> ModelPatcher:
+    """ComfyUI's own linear guidance over frames, on a clone."""
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance  # not importable before the host has set itself up
+
+    return VideoLinearCFGGuidance().patch(model, lowest)[0]

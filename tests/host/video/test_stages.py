@@ -1,0 +1,98 @@
+"""The stages of the long-video job on a network of random weights: any order, one way of drawing noise, nothing kept for long."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from framepainter_tests import tiny
+from safetensors.torch import load_file
+
+HEIGHT, WIDTH, STEPS = 32, 48, 3
+
+
+@pytest.fixture(scope="module")
+def loaded(pack, tool, tmp_path_factory):
+    path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
+    with torch.inference_mode():
+        return pack("host.weights.loading").load(path, None, None, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Eight frames of a bright bar that moves."""
+    out = torch.full((8, HEIGHT, WIDTH, 3), 0.2)
+    for i in range(8):
+        out[i, 8:24, 2 + 4 * i:12 + 4 * i] = torch.tensor([0.9, 0.5, 0.1])
+    return out
+
+
+@pytest.fixture
+def job(pack, loaded, frames, tmp_path):
+    """A job of three clips, without a LoRA."""
+    propagate, clips = pack("host.video.propagate"), pack("core.video.clips")
+
+    def make(folder: str = "job", **changes):
+        settings = propagate.Settings(HEIGHT, WIDTH, **{"steps": STEPS, "lora": "none", "fps": 8.0, **changes})
+        models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
+        with torch.inference_mode():
+            return propagate.Job(models, frames, 1 - frames[:1], clips.plan(8, 8.0, 4), settings, tmp_path / folder)
+
+    return make
+
+
+def test_a_later_clip_may_be_asked_for_first(job, pack):
+    """Its stages make clip 0's themselves, in a new job and in one whose clip 0 lies on the disk."""
+    with torch.inference_mode():
+        in_order = job("in order").stages
+        first = in_order.edit(0, pack("host.conditioning").ClipStart(in_order.footage.edited))
+        start = pack("host.conditioning").ClipStart(first["frames"][-1:].float() / 255, first["latents"][-1:])
+        second = in_order.edit(1, start)
+        for folder in ("another", "another"):
+            alone = job(folder)
+            found = alone.stages.edit(1, start)
+            assert all(torch.equal(found[n], second[n]) for n in second)
+            for path in alone.store.folder.glob("edit-*"):  # clip 1's, so that the next job makes it again
+                if "states" not in load_file(str(path)):
+                    path.unlink()
+
+
+def test_the_job_and_the_nodes_draw_alike(job, pack, loaded, frames):
+    """Smooth Area Perturbation, Source and Edited Frame Conditioning, given the job's seeds, make what the job samples with."""
+    seed = 5
+    stages = job(seed=seed).stages
+    nodes = {n.define_schema().node_id: n for m in ("inversion", "injection") for n in pack(f"nodes.{m}").NODES}
+    with torch.inference_mode():
+        latent = {"samples": torch.zeros(4, 4, HEIGHT // 8, WIDTH // 8)}
+        node = nodes["FramePainterEditedConditioning"].execute(loaded.clip_vision, loaded.vae, 1 - frames[:1], latent, fps=8,
+                                                               seed=seed + 1000).args
+        own = stages._conditioning(0, pack("host.conditioning").ClipStart(stages.footage.edited))
+        for a, b in zip(node, own, strict=True):
+            assert torch.equal(a[0][0], b[0][0])
+            assert {k: v for k, v in a[0][1].items() if k != "concat_latent_image"} == {
+                k: v for k, v in b[0][1].items() if k != "concat_latent_image"}
+            assert torch.equal(a[0][1]["concat_latent_image"], b[0][1]["concat_latent_image"])
+        perturbed = nodes["FramePainterSARP"].execute(stages.footage.clip(0), 0.001, 0.005, seed).args
+        trajectory = stages.inversion(0)
+        scaled = stages.models.model.model.process_latent_in(loaded.vae.encode(perturbed[0]))
+        assert torch.equal(trajectory.states[0], scaled.float())
+
+
+def test_an_edits_noise_is_the_second_of_two_draws(pack):
+    """The published code draws for both halves of the guided batch."""
+    condition = pack("core.inversion.condition")
+    both = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(7))
+    found = condition.latent_noise(3, 5, torch.Generator().manual_seed(7))
+    assert torch.equal(found, both[1:]) and not torch.equal(found, both[:1])
+
+
+def test_inversions_but_the_first_leave_memory(job):
+    stages, refs = job().stages, []
+    with torch.inference_mode():
+        for number in range(3):
+            refs.append(weakref.ref(stages.inversion(number)))
+        gc.collect()
+        assert [ref() is not None for ref in refs] == [True, False, False]
+        assert stages.inversion(0) is refs[0]()
