@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from framepainter_tests.golden import OWN, cases, system_folder
+from framepainter_tests.golden import OWN, SYSTEMS, cases, system_folder
 from safetensors.torch import save_file
 
 
@@ -57,3 +58,12 @@ def test_case_and_weights_come_from_the_given_folder(given):
     second = changed.network("control_encoder")
     assert changed.kind == "something new" and set(changed.tensors) == {"x"}
     assert first.keys() == second.keys() and not torch.equal(first["mid_convs.1.weight"], second["mid_convs.1.weight"])
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_case_has_a_test(system):
+    """Each kind of case is taken up by a test beside the data, under a name that `-k golden` selects."""
+    files = list((OWN / system).glob("test_golden_*.py"))
+    text = "".join(f.read_text(encoding="utf-8") for f in files)
+    checked = set(re.findall(r"^def (\w+)\(case: Case", text, re.M)) | set(re.findall(r'(?:each|cases_of|of_kind)\((?:"\w+", )?"(\w+)"\)', text))
+    assert files and {c.kind for c in cases(system)} <= checked

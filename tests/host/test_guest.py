@@ -7,7 +7,7 @@ import comfy.sd
 import pytest
 import torch
 from framepainter_tests.golden import relative
-from framepainter_tests.networks import Edit, sample
+from framepainter_tests.networks import Edit, rounding, sample
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_together_or_one_after_another(pack, patches, edit, strokes, monkeypatch
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
     apart = sample(model, edit)
     assert all(len(g) == 1 for g in groups)
-    assert relative(apart, together) < 1e-5
+    assert relative(apart, together) < 4 * rounding(model, edit) < 1e-3  # other shapes of products round otherwise
 
 
 def test_stacks_with_a_core_lora(pack, patches, edit, full, plain):

@@ -81,6 +81,11 @@ def cases(system: str) -> list[Case]:
     return found
 
 
+def of_kind(system: str, kind: str) -> list[Case]:
+    """A system's cases of one kind, for `parametrize`; a folder of other cases (GOLDEN_CASES) may have none, or several."""
+    return [c for c in cases(system) if c.kind == kind]
+
+
 def relative(a: Tensor, b: Tensor) -> float:
     """Relative L2 error ||a - b|| / ||b|| of a against the expected b."""
     assert a.shape == b.shape, f"{tuple(a.shape)} against expected {tuple(b.shape)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from framepainter_tests.golden import WEIGHTS, Case, cases
+from framepainter_tests.golden import WEIGHTS, Case
+from framepainter_tests.golden import of_kind as of_system_and_kind
 from torch import Tensor
 
 CHECKED_HERE = ("frame_attention", "temporal_attention", "transformer_block", "resnet_block", "unet3d_forward", "tuning_step",
@@ -15,7 +16,7 @@ KINDS = (*CHECKED_HERE, "word_alignment", "local_blend", "controlled_sampling")
 
 def of_kind(kind: str) -> list[Case]:
     """The cases of a kind."""
-    return [c for c in cases("videop2p") if c.kind == kind]
+    return of_system_and_kind("videop2p", kind)
 
 
 def network(case: Case) -> dict[str, Tensor]:

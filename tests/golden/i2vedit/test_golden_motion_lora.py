@@ -6,16 +6,12 @@ import json
 
 import pytest
 import torch
-from framepainter_tests.golden import Case, cases, relative
+from framepainter_tests.golden import Case, of_kind, relative
 from safetensors.torch import save_file
 
-CASES = {c.kind: c for c in cases("i2vedit") if c.kind.startswith("motion_lora")}
 
-
-def case_of(kind: str) -> Case:
-    if kind not in CASES:
-        pytest.skip(f"no case {kind} in the folder of golden cases")
-    return CASES[kind]
+def each(kind: str):
+    return pytest.mark.parametrize("case", of_kind("i2vedit", kind), ids=repr)
 
 
 @pytest.fixture
@@ -56,8 +52,8 @@ def put_lora(pack, case: Case, network, up: bool = True) -> dict:
     return out
 
 
-def test_layers_and_their_order(pack, network):
-    case = case_of("motion_lora")
+@each("motion_lora")
+def test_layers_and_their_order(pack, network, case: Case):
     targets = json.loads((case.folder / "targets.json").read_text(encoding="utf-8"))
     net = network(case)
     names = dict(net.unet.named_parameters())
@@ -66,11 +62,11 @@ def test_layers_and_their_order(pack, network):
     assert set(pack("core.training.lora").temporal_layers(net.unet)) == set(expected)
 
 
-def test_published_file_on_the_host_s_lora_loader(pack, network):
+@each("motion_lora")
+def test_published_file_on_the_host_s_lora_loader(pack, network, case: Case):
     """The authors' file, converted, through ComfyUI's own LoRA loading, at two strengths."""
     import comfy.sd
 
-    case = case_of("motion_lora")
     names = pack("core.weights.diffusers_svd").to_comfy(case.network("unet"))
     tensors = {names[n]: t for n, t in case.network("unet").items()}
     model = pack("host.weights.building").build_unet(dict(tensors), torch.float32, 64, False)
@@ -99,16 +95,16 @@ def predict(pack, net, case: Case) -> torch.Tensor:
     return v[None]
 
 
-def test_noise_levels(pack):
-    case = case_of("motion_lora_training_step")
+@each("motion_lora_training_step")
+def test_noise_levels(pack, case: Case):
     found, expected = pack("core.training.motion_lora.objective").noise_level(case.tensors["u"]), case.tensors["sigma_of_u"]
     assert ((found - expected).abs() / expected).max() < case.info["tolerance"]["sigma_of_u"]["relative"]
 
 
+@each("motion_lora_training_step")
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("variant", ["random", "fresh"])
-def test_one_training_step(pack, network, variant: str, checkpointing: bool):
-    case = case_of("motion_lora_training_step")
+def test_one_training_step(pack, network, variant: str, checkpointing: bool, case: Case):
     motion, loop = pack("core.training.motion_lora.objective"), pack("core.training.loop")
     t, info, tolerance = case.tensors, case.info["parameters"], case.info["tolerance"]
     net = network(case, checkpointing=checkpointing)
@@ -160,8 +156,8 @@ def test_one_training_step(pack, network, variant: str, checkpointing: bool):
             assert abs(found - value) <= limit["relative"] * value + limit["absolute"], (module, part)
 
 
-def test_numbers_in_the_corrected_order(pack, network):
-    case = case_of("motion_lora_training_step")
+@each("motion_lora_training_step")
+def test_numbers_in_the_corrected_order(pack, network, case: Case):
     motion, t, info = pack("core.training.motion_lora.objective"), case.tensors, case.info["parameters"]
     net = network(case)
     put_lora(pack, case, net)

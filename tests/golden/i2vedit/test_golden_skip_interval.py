@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from framepainter_tests.golden import Case, cases
+from framepainter_tests.golden import Case, of_kind
 
-CASES = [c for c in cases("i2vedit") if c.kind == "skip_interval"]
+each = pytest.mark.parametrize("case", of_kind("i2vedit", "skip_interval"), ids=repr)
 SCALE = 0.18215
 
 
@@ -68,11 +68,9 @@ def edit(pack, model, case: Case, trajectory, embedding, image, noise):
     return positive, negative, torch.stack(states), predicted, out * SCALE
 
 
+@each
 @pytest.mark.parametrize("branches", ["one after another", "together"])
-def test_a_second_clip(pack, model, branches: str):
-    if not CASES:
-        pytest.skip("no case skip_interval in the folder of golden cases")
-    (case,) = CASES
+def test_a_second_clip(pack, model, branches: str, case: Case):
     inversion, matching, skip = pack("host.inversion.edm"), pack("host.attention.injection"), pack("host.attention.skip_interval")
     t, p, base = case.tensors, case.info["parameters"], model(case)
     sigmas = schedule(base, p["steps"])
@@ -98,10 +96,8 @@ def test_a_second_clip(pack, model, branches: str):
     check(final, t["clip1_final_latents"][0], case, "clip 1 edited")
 
 
-def test_training_of_a_second_clip(pack, model):
-    if not CASES:
-        pytest.skip("no case skip_interval in the folder of golden cases")
-    (case,) = CASES
+@each
+def test_training_of_a_second_clip(pack, model, case: Case):
     t, p, base = case.tensors, case.info["parameters"], model(case)
     trainer, motion, presets = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective"), pack("core.training.motion_lora.presets")
     past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))

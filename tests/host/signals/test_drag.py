@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from framepainter_tests.golden import relative
-from framepainter_tests.networks import sample
+from framepainter_tests.networks import rounding, sample
 
 POINTS = torch.tensor([[[0.2, 0.2, 0.8, 0.7], [0.5, 0.9, 0.1, 0.1]]])
 
@@ -42,7 +42,7 @@ def test_together_or_one_after_another(pack, patches, edit, monkeypatch):
     model = pack("host.signals.drag").apply_drag(edit.loaded.model, POINTS, 1.0, 0.0, 1.0)
     together = sample(model, edit)
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
-    assert relative(sample(model, edit), together) < 1e-5
+    assert relative(sample(model, edit), together) < 4 * rounding(model, edit) < 1e-3
 
 
 @pytest.mark.parametrize("latent, tokens, expected", [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from framepainter_tests.golden import relative
-from framepainter_tests.networks import sample
+from framepainter_tests.networks import rounding, sample
 
 POINTS = torch.tensor([[[0.2, 0.2, 0.8, 0.7], [0.5, 0.9, 0.1, 0.1]]])
 
@@ -35,17 +35,18 @@ def test_order_does_not_matter(pack, patches, edit, strokes, coarse):
     def drag(model):
         return pack("host.signals.drag").apply_drag(model, POINTS, 0.6, 0.0, 0.9)
 
-    first = sample(drag(rough(sketch(edit.loaded.model))), edit)
+    everything = drag(rough(sketch(edit.loaded.model)))
+    first, limit = sample(everything, edit), 4 * rounding(everything, edit)
     for order in ((drag, sketch, rough), (rough, drag, sketch)):
         model = edit.loaded.model
         for attach in order:
             model = attach(model)
-        assert relative(sample(model, edit), first) < 1e-5
+        assert relative(sample(model, edit), first) < limit
     for left_out in ((sketch, rough), (sketch, drag), (rough, drag)):
         model = edit.loaded.model
         for attach in left_out:
             model = attach(model)
-        assert relative(sample(model, edit), first) > 1e-4  # ten times the limit above
+        assert relative(sample(model, edit), first) > 3 * limit
 
 
 def test_drags_beside_control_are_bit_exact_in_either_order(pack, patches, edit, strokes):
@@ -58,9 +59,10 @@ def test_drags_beside_control_are_bit_exact_in_either_order(pack, patches, edit,
 def test_two_drags_add_up(pack, patches, edit):
     """One signal with two drags, or two signals with one each."""
     model = edit.loaded.model
-    both = sample(pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), edit)
-    chained = pack("host.signals.drag").apply_drag(pack("host.signals.drag").apply_drag(model, POINTS[:, 1:], 1.0, 0.0, 1.0), POINTS[:, :1], 1.0, 0.0, 1.0)
-    assert relative(sample(chained, edit), both) < 1e-5
+    apply_drag = pack("host.signals.drag").apply_drag
+    both = apply_drag(model, POINTS, 1.0, 0.0, 1.0)
+    chained = apply_drag(apply_drag(model, POINTS[:, 1:], 1.0, 0.0, 1.0), POINTS[:, :1], 1.0, 0.0, 1.0)
+    assert relative(sample(chained, edit), sample(both, edit)) < 4 * rounding(both, edit) < 1e-3
 
 
 def test_two_controls_are_measured_against_the_same_features(pack, patches, edit, strokes, coarse):
