@@ -185,7 +185,7 @@ def effect_picture(load, found: dict, count: int = 2) -> None:
             frames = torch.nn.functional.interpolate(found["pictures"][name, i].movedim(-1, 1), 128, mode="bicubic").clamp(0, 1)
             cells += [f if t == 0 or row != "source: the first frame" else None for t, f in enumerate(frames.movedim(1, -1))]
         rows.append((row, cells))
-    sheet = load("core.evaluation.sheet").contact_sheet([f"frame {t + 1}" for t in range(FRAMES)] * count, rows)[0]
+    sheet = load("core.sheet").contact_sheet([f"frame {t + 1}" for t in range(FRAMES)] * count, rows)[0]
     PICTURE.parent.mkdir(exist_ok=True)
     levels = (sheet * 255).round().byte() // 4 * 4 + 2  # steps that cannot be seen make half the file
     Image.fromarray(levels.numpy()).save(PICTURE, optimize=True)

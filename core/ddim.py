@@ -9,15 +9,12 @@ The schedule differs from the host's `ddim_uniform`: its last level is a[0], not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from .inversion.euler import Denoiser
 
 TRAIN_STEPS = 1000
 BETA_FIRST, BETA_LAST = 0.00085, 0.012
@@ -98,29 +95,3 @@ def add_noise(x: Tensor, noise: Tensor, timestep: int) -> Tensor:
     """Clean latents with noise of a timestep, sqrt(a) x + sqrt(1 - a) noise."""
     alpha = cumulative_alphas()[timestep]
     return math.sqrt(alpha) * x + math.sqrt(1.0 - alpha) * noise
-
-
-@torch.no_grad()
-def invert_ddim(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
-                callback: Callable[[dict], None] | None = None, first: int = 0) -> Tensor:
-    """DDIM inversion as released: from a clean video to noise, in the form that ComfyUI's samplers hold.
-
-    The network sees the latents of level i together with the timestep of level i + 1; its prediction then carries them from
-    level i to i + 1.
-
-    Args:
-        x: (rows, 4, h, w), latents / sqrt(a) at sigmas[first].
-        sigmas: ascending, of a Schedule.
-        callback: after each step {"i", "x" (the state it started from), "next" (the state it reached), "sigma", "denoised"}.
-        first: the step to start with.
-    """
-    rows = x.new_ones([x.shape[0]])
-    for i in range(first, len(sigmas) - 1):
-        here, above = sigmas[i], sigmas[i + 1]
-        seen = x * ((above**2 + 1.0) / (here**2 + 1.0)).sqrt()  # the same latents, as they would be held at the level above
-        denoised = model(seen, above * rows, **(extra_args or {}))
-        reached = x + (above - here) * (seen - denoised) / above
-        if callback is not None:
-            callback({"i": i, "x": x, "next": reached, "sigma": above, "denoised": denoised})
-        x = reached
-    return x

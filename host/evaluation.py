@@ -16,8 +16,9 @@ from torch import Tensor
 from ..core.evaluation.frechet import BIASED_BELOW, FEWEST, frechet_distance
 from ..core.evaluation.metrics import Areas, areas_from_masks
 from ..core.evaluation.pairs import Values, error_image, evaluate_pairs, usable
-from ..core.evaluation.sheet import ERROR_TOP, contact_sheet, heat, tint
+from ..core.evaluation.sheet import ERROR_TOP, heat, tint
 from ..core.evaluation.table import Statistic, aggregate, combine, markdown, split_source, to_json
+from ..core.sheet import contact_sheet
 from .report import Steps
 from .weights.folders import OWN
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..evaluation.sheet import contact_sheet
+from ..sheet import contact_sheet
 from ..signals.drag import draw_drag
 from .sample import Sample
 

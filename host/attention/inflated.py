@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import comfy.model_management
-import comfy.ops
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -27,8 +25,8 @@ from torch import Tensor
 
 from ...core.models.inflated import TemporalLayers, block_sites, is_trained
 from .. import keys
+from ..managed import fill, managed
 from ..network import UNET, WrongModel, frames_in, unet_shapes
-from ..weights.building import _fill, managed
 from .inflated_layers import Pass, Settings, _Forward, forwards, running
 from .streamed import STORE, streamed_forwards
 
@@ -98,7 +96,7 @@ def build_temporal(model: ModelPatcher, tensors: Mapping[str, Tensor], dtype: to
     module = TemporalLayers(sites, heads_of(model), comfy.ops.manual_cast, dtype, comfy.model_management.unet_offload_device())
     _check_shapes(tensors, {n: tuple(p.shape) for n, p in module.state_dict().items()})
     # Weights that ask for gradients take another path through torch's matrix product, with other last bits.
-    return _fill(managed(module.requires_grad_(False)), dict(tensors), dtype)
+    return fill(managed(module.requires_grad_(False)), dict(tensors), dtype)
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -25,8 +25,8 @@ from ...core.attention.sites import attention_sites
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
-from ..inversion.source import Unguided
 from ..network import model_digest, svd_layout
+from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, MatchRun, Plan, ReadOut, Settings, apply, evaluate_matched
 from .record import record_source

@@ -28,7 +28,7 @@ from ...core.edm import step_position
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
-from ..inversion.source import conditioning_of
+from ..source import conditioning_of
 from .bypass import Gate
 from .record import Recorder
 from .watched import SPATIAL, TEMPORAL, with_pass

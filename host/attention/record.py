@@ -14,9 +14,9 @@ from torch import Tensor
 from ...core.attention.injection import temporal_probabilities
 from ...core.attention.record import AttentionRecord
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError
-from ..inversion.source import conditioning_of, run_source
 from ..network import model_digest
 from ..report import Steps, warn
+from ..source import conditioning_of, run_source
 from .watched import SPATIAL, watch_attention, with_pass
 
 

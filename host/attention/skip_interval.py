@@ -26,7 +26,7 @@ from ...core.edm import step_position
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
-from ..inversion.source import conditioning_of
+from ..source import conditioning_of
 from . import injection
 from .injection_run import SOURCE, MatchRun, Plan, ReadOut, evaluate_matched
 from .record import Recorder

@@ -19,6 +19,7 @@ from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.ddim import Schedule
 from ...core.digest import digest
 from ...core.inversion import null_text
+from ...core.inversion.ddim import invert_ddim
 from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
@@ -87,7 +88,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
     samples = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
     held = samples * (sigmas[-1] ** 2 + 1.0) ** 0.5
     start = Start(held, sigmas, source, identity)
-    return run_kept(model, positive, start, list(reversed(sigmas)), ddim.invert_ddim, folder)
+    return run_kept(model, positive, start, list(reversed(sigmas)), invert_ddim, folder)
 
 
 def start_latent(found: Trajectory) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from ...core.inversion.schedule import inversion_levels
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from ..conditioning import check_latent
 from ..network import model_digest, svd_layout
+from ..source import source_of
 from .kept import Start, run_kept
-from .source import source_of
 
 
 def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: Tensor, folder: Path | None = None) -> Trajectory:

@@ -16,7 +16,7 @@ from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.inversion import trajectory
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
-from .source import run_source
+from ..source import run_source
 
 # (model, state, ascending levels, extra arguments, callback after each step, first step) -> last state
 Integrate = Callable[[Any, Tensor, Tensor, dict, Callable[[dict], None], int], Tensor]

@@ -29,8 +29,8 @@ from ..attention.hooks import hooked
 from ..attention.inflated import check_model, settings_of
 from ..attention.prompt import apply_with_source
 from ..inversion.ddim import network_digest
-from ..inversion.source import Unguided
 from ..network import unet_shapes
+from ..source import Unguided
 from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings, clean
 
 NODE = "Prompt Attention"

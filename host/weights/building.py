@@ -18,6 +18,7 @@ from ...core.attention.matching import MatchingBranch
 from ...core.models import small_autoencoder
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.weights import diffusers_svd, framepainter
+from ..managed import fill, is_dynamic, managed
 
 HEAD_WIDTH = 64  # channels a head in every published SVD; a small network's file may say otherwise in its metadata
 EPSILON_DIFFUSERS = 1e-6
@@ -73,33 +74,11 @@ def _shapes_of(config: comfy.supported_models_base.BASE) -> dict[str, tuple[int,
     return {name: tuple(p.shape) for name, p in unet.state_dict().items()}
 
 
-# ---- building --------------------------------------------------------------------------------------------------------
-
-
-def managed(module: torch.nn.Module, disable_dynamic: bool = False) -> ModelPatcher:
-    """A module as a model that the host loads, offloads and unloads."""
-    make = ModelPatcher if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
-    offload = mm.unet_offload_device()
-    return make(module, load_device=mm.get_torch_device(), offload_device=offload)
-
-
-def _is_dynamic(patcher: ModelPatcher) -> bool:
-    """Whether the host pages this model's weights in at use (dynamic VRAM); older hosts never do."""
-    return getattr(patcher, "is_dynamic", lambda: False)()
-
-
-def _fill(patcher: ModelPatcher, tensors: dict[str, Tensor], dtype: torch.dtype) -> ModelPatcher:
-    # Cast here: a host that pages weights in takes the tensors as they are.
-    patcher.model.load_state_dict({name: t.to(dtype) for name, t in tensors.items()}, assign=_is_dynamic(patcher))
-    patcher.model.eval()
-    return patcher
-
-
 def build_encoder(tensors: dict[str, Tensor], dtype: torch.dtype) -> ModelPatcher:
     """The control encoder as a host-managed model, from its tensors."""
     widths = widths_from_shapes({name: tuple(t.shape) for name, t in tensors.items()})
     module = ControlEncoder(widths, comfy.ops.manual_cast, dtype, mm.unet_offload_device())
-    return _fill(managed(module), tensors, dtype)
+    return fill(managed(module), tensors, dtype)
 
 
 def build_matching(tensors: dict[str, Tensor], dtype: torch.dtype, head_width: int = HEAD_WIDTH) -> ModelPatcher:
@@ -107,7 +86,7 @@ def build_matching(tensors: dict[str, Tensor], dtype: torch.dtype, head_width: i
     tail = ".to_q.weight"
     widths = {name.removesuffix(tail): t.shape[0] for name, t in tensors.items() if name.endswith(tail)}
     module = MatchingBranch(widths, head_width, comfy.ops.manual_cast, dtype, mm.unet_offload_device())
-    return _fill(managed(module), tensors, dtype)
+    return fill(managed(module), tensors, dtype)
 
 
 def build_unet(tensors: dict[str, Tensor], dtype: torch.dtype | None, head_width: int = HEAD_WIDTH,
@@ -150,7 +129,7 @@ def _managed_unet(config: Any, tensors: dict[str, Tensor], dtype: torch.dtype | 
     if not mm.is_device_cpu(offload):
         model.to(offload)
     # An older host's method has no such argument.
-    model.load_model_weights(tensors, "", **({"assign": True} if _is_dynamic(patcher) else {}))
+    model.load_model_weights(tensors, "", **({"assign": True} if is_dynamic(patcher) else {}))
     model.eval()
     return patcher
 

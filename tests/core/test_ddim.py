@@ -65,7 +65,7 @@ def test_noise_of_a_timestep_is_removed_by_its_true_noise(ddim):
     assert torch.allclose(ddim.step(noisy, noise, ddim.cumulative_alphas()[700], 1.0), x, atol=1e-5)
 
 
-def test_inversion_asks_with_the_upper_timestep(ddim):
+def test_inversion_asks_with_the_upper_timestep(pack, ddim):
     """With a prediction that depends on the level only, each step is the DDIM step with the prediction of the level above."""
     schedule = ddim.Schedule(4)
     sigmas = torch.tensor(schedule.sigmas[::-1], dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_inversion_asks_with_the_upper_timestep(ddim):
         seen.append(state / (level**2 + 1) ** 0.5)
         return state - level * noises[round(level, 6)]
 
-    found = ddim.invert_ddim(model, x * (sigmas[0] ** 2 + 1).sqrt(), sigmas)
+    found = pack("core.inversion.ddim").invert_ddim(model, x * (sigmas[0] ** 2 + 1).sqrt(), sigmas)
     alphas = schedule.alphas[::-1]
     for i in range(4):
         assert torch.allclose(seen[i], x, atol=1e-12)

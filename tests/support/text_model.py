@@ -34,7 +34,7 @@ def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor
         latents: (rows, 4, h, w), DDIM's; frames vary faster than videos.
         text: (1 or rows, tokens, C).
     """
-    ddim, source = pack("core.ddim"), pack("host.inversion.source")
+    ddim, source = pack("core.ddim"), pack("host.source")
     sigma = ddim.sigma_of(ddim.cumulative_alphas()[timestep])
     found = []
 

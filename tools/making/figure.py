@@ -63,7 +63,7 @@ def painted(load: Callable[[str], Any], frames: list[Path]) -> None:
     truth = pil_to_tensor(Image.open(inputs / "paint_clip_truth.png").convert("RGB")).split(video[0].shape[-1], -1)
     edited = [pil_to_tensor(Image.open(path).convert("RGB")) for path in sorted(frames)]
     columns = list(zip(video, edited, truth, strict=True))
-    sheet = load("core.evaluation.sheet").contact_sheet(
+    sheet = load("core.sheet").contact_sheet(
         [f"frame {i + 1}" for i in range(len(columns))],
         [(name, [c[row].movedim(0, -1) / 255 for c in columns]) for row, name in enumerate(("video", "edited", "truth"))])
     save_image(sheet.movedim(-1, 1), IMAGES / "paint_and_propagate.png")

@@ -351,7 +351,7 @@ def test_files_read_back(table):
 
 def test_sheet_shows_the_pictures(pack):
     """Rows of different sizes, a gap, a name that is too long: every picture's colour is found in its own cell."""
-    sheet = pack("core.evaluation.sheet")
+    sheet = pack("core.sheet")
     red, blue = torch.tensor([1.0, 0, 0]).expand(32, 64, 3), torch.tensor([0, 0, 1.0]).expand(900, 450, 3)
     out = sheet.contact_sheet(["a", "b"], [("long\n" * 99, [red, None]), ("b", [blue, blue])])
     cell = 384

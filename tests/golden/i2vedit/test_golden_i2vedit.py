@@ -70,7 +70,7 @@ def given_trajectory(pack, model, case: Case):
     sigmas = schedule(model, case.info["parameters"]["steps"])
     reached = t["inverted_latents"] * (sigmas[0] ** 2 + 1).sqrt()
     states = torch.cat([t["source_trajectory"], reached])
-    source = pack("host.inversion.source").source_of(source_positive(pack, case), len(states[0]))
+    source = pack("host.source").source_of(source_positive(pack, case), len(states[0]))
     return trajectory.Trajectory(states, tuple(sigmas.tolist()), source, pack("host.network").model_digest(model, True))
 
 

@@ -350,7 +350,7 @@ def test_read_out_of_a_run_and_of_a_finished_edit(pack, inversion, matching, mod
     assert all(s[2] == 2 for s in read_out.sites.values()) and len(read_out.sites) == len(sites)
     matching.read_out_of(matched)[0].sites.clear()
     same = matching.match_attention(model, found, settings)
-    run(inversion, same, found, (pack("host.inversion.source").conditioning_of(found.conditioning), edited[1]), cfg=1.0)
+    run(inversion, same, found, (pack("host.source").conditioning_of(found.conditioning), edited[1]), cfg=1.0)
     none = torch.cat([(s[0] / s[2]).flatten() for s in matching.read_out_of(same)[0].sites.values()])
     assert none.mean() < 0.7 * own.mean()  # the same picture differs less
 

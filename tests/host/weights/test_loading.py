@@ -282,11 +282,11 @@ def test_bad_encoders(loading, names, tensors, pair, tmp_path):
 def test_networks_of_different_widths_do_not_mix(pack, loading, edit, strokes):
     patches = pack("host.attention.matching")
     widths = edit.loaded.weights.encoder.model.widths._replace(out=320)
-    encoder = pack("host.weights.building").managed(pack("core.models.control_encoder").ControlEncoder(widths))
+    encoder = pack("host.managed").managed(pack("core.models.control_encoder").ControlEncoder(widths))
     with pytest.raises(pack("host.network").WrongModel, match="encoder gives 320 channels, the model's first level has 64"):
         pack("host.signals.control").apply_control(edit.loaded.model, encoder, strokes, 0.8, 0, 1, "release")
     one_block = pack("core.attention.matching").MatchingBranch({"middle_block.1.transformer_blocks.0": 64}, 64)
-    branch = pack("host.weights.building").managed(one_block)
+    branch = pack("host.managed").managed(one_block)
     with pytest.raises(pack("host.network").WrongModel, match=r"another network \(1 blocks, widths \[64\]; this model has 16 blocks"):
         patches.attach_matching(edit.loaded.model, branch, "release", 1.0)
 

@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...core.inversion.trajectory import SourceConditioning, TrajectoryError
+from ..core.inversion.trajectory import SourceConditioning, TrajectoryError
 
 NUMBERS = ("fps", "motion_bucket_id", "augmentation_level")
 DEFAULTS = {"fps": 6.0, "motion_bucket_id": 127.0, "augmentation_level": 0.0}  # the host's, where conditioning is silent

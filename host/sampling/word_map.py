@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .. import keys
-from ..sampling.edit_run import Plan, ReadOut
-from ..sampling.video_p2p import Attached, read_out_of
+from .edit_run import Plan, ReadOut
+from .video_p2p import Attached, read_out_of
 
 LOOKS = 5  # steps at which a result is looked at
 
