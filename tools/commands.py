@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("bench", help="run the benchmark; further arguments go to it")
     commands.add_parser("ablation", help="the paper's ablations in miniature")
     commands.add_parser("models", help="train the small models of the pack, stage by stage")
+    commands.add_parser("text-model", help="train the small text-to-image model of the pack")
     commands.add_parser("text-model", help="train the small text-to-image model, stage by stage")
     commands.add_parser("setup", help="only set up what the other commands need")
     commands.add_parser("where", help="say which ComfyUI would be used, and why")
@@ -118,10 +119,11 @@ def _test(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
         "FRAMEPAINTER_TOOLS_BIN": str(tools_bin),
         "FRAMEPAINTER_CHROME": str(chrome or ""),
     }
+    # Without --confcutdir pytest would import the checkout as a package under its folder's name.
     # Half of the suite waits for a browser, a disk or a single core: two files at a time. Files given by name run in this
     # process, where a debugger works.
     single = any((setup.repo / argument.split("::")[0]).exists() for argument in rest)
-    command = overlay_command(host, overlay, ["--import-mode=importlib", *([] if single else WORKERS), *rest])
+    command = overlay_command(host, overlay, ["--import-mode=importlib", f"--confcutdir={setup.repo / 'tests'}", *([] if single else WORKERS), *rest])
     code = _run(command, setup.repo, environ)
     if code == PYTEST_NO_TESTS:
         _say("No test was run: that counts as a failure.")

@@ -23,10 +23,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
+from ...core.digest import digest
 from ...core.models.inflated import TemporalLayers, block_sites, is_trained
 from .. import keys
 from ..managed import fill, managed
-from ..network import UNET, WrongModel, frames_in, unet_shapes
+from ..network import UNET, WrongModel, frames_in, model_digest, unet_shapes
 from .inflated_layers import Pass, Settings, _Forward, forwards, running
 from .streamed import STORE, streamed_forwards
 
@@ -196,3 +197,19 @@ def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
     for name, patch in list(clone.object_patches.items()):
         if isinstance(patch, _Forward):
             clone.object_patches[name] = patch.on(clone.model.get_submodule(name.removesuffix(".forward")))
+
+
+def network_digest(model: ModelPatcher) -> str:
+    """Identity of an inflated network: UNet with its LoRAs, temporal layers, window.
+
+    Raises:
+        WrongModel: not a Stable Diffusion 1.x model, or not inflated.
+    """
+    check_model(model)
+    if not is_inflated(model):
+        raise WrongModel("in 'model' the frames do not see each other. Put Video Text Model between the checkpoint and "
+                         "this node.")
+    temporal = temporal_of(model)
+    weights = {} if temporal is None else {name: first[0] for name, (first, *_) in temporal.get_key_patches().items()}
+    patches = {} if temporal is None else {name: [str(p[:1]) for p in more] for name, more in temporal.patches.items()}
+    return digest(model_digest(model, patched=True), weights, patches, settings_of(model).window)

@@ -23,30 +23,13 @@ from ...core.inversion.ddim import invert_ddim
 from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
-from ..attention.inflated import check_model, is_inflated, settings_of, temporal_of
+from ..attention.inflated import network_digest
 from ..conditioning import check_latent
-from ..network import WrongModel, model_digest
 from ..training.inflated import copy_of
 from ..training.run import differentiable
 from .kept import Start, run_kept
 
 UNSUPPORTED = ("control", "gligen", "area", "mask")  # parts of a conditioning that a trajectory does not keep
-
-
-def network_digest(model: ModelPatcher) -> str:
-    """Identity of an inflated network: UNet with its LoRAs, temporal layers, window.
-
-    Raises:
-        WrongModel: not a Stable Diffusion 1.x model, or not inflated.
-    """
-    check_model(model)
-    if not is_inflated(model):
-        raise WrongModel("in 'model' the frames do not see each other. Put Video Text Model between the checkpoint and "
-                         "this node.")
-    temporal = temporal_of(model)
-    weights = {} if temporal is None else {name: first[0] for name, (first, *_) in temporal.get_key_patches().items()}
-    patches = {} if temporal is None else {name: [str(p[:1]) for p in more] for name, more in temporal.patches.items()}
-    return digest(model_digest(model, patched=True), weights, patches, settings_of(model).window)
 
 
 def text_of(conditioning: list, name: str) -> Tensor:

@@ -26,9 +26,8 @@ from ...core.inversion.trajectory import Trajectory, TrajectoryError, describe
 from ...core.weights.inflated import layout_from_comfy
 from .. import keys, report
 from ..attention.hooks import hooked
-from ..attention.inflated import check_model, settings_of
+from ..attention.inflated import check_model, network_digest, settings_of
 from ..attention.prompt import apply_with_source
-from ..inversion.ddim import network_digest
 from ..network import unet_shapes
 from ..source import Unguided
 from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings, clean

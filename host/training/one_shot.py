@@ -17,8 +17,7 @@ from ...core.digest import digest
 from ...core.training import loop
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
-from ..attention.inflated import is_inflated
-from ..inversion.ddim import network_digest
+from ..attention.inflated import is_inflated, network_digest
 from ..network import model_digest
 from .inflated import InflatedNetwork, copy_of
 from .run import Finished, Watch, differentiable

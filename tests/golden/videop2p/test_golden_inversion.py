@@ -57,7 +57,7 @@ def test_null_text(pack, case: Case, variant: str):
     latents = frames(t[f"{variant}/trajectory"])
     held = latents / ddim.latents(torch.ones_like(latents), schedule.sigmas[::-1])
     source = trajectories.SourceConditioning(t["encoder_hidden_states"], torch.zeros(0), {})
-    found = trajectories.Trajectory(held, schedule.sigmas, source, inversion.network_digest(model))
+    found = trajectories.Trajectory(held, schedule.sigmas, source, pack("host.attention.inflated").network_digest(model))
     settings = optimisation.NullTextSettings(given["guidance_scale"], given["max_inner_iterations"], given["epsilon"])
     with torch.inference_mode():
         out = inversion.optimise(model, found, [[t["uncond_embedding"], {}]], settings)

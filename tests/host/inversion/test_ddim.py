@@ -101,14 +101,14 @@ def test_an_interrupted_inversion_goes_on(pack, inversion, model, tmp_path, monk
 
 def test_the_network_has_an_identity(pack, inversion, model):
     inflate = pack("host.attention.inflated")
-    digests = {inversion.network_digest(m) for m in (model, model.clone(), inflate.inflate(model, inflate.temporal_of(model)))}
+    digests = {pack("host.attention.inflated").network_digest(m) for m in (model, model.clone(), inflate.inflate(model, inflate.temporal_of(model)))}
     assert len(digests) == 1
     windowed = inflate.inflate(model, inflate.temporal_of(model), inflate.Settings(window=2))
     bare, lora, layers = inflate.inflate(model), model.clone(), inflate.temporal_of(model).clone()
     lora.add_patches({"diffusion_model.out.2.weight": ("diff", (noise(4, 32, 3, 3),))})
     name = next(iter(layers.model.state_dict()))
     layers.add_patches({name: ("diff", (layers.model.state_dict()[name].clone(),))})
-    others = {inversion.network_digest(m) for m in (windowed, bare, lora, inflate.inflate(model, layers))}
+    others = {pack("host.attention.inflated").network_digest(m) for m in (windowed, bare, lora, inflate.inflate(model, layers))}
     assert len(others | digests) == 5
 
 
