@@ -64,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("bench", help="run the benchmark; further arguments go to it")
     commands.add_parser("ablation", help="the paper's ablations in miniature")
     commands.add_parser("models", help="train the small models of the pack, stage by stage")
-    commands.add_parser("text-model", help="train the small text-to-image model of the pack")
     commands.add_parser("text-model", help="train the small text-to-image model, stage by stage")
     commands.add_parser("setup", help="only set up what the other commands need")
     commands.add_parser("where", help="say which ComfyUI would be used, and why")

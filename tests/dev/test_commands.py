@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_dev_py_runs_from_anywhere_and_lists_its_commands(repo: Path, tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     for command in ("demo", "test", "serve", "bench", "ablation", "models", "text-model", "setup", "where"):
-        assert f"\n    {command} " in done.stdout
+        assert re.search(rf"^    {command}\b", done.stdout, re.M)
 
 
 def test_ci_runs_exactly_the_developers_command(repo: Path, tmp_path: Path) -> None:
