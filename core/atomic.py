@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .names import printable
+
 PARTIAL = ".partial"
 ROOM = "Make room, or choose a folder that may be written to."
 UNKNOWN_FOR = 86400.0  # seconds without a change after which another machine's partial file counts as left behind
@@ -71,11 +73,6 @@ def _reason(error: Exception) -> str | None:
         found = re.search(r'message: "([^"]*)"', str(error))
         return found[1] if found else str(error).rstrip(".")
     return None
-
-
-def printable(path: Path | str) -> str:
-    """A path for a message: what could not be shown or logged is written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import comfy.model_management as mm
 import comfy.utils
 from comfy_execution.utils import get_executing_context
 
+from ..core.names import printable
+
 log = logging.getLogger(__name__)
 
 _name: ContextVar[str] = ContextVar("framepainter_node", default="")
@@ -34,7 +36,7 @@ def named(name: str) -> Iterator[None]:
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__name__ == "OutOfMemoryError":  # the host says more about it
             raise
-        text = with_name(_sentence(error))
+        text = with_name(printable(_sentence(error)))
         error.args = (text,)
         if str(error) != text:
             raise ValueError(text) from error
@@ -67,7 +69,7 @@ def warn(text: str, node: str | None = None) -> None:
     Args:
         node: its id; None for the node at work.
     """
-    text, node = with_name(text), node_id() if node is None else node
+    text, node = with_name(printable(text)), node_id() if node is None else node
     log.warning("FramePainter: %s", text)
     server = _server()
     if node is not None and hasattr(server, "send_progress_text"):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
@@ -300,7 +301,7 @@ class DatasetPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: str, first: int, count: int) -> io.NodeOutput:
-        index = ShardIndex(old_folder(dataset), check=False)  # only what is shown is read
+        index = ShardIndex(old_folder(dataset), False, mm.throw_exception_if_processing_interrupted)  # only what is shown is read
         if not 0 <= first < len(index):
             raise ValueError(f"first is {first}, the dataset has {len(index)} pairs, numbered from 0. Lower it.")
         steps = Steps(count)

@@ -24,11 +24,11 @@ without a state, follows the automatic alignment.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ..parsing import json_value
 from .align import Prompt, WordError
 from .edit import STATES, Edit, Kind, Mark, aligned_edit, bare
 
@@ -176,8 +176,8 @@ def checked(mark: Mark, where: str) -> Mark:
 
 def _with_chips(edit: Edit, text: str) -> Edit:
     try:
-        state = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        state = json_value(text)
+    except ValueError as error:
         raise WordError(f"it begins like JSON but cannot be read ({error}). Clear it, or choose the words again.") from None
     version = state.get("version", VERSION) if isinstance(state, dict) else None
     if version != VERSION:
@@ -251,7 +251,7 @@ def _whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e9  # no sum of them overflows
 
 
 def state_of(edit: Edit) -> dict[str, Any]:

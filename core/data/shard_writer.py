@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from .. import atomic
 from ..atomic import PARTIAL, write_errors
+from ..parsing import json_object
 from .sample import BLOCK, FORMAT, JOURNAL, SUMMARY, DatasetError, Sample, encode
 
 SHOWN = 20  # names in a report
@@ -66,16 +67,20 @@ class ShardWriter:
         entries = []
         for line in path.read_bytes().split(b"\n"):
             try:
-                entries.append(json.loads(line))
+                entry = json_object(line)
             except ValueError:  # the last line may be cut off; nothing after it counts
                 break
+            if entries and not _is_entry(entry):
+                break
+            entries.append(entry)
         if not entries or entries[0].get("hash") != self.hash:
             raise DatasetError(f"'{self.folder}' holds a dataset made with other settings ({self._differences(entries)}). "
                                "Choose another name, set them back, or delete the folder.")
         return entries[1:]
 
     def _differences(self, entries: list[dict[str, Any]]) -> str:
-        old = entries[0].get("settings", {}) if entries else {}
+        old = entries[0].get("settings") if entries else {}
+        old = old if isinstance(old, dict) else {}
         names = [n for n in sorted({*old, *self.settings}) if old.get(n) != self.settings.get(n)]
         return ", ".join(f"{n} was {old.get(n)}, now it is {self.settings.get(n)}" for n in names[:4]) or "unreadable journal"
 
@@ -212,6 +217,13 @@ class ShardWriter:
         }
         atomic.write_text(self.folder / SUMMARY, json.dumps(summary, indent=1, sort_keys=True) + "\n", sync=True)
         return self.folder / SUMMARY
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    """Whether a journal's line says what a finished source says."""
+    numbers = (entry.get(name) for name in ("samples", "shard", "offset", "in_shard"))
+    return (isinstance(entry.get("source"), str) and isinstance(entry.get("rejected"), dict) and "skipped" in entry
+            and all(isinstance(n, int) and n >= 0 for n in numbers))
 
 
 def report(folder: Path, before: int = 0) -> str:

@@ -8,17 +8,28 @@ Legend: H W pixels, K drags.
 
 from __future__ import annotations
 
-import io
-import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
-from .sample import BLOCK, JOURNAL, MEMBERS, SUMMARY, DatasetError, Sample, decode
+from ..names import printable
+from ..parsing import json_object
+from .sample import (
+    BLOCK,
+    JOURNAL,
+    LARGEST,
+    MEMBERS,
+    PNG,
+    SUMMARY,
+    DatasetError,
+    Sample,
+    decode,
+    png_pixels,
+    read_flow,
+    read_info,
+)
 
 CHECKED_BELOW = 2 << 30  # bytes; larger sets are not read whole when they are opened
 
@@ -34,10 +45,13 @@ class Entry(NamedTuple):
     members: dict[str, tuple[int, int]]
 
 
-def scan_shard(path: Path, skipped: list[str]) -> Iterator[Entry]:
+def scan_shard(path: Path, skipped: list[str], check_stop: Callable[[], None] | None = None) -> Iterator[Entry]:
     """The whole samples of a shard; what is damaged is named in `skipped`. Reads headers only.
 
     Behind a damaged header the search goes on at the next sound one.
+
+    Args:
+        check_stop: called before every header; what it raises ends the scan.
     """
     length = path.stat().st_size
     key, members = "", {}
@@ -46,13 +60,15 @@ def scan_shard(path: Path, skipped: list[str]) -> Iterator[Entry]:
     def finished() -> Iterator[Entry]:
         missing = [m for m in MEMBERS if m not in members]
         if key and missing:
-            skipped.append(f"{path.name}: {key} lacks {', '.join(missing)}")
+            skipped.append(f"{path.name}: {printable(key)} lacks {', '.join(missing)}")
         elif key:
             yield Entry(path, key, dict(members))
 
     with path.open("rb") as file:
         offset = 0
         while offset + BLOCK <= length and not ended:
+            if check_stop is not None:
+                check_stop()
             file.seek(offset)
             block = file.read(BLOCK)
             offset += BLOCK
@@ -61,7 +77,9 @@ def scan_shard(path: Path, skipped: list[str]) -> Iterator[Entry]:
                 continue
             try:
                 header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.HeaderError:
+                if header.size < 0:  # the scan would go back, and on for ever
+                    raise tarfile.InvalidHeaderError("negative size")
+            except (tarfile.HeaderError, ValueError, OverflowError):
                 if not damaged:
                     skipped.append(f"{path.name}: damaged at byte {offset - BLOCK}")
                 damaged = True
@@ -80,8 +98,9 @@ def scan_shard(path: Path, skipped: list[str]) -> Iterator[Entry]:
     yield from finished()
 
 
-def _sound(file: BinaryIO, entry: Entry) -> str | None:
+def _damaged(file: BinaryIO, entry: Entry, largest: int) -> str | None:
     """The first member whose checksums are wrong, without unpacking pictures."""
+    pixels, flow = 0, b""
     for end, (offset, size) in entry.members.items():
         file.seek(offset)
         data = file.read(size)
@@ -93,19 +112,20 @@ def _sound(file: BinaryIO, entry: Entry) -> str | None:
                 if zlib.crc32(body) != int.from_bytes(data[place + 8 + length:place + 12 + length], "big"):
                     return end
                 place += 12 + length
-            if last != b"IEND" or data[:8] != b"\x89PNG\r\n\x1a\n":
+            if last != b"IEND" or data[:8] != PNG:
                 return end
+            pixels = max(pixels, min(png_pixels(data), largest))
         elif end == "flow.npz":
-            try:
-                with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                    _ = arrays["flow"], arrays["visible"]  # the zip's checksums
-            except Exception:  # zipfile's and zlib's errors have no common base
-                return end
+            flow = data
         elif end == "json":
             try:
-                json.loads(data)
+                read_info(data)
             except ValueError:
                 return end
+    try:
+        read_flow(flow, pixels)  # the zip's checksums
+    except ValueError:
+        return "flow.npz"
     return None
 
 
@@ -116,6 +136,15 @@ def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.tar"))
 
 
+def _largest(folder: Path) -> int:
+    """Pixels of the largest picture to unpack: the settings say how large the dataset's own are."""
+    try:
+        settings = json_object((folder / SUMMARY).read_bytes())["settings"]
+        return max(LARGEST, int(settings["width"]) * int(settings["height"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return LARGEST
+
+
 class ShardIndex:
     """The samples of a dataset by number, read from the tars where they lie.
 
@@ -123,6 +152,7 @@ class ShardIndex:
         folder: of the dataset.
         check: verify checksums of every sample now, which reads the whole set; None does so below 2 GB. A damaged sample
             that was not found now is named when it is asked for, and the next sound one is given in its place.
+        check_stop: called again and again while the set is opened; what it raises ends that.
 
     Attributes:
         skipped: what is damaged, named.
@@ -131,20 +161,23 @@ class ShardIndex:
         DatasetError: no dataset, or nothing of it is left.
     """
 
-    def __init__(self, folder: Path | str, check: bool | None = None):
+    def __init__(self, folder: Path | str, check: bool | None = None, check_stop: Callable[[], None] | None = None):
         self.folder = Path(folder)
+        self._pixels = _largest(self.folder)
         self.skipped: list[str] = []
         shards = _shards(self.folder)
         if check is None:
             check = sum(p.stat().st_size for p in shards) < CHECKED_BELOW
         self.entries: list[Entry] = []
         for shard in shards:
-            found = list(scan_shard(shard, self.skipped))
+            found = list(scan_shard(shard, self.skipped, check_stop))
             with shard.open("rb") as file:
                 for entry in found:
-                    wrong = _sound(file, entry) if check else None
+                    if check_stop is not None:
+                        check_stop()
+                    wrong = _damaged(file, entry, self._pixels) if check else None
                     if wrong:
-                        self.skipped.append(f"{shard.name}: {entry.key}: {wrong} is damaged")
+                        self.skipped.append(f"{shard.name}: {printable(entry.key)}: {wrong} is damaged")
                     else:
                         self.entries.append(entry)
         self._bad: set[int] = set()
@@ -162,10 +195,10 @@ class ShardIndex:
             if place in self._bad:
                 continue
             try:
-                return read_entry(self.entries[place])
+                return read_entry(self.entries[place], self._pixels)
             except (ValueError, OSError) as error:
                 self._bad.add(place)
-                self.skipped.append(f"{self.entries[place].shard.name}: {self.entries[place].key}: {error}")
+                self.skipped.append(f"{self.entries[place].shard.name}: {printable(self.entries[place].key)}: {error}")
         raise _nothing(self.folder, self.skipped)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -177,14 +210,14 @@ def _nothing(folder: Path, skipped: list[str]) -> DatasetError:
     return DatasetError(f"'{folder}' holds no usable sample.{named} Build the dataset with other bounds, or again.")
 
 
-def read_entry(entry: Entry) -> Sample:
-    """Read one sample. Raises ValueError, OSError."""
+def read_entry(entry: Entry, largest: int = LARGEST) -> Sample:
+    """Read one sample; pictures of more than `largest` pixels are not unpacked. Raises ValueError, OSError."""
     with entry.shard.open("rb") as file:
         members = {}
         for end, (offset, size) in entry.members.items():
             file.seek(offset)
             members[end] = file.read(size)
-    return decode(entry.key, members)
+    return decode(entry.key, members, largest)
 
 
 class SampleReader:
@@ -193,6 +226,7 @@ class SampleReader:
     def __init__(self, folder: Path):
         self.folder = folder
         self.skipped: list[str] = []
+        self._pixels = _largest(folder)
         self._shards = _shards(folder)
         self._samples = self._read()
 
@@ -207,9 +241,9 @@ class SampleReader:
         for shard in self._shards:
             for entry in scan_shard(shard, self.skipped):
                 try:
-                    sample = read_entry(entry)
+                    sample = read_entry(entry, self._pixels)
                 except (ValueError, OSError) as error:
-                    self.skipped.append(f"{shard.name}: {entry.key}: {error}")
+                    self.skipped.append(f"{shard.name}: {printable(entry.key)}: {error}")
                     continue
                 nothing = False
                 yield sample

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..parsing import json_value
 from .consistency import FlowError, inside
 
 # ---- what other nodes give -------------------------------------------------------------------------------------------
@@ -37,7 +36,7 @@ def parse_tracks(value: Any) -> Tracks:
         if "track_path" not in value:
             raise FlowError(f"tracks is a dict with {', '.join(map(str, value)) or 'nothing in it'}; expected track_path and "
                             "track_visibility")
-        path, seen = torch.as_tensor(value["track_path"]), value.get("track_visibility")
+        path, seen = _tensor(value["track_path"], "track_path"), value.get("track_visibility")
     elif isinstance(value, Tensor):
         path = value
     else:
@@ -62,20 +61,27 @@ def parse_tracks(value: Any) -> Tracks:
 def _points(value: Any) -> Tensor:
     """JSON tracks -> (T, N, 2), NaN where hidden."""
     try:
-        read = json.loads(value) if isinstance(value, str) else value
-        tracks = [json.loads(t) if isinstance(t, str) else t for t in read]
+        read = json_value(value) if isinstance(value, str) else value
+        tracks = [json_value(t) if isinstance(t, str) else t for t in read]
         if tracks and isinstance(tracks[0], Mapping):  # one track alone
             tracks = [tracks]
         rows = [[(float("nan"),) * 2 if p is None else (p["x"], p["y"]) if isinstance(p, Mapping) else (p[0], p[1])
                  for p in track] for track in tracks]
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        rows = [[[float("nan") if c is None else float(c) for c in p] for p in row] for row in rows]
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
         raise FlowError(f"tracks cannot be read ({type(error).__name__}: {error}); expected one list of points a track, each "
                         '{"x": .., "y": ..}') from None
     if not rows or len({len(row) for row in rows}) != 1:
         raise FlowError(f"tracks have {', '.join(sorted({str(len(row)) for row in rows})) or 'no'} frames; expected the same "
                         "number for each")
-    return torch.from_numpy(np.array([[[np.nan if c is None else c for c in p] for p in row] for row in rows],
-                                     dtype=np.float32)).movedim(0, 1)
+    return torch.tensor(rows, dtype=torch.float64).float().movedim(0, 1)
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise FlowError(f"{name} cannot be read as numbers ({type(error).__name__}: {error})") from None
 
 
 def flow_from_points(target: Tensor, source: Tensor, height: int, width: int, radius: float) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import atomic
 from ..ddim import Schedule, step
+from ..parsing import json_value
 
 KIND, FORMAT = "framepainter null text", "1"
 
@@ -165,12 +166,12 @@ def load(path: Path, identity: str) -> NullText:
             if (metadata.get("kind"), metadata.get("format"), metadata.get("identity")) != (KIND, FORMAT, identity):
                 raise NullTextError(f"'{path}' was made from another trajectory, prompt or settings. Delete it.")
             embeddings, latents = (list(file.get_tensor(name)) for name in ("embeddings", "latents"))
-        losses = json.loads(metadata["losses"])
+        losses = json_value(metadata["losses"])
     except NullTextError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged file raises almost anything
         raise NullTextError(f"'{path}' is damaged and cannot be read ({error}). Delete it.") from error
-    if not len(embeddings) == len(latents) == len(losses):
+    if not isinstance(losses, list) or not len(embeddings) == len(latents) == len(losses):
         raise NullTextError(f"'{path}' is damaged: it holds {len(embeddings)} embeddings, {len(latents)} latents and "
                             f"{len(losses)} steps. Delete it.")
     return NullText(embeddings, latents, losses)

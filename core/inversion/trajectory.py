@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import atomic
+from ..parsing import json_object, json_value
 from .schedule import inversion_levels
 
 KIND, FORMAT = "framepainter trajectory", "1"
@@ -167,19 +168,22 @@ def load(path: Path) -> Trajectory:
                                       "ComfyUI-FramePainter, or invert the clip again.")
             tensors = {name: file.get_tensor(name) for name in ("states", "embedding", "image_latents")}
         conditioning = SourceConditioning(tensors["embedding"], tensors["image_latents"],
-                                          {k: float(v) for k, v in json.loads(metadata["numbers"]).items()})
-        out = Trajectory(tensors["states"], tuple(float(s) for s in json.loads(metadata["sigmas"])), conditioning,
+                                          {k: float(v) for k, v in json_object(metadata["numbers"]).items()})
+        out = Trajectory(tensors["states"], tuple(float(s) for s in json_value(metadata["sigmas"])), conditioning,
                          metadata["model"])
         found = {"states": digest([out.states]), "conditioning": conditioning.digest(), "schedule": out.schedule()}
-        sound = out.states.ndim == 5 and 1 <= out.reached <= out.steps and out.levels
+        sound = out.states.ndim == 5 and 1 <= out.reached <= out.steps and out.levels and bool(out.states.isfinite().all())
     except TrajectoryError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged file raises almost anything, from the library, from torch and from the numbers in it
         raise TrajectoryError(f"'{path}' is damaged and cannot be read ({error}). Copy it again, or invert the clip "
                               "again.") from error
     for part, value in found.items():
         stated = metadata.get(part, "nothing")
-        if value != stated or not sound:
+        if value != stated:
             raise TrajectoryError(f"'{path}' is damaged: its {part} have the digest {value[:SHOWN]}, the header says "
                                   f"{stated[:SHOWN]}. Copy it again, or invert the clip again.")
+    if not sound:
+        raise TrajectoryError(f"'{path}' is damaged: its states {list(out.states.shape)} do not fit its {out.steps} steps, or hold "
+                              "values that are not finite. Invert the clip again.")
     return out

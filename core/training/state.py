@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import atomic
+from ..parsing import json_object
 
-_NAME = re.compile(r"state-(\d+)$")
+_NAME = re.compile(r"state-([0-9]{1,18})$")
 FORMAT = 1
 
 
@@ -70,7 +71,7 @@ def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tenso
         StateError: it is damaged, of another format, or was made with other settings; the text gives both values.
     """
     try:
-        info = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        info = json_object((path / "state.json").read_bytes())
         tensors = load_file(str(path / "tensors.safetensors"))
     except Exception as error:  # safetensors raises its own type, JSON and the disk theirs
         raise StateError(f"'{path}' cannot be read ({error}). Delete this folder to continue from the state before it."
@@ -91,8 +92,8 @@ def trim_log(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if json_object(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     atomic.write_text(path, "".join(kept))

@@ -23,7 +23,12 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # Files that lie beside videos and are none; everything else is tried, for there are many containers.
 BESIDE = PICTURES | {".txt", ".json", ".jsonl", ".md", ".csv", ".srt", ".vtt", ".ass", ".nfo", ".xml", ".yaml", ".yml", ".npz",
                      ".npy", ".py", ".log", ".zip", ".tar", ".gz", ".html", ".pdf", ".ini", ".db", ".url", ".part", ".wav",
-                     ".mp3", ".flac", ".safetensors"}
+                     ".mp3", ".flac", ".safetensors", ".caption", ".tags", ".md5", ".sha1", ".sha256", ".toml", ".rtf", ".pkl",
+                     ".pt", ".pth", ".ckpt", ".bin", ".exr", ".hdr", ".avif", ".heic", ".jxl", ".psd", ".svg", ".m4a", ".aac",
+                     ".ogg", ".opus", ".cfg", ".conf", ".bat", ".sh", ".bak", ".tmp", ".crc", ".sfv", ".lnk"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".f4v", ".mpg", ".mpeg", ".m2v", ".mpe",
+          ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".gif", ".apng", ".rm", ".rmvb", ".divx", ".dv",
+          ".y4m", ".nut", ".ivf", ".h264", ".264", ".hevc", ".h265", ".265", ".av1", ".obu", ".wtv"}
 SEEK_BEYOND = 3.0  # seconds between wanted frames from which jumping to a keyframe is tried
 
 
@@ -236,13 +241,18 @@ class FrameBatch:
 # ---- finding them ----------------------------------------------------------------------------------------------------
 
 
-def natural(text: str) -> list[Any]:
-    """Sorting key in which numbers count as numbers."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", text)] + [text]
+def natural(text: str) -> list[tuple]:
+    """Sorting key in which numbers count as numbers. Other digits than 0 to 9, such as superscripts, count as letters."""
+    parts = re.split(r"([0-9]+)", text)  # every second part is a number
+    # By length and then by digits: Python refuses to make a number of thousands of them.
+    keys = [(0, len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (1, 0, part.lower()) for i, part in enumerate(parts)]
+    return [*keys, (-1, 0, text)]
 
 
 def find_clips(folder: Path, fps: float) -> list[Clip]:
     """All videos under a folder, and each folder of two or more pictures without a video beside them.
+
+    A file whose name does not tell what it is counts as a video to try, but does not make a folder of frames one of videos.
 
     Args:
         fps: pictures a second of picture folders.
@@ -259,7 +269,7 @@ def find_clips(folder: Path, fps: float) -> list[Clip]:
         names = sorted((f for f in files if not f.startswith(".")), key=natural)
         videos = [f for f in names if Path(f).suffix.lower() not in BESIDE]
         clips += [VideoFile(here / f, (here / f).relative_to(folder).as_posix()) for f in videos]
-        if not videos and sum(Path(f).suffix.lower() in PICTURES for f in names) >= 2:
+        if not any(Path(f).suffix.lower() in VIDEOS for f in videos) and sum(Path(f).suffix.lower() in PICTURES for f in names) >= 2:
             relative = here.relative_to(folder).as_posix()
             clips.append(PictureFolder(here, folder.name if relative == "." else relative, fps))
     if not clips:

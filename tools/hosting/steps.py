@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,11 @@ from types import TracebackType
 from typing import IO
 
 # By its path: the folder above must not come on sys.path, where `nodes` and others would hide modules of the host.
-_spec = importlib.util.spec_from_file_location("framepainter_atomic", Path(__file__).resolve().parents[2] / "core" / "atomic.py")
-atomic = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(atomic)
+_CORE = Path(__file__).resolve().parents[2] / "core"
+_spec = importlib.util.spec_from_file_location("framepainter_core", _CORE / "__init__.py", submodule_search_locations=[str(_CORE)])
+sys.modules["framepainter_core"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["framepainter_core"])
+atomic = importlib.import_module("framepainter_core.atomic")
 
 Say = Callable[[str], None]
 

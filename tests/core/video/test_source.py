@@ -187,3 +187,43 @@ def test_batches(videos):
     assert (read.float() / 255 - images[1].movedim(-1, 0)).abs().max() < 0.003
     wild = videos.FrameBatch(torch.full((1, 8, 8, 4), float("nan")), 8.0)
     assert wild.read([0], 8, 8, never)[0].max() == 0
+
+
+def test_superscript_name_and_others_with_odd_digits(videos):
+    """Case superscript_name: digits that are no numbers, names of which one begins another, and numbers without end."""
+    names = ["10²3.mp4", "²", "٣.mp4", "5m²2.mp4", "clip1②.mp4", "clip", "clip2", "clip10", "a" + "9" * 5000, "a8", "a008", "", "1"]
+    order = sorted(names, key=videos.natural)
+    assert [n for n in order if n.startswith("clip")] == ["clip", "clip1②.mp4", "clip2", "clip10"]
+    assert order.index("a8") < order.index("a" + "9" * 5000)
+    assert sorted(order[::-1], key=videos.natural) == order
+
+
+def test_superscript_name_in_a_folder(videos, tmp_path):
+    for name in ("clip", "clip2", "clip1²", "²"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}²{i}.png")
+    assert [c.name for c in videos.find_clips(tmp_path, 4.0)] == ["clip", "clip1²", "clip2", "²"]
+
+
+@pytest.mark.parametrize("stray", ["0.caption", "LICENSE", "frames.md5", "0.exr", "0.avif", "meta.pkl", "train.toml", "notes.rtf",
+                                   "info.txt", "Makefile", "sound.m4a", "poses.xyz", "0.tags", "config", "weights.bin"])
+def test_stray_file_beside_frames(videos, tmp_path, stray):
+    """Case stray_file: a file that is neither picture nor video does not hide the frames beside it."""
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / stray).write_bytes(b"no video at all\n")
+    clips = videos.find_clips(tmp_path, 8.0)
+    (frames,) = [c for c in clips if isinstance(c, videos.PictureFolder)]
+    assert len(frames.paths) == 4
+    for clip in clips:  # one of unknown kind is tried, and named
+        if clip is not frames:
+            with pytest.raises(videos.VideoError):
+                clip.times(never)
+
+
+def test_a_video_beside_pictures_still_makes_them_thumbnails(videos, tmp_path):
+    encode(tmp_path / "clip.mp4", frames(4))
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    assert [type(c) for c in videos.find_clips(tmp_path, 8.0)] == [videos.VideoFile]

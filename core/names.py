@@ -1,0 +1,21 @@
+"""Names that users give: showing any of them in a message, and which of them can be files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
+# A folder's name that every system can write.
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names that Windows keeps for itself
+
+
+def printable(text: Path | str) -> str:
+    """A text for a message: what could not be shown or logged is written as an escape."""
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether every system can write a folder of that name: up to 80 letters, digits, _, -, dots and spaces inside."""
+    return bool(_FOLDER.fullmatch(name)) and not name.endswith((".", " ")) and ".." not in name and not _DEVICES.fullmatch(name)
