@@ -9,9 +9,8 @@ from framepainter_tests.golden import WEIGHTS, Case
 from framepainter_tests.golden import of_kind as of_system_and_kind
 from torch import Tensor
 
-CHECKED_HERE = ("frame_attention", "temporal_attention", "transformer_block", "resnet_block", "unet3d_forward", "tuning_step",
-                "ddim_inversion", "null_text")
-KINDS = (*CHECKED_HERE, "word_alignment", "local_blend", "controlled_sampling")
+KINDS = ("frame_attention", "temporal_attention", "transformer_block", "resnet_block", "unet3d_forward", "tuning_step",
+         "ddim_inversion", "null_text", "word_alignment", "local_blend", "controlled_sampling")
 
 
 def of_kind(kind: str) -> list[Case]:
