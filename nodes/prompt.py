@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..core.attention.alignment_picture import alignment_picture
 from ..core.attention.edit import Edit
+from ..core.attention.prompt import MAP_SCALE
 from ..core.attention.word_map import heat, word_mask, word_sheet
 from ..core.attention.words import WordError, edit_of, find_words
 from ..core.inversion.null_text import NullTextSettings
@@ -214,6 +215,9 @@ class PromptAttention(io.ComfyNode):
                                         tooltip="Share of the steps before words first look where they look in the source.")),
                 advanced(io.Float.Input("temporal_start", default=0.0, optional=True, **share,
                                         tooltip="Share of the steps before frames first attend as in the source.")),
+                advanced(io.Int.Input("map_scale", default=MAP_SCALE, min=1, max=8, optional=True,
+                                      tooltip="Words are mapped in the layers at 1 / this of the latent's size. 4 suits 512 "
+                                              "pixels; 2 gives finer areas for videos of 256 pixels and less.")),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="A copy for the sampler, which also needs Invert DDIM's latent "
                                                                    "and sigmas, euler, and added noise turned off.")],
@@ -222,14 +226,15 @@ class PromptAttention(io.ComfyNode):
     @classmethod
     def execute(cls, model, plan, source_branch: str, cross_steps: float, temporal_steps: float, blend: bool,
                 blend_threshold: float, trajectory=None, null_text=None, blend_mask=None, blend_start: float = 0.2,
-                away_threshold: float = 0.3, cross_start: float = 0.0, temporal_start: float = 0.0) -> io.NodeOutput:
+                away_threshold: float = 0.3, cross_start: float = 0.0, temporal_start: float = 0.0,
+                map_scale: int = MAP_SCALE) -> io.NodeOutput:
         check_choice("source_branch", source_branch, BRANCHES)
         for name, start, end in (("cross", cross_start, cross_steps), ("temporal", temporal_start, temporal_steps)):
             if start > end:
                 raise ValueError(f"{name}_start {start:g} is after {name}_steps {end:g}. Lower {name}_start or "
                                  f"raise {name}_steps.")
         settings = Settings((cross_start, cross_steps), (temporal_start, temporal_steps), source_branch, blend, blend_threshold,
-                            away_threshold, blend_start)
+                            away_threshold, blend_start, map_scale)
         out = prompt_attention(model, [plan.edit], plan.source, settings, trajectory, null_text, _given(blend_mask))
         return io.NodeOutput(out)
 

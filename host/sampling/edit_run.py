@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...core.attention.edit import Edit
 from ...core.attention.prompt import (
+    MAP_SCALE,
     CrossEdit,
     Interval,
     WordMaps,
@@ -51,6 +52,7 @@ class Settings:
     blend: keep the edit to where the marked words look, or to a mask.
     threshold, away_threshold: of the masks of words to edit and of words to leave out.
     start: share of the steps before the first blending.
+    map_scale: words are mapped in layers at 1 / this of the latent's size.
     """
 
     cross: Interval = (0.0, 0.2)
@@ -60,6 +62,7 @@ class Settings:
     threshold: float = 0.3
     away_threshold: float = 0.3
     start: float = 0.2
+    map_scale: int = MAP_SCALE
 
 
 @dataclass

@@ -234,8 +234,8 @@ def prompt_attention(model: ModelPatcher, edits: Sequence[Edit], text: Tensor, s
     if trajectory is not None:
         _check_belongs(trajectory, identity, text)
     embeddings = _embeddings(settings, trajectory, null_text)
-    plan = Plan(tuple(edits), text.detach().float().cpu(), settings, trajectory, embeddings, mask, _mapped(model),
-                settings_of(model).chunk)
+    plan = Plan(tuple(edits), text.detach().float().cpu(), settings, trajectory, embeddings, mask,
+                _mapped(model, settings.map_scale), settings_of(model).chunk)
     clone, node = model.clone(), report.node_id()
     clone.set_attachments(keys.PROMPT_EDIT, Attached(plan, lambda text: report.warn(text, node)))
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate),
@@ -274,9 +274,10 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
     return tuple(null_text.embeddings)
 
 
-def _mapped(model: ModelPatcher) -> frozenset[str]:
+def _mapped(model: ModelPatcher, scale: int) -> frozenset[str]:
     """Transformer blocks whose words are mapped."""
-    chosen = mapped_sites({site.path: site.scale for site in attention_sites(layout_from_comfy(unet_shapes(model)))})
+    scales = {site.path: site.scale for site in attention_sites(layout_from_comfy(unet_shapes(model)))}
+    chosen = mapped_sites(scales, scale)
     return frozenset(block for block in check_model(model) if block.rpartition(".transformer_blocks.")[0] in chosen)
 
 

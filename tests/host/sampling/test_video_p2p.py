@@ -337,3 +337,14 @@ def test_rows_of_other_inputs_are_joined_too(pack):
     expected = torch.cat([rows, rows[6:9], rows[6:9]])
     assert torch.equal(seen["y"], expected) and torch.equal(seen["control"]["output"][0][:, 0], expected)
     assert torch.equal(seen["text"][12:15], SOURCE.repeat(3, 2, 1)) and torch.equal(seen["text"][15:], EMPTY.repeat(3, 2, 1))
+
+
+def test_words_are_mapped_at_the_scale_that_is_asked_for(pack, patched, video_p2p, begin):
+    """The small network has attention at the latent's size and at a half; a quarter is as near as a half can be."""
+    for scale, side in ((4, SIDE // 2), (2, SIDE // 2), (1, SIDE)):
+        on = patched("@dog", map_scale=scale)
+        sample(pack, on, start=begin)
+        maps = video_p2p.read_out_of(on)[0].maps
+        assert all(found.shape[-2:] == (side, side) for found in maps.sums)
+        total = sum(float(found.sum(1).mean()) for found in maps.sums)
+        assert 0.0 < total < 2 * STEPS  # of each query's probabilities, those of the words, over the steps
