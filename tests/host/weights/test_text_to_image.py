@@ -134,6 +134,20 @@ def test_only_such_files_are_listed(text_to_image):
     assert text_to_image.listed() == [FILE.name]
 
 
+def test_through_the_node(pack):
+    node = pack("nodes.weights").LoadSmallTextToImage
+    combo = node.define_schema().inputs[0]
+    assert combo.options == [FILE.name]
+    with torch.inference_mode():
+        model, clip, vae = node.execute(model_file=FILE.name, weight_dtype="fp32").args
+    assert model.model.get_dtype() == torch.float32
+    assert encoded(clip, "a red disc").shape[-1] == 64 and vae.latent_channels == 4
+    with pytest.raises(FileNotFoundError, match=r"other\.safetensors"):
+        node.execute(model_file="other.safetensors")
+    with pytest.raises(ValueError, match="weight_dtype is 'int3'"):
+        node.execute(model_file=FILE.name, weight_dtype="int3")
+
+
 def test_a_copy_for_training_is_independent(text_to_image, loaded):
     make, arguments = loaded.model.cached_patcher_init
     again = make(*arguments)
@@ -179,3 +193,25 @@ def test_prompts_that_it_never_saw_are_followed(followed, word, least):
 def test_without_guidance_or_prompt_it_still_draws_a_shape(pack, loaded):
     read = pack("core.evaluation.captions").read_picture
     assert sum(read(picture) is not None for picture in drawn(loaded, [""] * 6, seed=8, cfg=1.0)) >= 5
+
+
+def test_words_look_at_what_they_stand_for(tool, text_to_image, captions):
+    """Local blending rests on this: a shape's words look at the shape, its ground's word does not."""
+    recipe, loaded = tool("making.small_text_model"), text_to_image.load(FILE, torch.float32)
+    generator = torch.Generator().manual_seed(31)
+    scenes = captions.draw_scenes(captions.draw_subjects(12, generator, held=True), 1, generator)
+    texts = [captions.caption(scenes.subjects, i) for i in range(12)]
+    watched, kept = recipe.WordMaps(), 1 / (loaded.model.model.model_sampling.sigmas[500] ** 2 + 1)
+    with torch.inference_mode():
+        clean = 0.18215 * loaded.vae.encode(captions.render(scenes, 192)[:, 0].movedim(1, -1))
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * torch.randn(clean.shape, generator=generator)
+        context = torch.cat([encoded(loaded.clip, text) for text in texts])
+        loaded.model.model.diffusion_model(noisy, torch.full((12,), 500), context=context, transformer_options=watched.options)
+    cover = captions.coverage(scenes.subjects.shape, scenes.centre[:, 0], scenes.radius[:, 0], 24)
+    for side in (6, 12):
+        looks = torch.stack(watched.maps[side**2]).mean(0)  # (B, L, 77)
+        here = torch.nn.functional.adaptive_avg_pool2d(cover[:, None], side).flatten(1) > 0.3
+        there = torch.nn.functional.adaptive_avg_pool2d(cover[:, None], side).flatten(1) == 0
+        inside, outside = (torch.stack([looks[b, where[b]].mean(0) for b in range(12)]) for where in (here, there))
+        contrast = (inside / outside).log().mean(0).exp()[1:8]  # a small red disc on a green
+        assert contrast[2] > 3 and contrast[3] > 3 and contrast[6] < 0.5, (side, contrast)
