@@ -98,7 +98,7 @@ def test_words_that_it_does_not_know_are_one_word(loaded):
 
 
 def test_a_words_vector_says_nothing_of_other_words(loaded):
-    """As trained: maps of where a word looks mean that word. Its vector hardly depends on the words before it."""
+    """As trained, so that maps of where a word looks mean that word: its vector hardly depends on the words before it."""
     def at(text: str, word: int) -> torch.Tensor:
         return encoded(loaded.clip, text)[0, 1 + word]
 
@@ -127,7 +127,7 @@ def test_the_autoencoder_keeps_pictures(loaded, captions):
         latents = loaded.vae.encode(pictures)
         again = loaded.vae.decode(latents)
     assert latents.shape == (8, 4, 24, 24)
-    assert -10 * torch.log10((again - pictures).pow(2).mean()) > 33
+    assert -10 * torch.log10((again - pictures).pow(2).mean()) > 36
 
 
 def test_only_such_files_are_listed(text_to_image):
@@ -185,7 +185,7 @@ def test_bad_files_are_named(text_to_image, pack, tmp_path):
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("word", "least"), [("colour", 0.8), ("ground", 0.8), ("shape", 0.7), ("size", 0.8)])
+@pytest.mark.parametrize(("word", "least"), [("colour", 0.9), ("ground", 0.9), ("shape", 0.85), ("size", 0.9)])
 def test_prompts_that_it_never_saw_are_followed(followed, word, least):
     assert followed[word] >= least * PROMPTS
 
