@@ -45,6 +45,8 @@ class ReadVideo(io.ComfyNode):
                                tooltip="Seconds; -1 is the video's end."),
                 io.Boolean.Input("even_size", default=True,
                                  tooltip="Leaves out the last row or column of odd sizes, which Save Video cannot write as h264."),
+                io.Int.Input("longer_side", default=0, min=0, max=16384, optional=True,
+                             tooltip="Pixels of the longer side to which larger frames are made smaller; 0 keeps the video's size."),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="For Plan Clips and Propagate Edit."),
@@ -55,7 +57,8 @@ class ReadVideo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, video, fps: float, start: float, end: float, even_size: bool) -> io.NodeOutput:
+    def execute(cls, video, fps: float, start: float, end: float, even_size: bool,
+                longer_side: int = 0) -> io.NodeOutput:
         # Others have a source as well, which the host would first have to encode.
         source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
         name = Path(source).name if isinstance(source, str) else "the video"
@@ -63,11 +66,12 @@ class ReadVideo(io.ComfyNode):
         try:
             if isinstance(source, str):
                 ends = [begin + end] * (end != -1) + [begin + duration] * (duration > 0)
-                found = reading.read(Path(source), fps, begin + start, min(ends, default=-1.0), even_size,
+                found = reading.read(Path(source), fps, begin + start, min(ends, default=-1.0), even_size, longer_side,
                                      lambda total: report.Steps(total).step)
             else:  # made by nodes, at an even rate
                 parts = video.get_components()
-                found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size)
+                found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size,
+                                     longer_side)
         except VideoError as error:
             raise ValueError(f"'{name}' {error}. If it plays elsewhere, convert it; else copy it again.") from None
         except ValueError as error:

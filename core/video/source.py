@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .colour import ToRGB
+
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # Files that lie beside videos and are none; everything else is tried, for there are many containers.
 BESIDE = PICTURES | {".txt", ".json", ".jsonl", ".md", ".csv", ".srt", ".vtt", ".ass", ".nfo", ".xml", ".yaml", ".yml", ".npz",
@@ -29,6 +31,7 @@ BESIDE = PICTURES | {".txt", ".json", ".jsonl", ".md", ".csv", ".srt", ".vtt", "
 VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".f4v", ".mpg", ".mpeg", ".m2v", ".mpe",
           ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".gif", ".apng", ".rm", ".rmvb", ".divx", ".dv",
           ".y4m", ".nut", ".ivf", ".h264", ".264", ".hevc", ".h265", ".265", ".av1", ".obu", ".wtv"}
+ASPECTS = (1 / 8, 8.0)  # of pixels; what a file states beyond these is no aspect of anything filmed
 SEEK_BEYOND = 3.0  # seconds between wanted frames from which jumping to a keyframe is tried
 
 
@@ -81,13 +84,19 @@ class VideoFile:
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         self._marks: list[int] = []  # presentation times in units of the stream; empty if the packets have none
-        self._aspect = 1.0  # of a pixel
+        self.aspect = 1.0  # of a pixel
+        self.colours = ToRGB()
 
     @property
     def stamp(self) -> str:
         return str(self.path.stat().st_size)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """The container, to be closed by the caller.
+
+        Raises:
+            VideoError: no video that can be decoded here.
+        """
         import av
 
         try:
@@ -98,12 +107,18 @@ class VideoFile:
             container.close()
             raise VideoError("has no picture stream")
         stream = container.streams.video[0]
+        if stream.codec_context is None:  # PyAV has no decoder for it, and crashes when asked for one
+            container.close()
+            raise VideoError("is encoded in a way that this FFmpeg cannot decode")
         stream.thread_type = "AUTO"
-        self._aspect = float(stream.sample_aspect_ratio or 1)
+        self.colours.transfer = int(getattr(stream.codec_context, "color_trc", 0) or 0)
+        self.aspect = float(stream.sample_aspect_ratio or 1)
+        if not ASPECTS[0] <= self.aspect <= ASPECTS[1]:
+            self.aspect = 1.0
         return container
 
     def times(self, check: Callable[[], None]) -> list[float]:
-        with self._open() as container:
+        with self.open() as container:
             stream = container.streams.video[0]
             marks, whole = set(), True
             try:
@@ -125,8 +140,8 @@ class VideoFile:
         return [float(i / rate) for i in range(count)]
 
     def _decoded(self, check: Callable[[], None]) -> Iterator[Any]:
-        """All frames in order; a damaged end is an end."""
-        with self._open() as container:
+        """All frames in order, broken ones too; a damaged end is an end."""
+        with self.open() as container:
             try:
                 for frame in container.decode(container.streams.video[0]):
                     check()
@@ -137,13 +152,16 @@ class VideoFile:
     def read(self, numbers: Sequence[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
         if not self._marks:
             wanted = set(numbers)
-            return {i: self._finish(frame, height, width) for i, frame in enumerate(self._decoded(check)) if i in wanted}
+            return {i: self._finish(frame, height, width) for i, frame in enumerate(self._decoded(check))
+                    if i in wanted and not frame.is_corrupt}
         out = self._read_seeking(sorted(set(numbers)), height, width, check)
         missing = {self._marks[n]: n for n in numbers if n not in out}
-        if missing:  # damaged, or a container that cannot seek to a place before the frame
+        if missing:
+            # Damaged; or a container that cannot seek to a place before the frame; or a keyframe that needs what was said
+            # before it, as where parameter sets change on the way. From the start on, what can be whole is whole.
             last = max(missing)
             for frame in self._decoded(check):
-                if frame.pts in missing:
+                if frame.pts in missing and not frame.is_corrupt:
                     out[missing[frame.pts]] = self._finish(frame, height, width)
                 if frame.pts is not None and frame.pts >= last:
                     break
@@ -152,7 +170,7 @@ class VideoFile:
     def _read_seeking(self, numbers: list[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
         """Frames in ascending order, those of them that are found by going on or by jumping to a keyframe before."""
         out = {}
-        with self._open() as container:
+        with self.open() as container:
             stream = container.streams.video[0]
             frames, position = container.decode(stream), self._marks[0]
             for number in numbers:
@@ -166,7 +184,7 @@ class VideoFile:
                         if frame.pts is None or frame.pts < mark:
                             continue
                         position = frame.pts
-                        if frame.pts == mark:
+                        if frame.pts == mark and not frame.is_corrupt:
                             out[number] = self._finish(frame, height, width)
                         break
                 except (OSError, ValueError):  # damaged here, or it cannot seek
@@ -174,9 +192,9 @@ class VideoFile:
         return out
 
     def _finish(self, frame: Any, height: int, width: int) -> Tensor:
-        picture = frame.to_ndarray(format="rgb24")
+        picture = self.colours(frame)
         turns = round((getattr(frame, "rotation", 0) or 0) / 90)  # counter-clockwise; older PyAV does not tell
-        aspect = 1 / self._aspect if turns % 2 else self._aspect
+        aspect = 1 / self.aspect if turns % 2 else self.aspect
         return crop_to(to_tensor(np.rot90(picture, turns)), height, width, aspect)
 
 

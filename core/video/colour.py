@@ -1,0 +1,119 @@
+"""Decoded frames -> RGB as a player shows them: the matrix, range and transfer that the file states, or that players assume.
+
+FFmpeg's own scaler does the conversion. Older PyAV hands it neither matrix nor range, so it is asked through a filter graph.
+HDR transfers are undone here and tone-mapped, as FFmpeg's scaler leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import av.filter
+import numpy as np
+
+# H.273's numbers for matrix coefficients -> names of FFmpeg's scaler. 0 is RGB, 2 unspecified, 10 constant luminance, which the
+# scaler reads as 9.
+MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+PQ, HLG = 16, 18  # H.273's numbers for transfer characteristics
+TRANSFERS = {PQ: "PQ", HLG: "HLG"}
+LIMITED, FULL = 1, 2
+HD_WIDTH, HD_HEIGHT = 1280, 576  # an untagged picture from this width on, or higher than this, is taken as BT.709
+
+REFERENCE_WHITE = 203.0  # cd/m2, ITU-R BT.2408
+PEAK = 1000.0  # cd/m2 of the display that HLG is shown on, BT.2100
+KNEE = 0.8  # of reference white: what is darker keeps its linear light, what is brighter is pressed under 1
+WIDE_TO_SRGB = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+WIDE_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)  # BT.2020
+
+
+def matrix_of(frame: Any) -> str | None:
+    """FFmpeg's name of the matrix of a frame that is not RGB; None for RGB and grey ones."""
+    if frame.format.is_rgb or len(frame.format.components) < 3:
+        return None
+    stated = MATRICES.get(int(frame.colorspace))
+    return stated or ("bt709" if frame.width >= HD_WIDTH or frame.height > HD_HEIGHT else "smpte170m")
+
+
+class ToRGB:
+    """Converts the frames of one stream. `hdr` names the HDR transfers that were met; `transfer` is the stream's, H.273's number,
+    for frames do not tell theirs in every PyAV."""
+
+    def __init__(self) -> None:
+        self.transfer = 0
+        self.hdr: set[str] = set()
+        self._graphs: dict[tuple, Any] = {}
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """A frame as (H, W, 3) uint8, not turned, pixels as the file has them; transparent parts over black."""
+        transfer = int(getattr(frame, "color_trc", 0) or 0)
+        transfer = transfer if transfer in TRANSFERS else self.transfer
+        if transfer in TRANSFERS and matrix_of(frame):
+            self.hdr.add(TRANSFERS[transfer])
+            return tone_mapped(self._scaled(frame, "rgb48le"), transfer)
+        return self._scaled(frame, "rgb24")
+
+    def _scaled(self, frame: Any, to: str) -> np.ndarray:
+        matrix = matrix_of(frame)
+        full = int(frame.color_range) == FULL or frame.format.name.startswith("yuvj")
+        key = (frame.format.name, frame.width, frame.height, matrix, full, to)
+        if key not in self._graphs:
+            if len(self._graphs) > 8:  # a file whose frames change all the time
+                self._graphs.clear()
+            self._graphs[key] = _graph(frame, matrix, full, to)
+        graph = self._graphs[key]
+        graph.push(frame)
+        return graph.pull().to_ndarray()
+
+
+def _graph(frame: Any, matrix: str | None, full: bool, to: str) -> Any:
+    graph = av.filter.Graph()
+    options = "out_range=full:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
+    if matrix is not None:
+        options += f":in_color_matrix={matrix}"
+    if not frame.format.is_rgb:
+        options += f":in_range={'full' if full else 'limited'}"
+    nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or 1),
+             # The scaler refuses primaries and transfers that it does not know; it has nothing to do with them here.
+             graph.add("setparams", "color_primaries=bt709:color_trc=bt709"), graph.add("scale", options),
+             graph.add("format", f"pix_fmts={to}"), graph.add("buffersink")]
+    for one, other in zip(nodes, nodes[1:], strict=False):
+        one.link_to(other)
+    graph.configure()
+    return graph
+
+
+@cache
+def _light(transfer: int) -> np.ndarray:
+    """Linear light of each of 65536 signal values: of PQ in parts of reference white, of HLG of the scene in [0, 1]."""
+    signal = np.linspace(0.0, 1.0, 65536)
+    if transfer == PQ:  # BT.2100, table 4
+        m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+        root = signal ** (1 / m2)
+        return (10000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1) / REFERENCE_WHITE).astype(np.float32)
+    a = 0.17883277  # BT.2100, table 5
+    b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
+
+
+def tone_mapped(picture: np.ndarray, transfer: int) -> np.ndarray:
+    """An HDR picture for an ordinary screen.
+
+    Up to 0.8 of reference white (BT.2408) light keeps its amount; above, an exponential shoulder presses it under 1.
+
+    Args:
+        picture: (H, W, 3) uint16, BT.2020 primaries.
+        transfer: PQ or HLG.
+
+    Returns:
+        (H, W, 3) uint8, sRGB.
+    """
+    light = _light(transfer)[picture]
+    if transfer == HLG:  # scene light -> light of a screen (BT.2100's OOTF, gamma 1.2)
+        luma = light @ WIDE_LUMA
+        light = light * (PEAK / REFERENCE_WHITE * np.maximum(luma, 1e-6) ** 0.2)[..., None]
+    light = np.maximum(light @ WIDE_TO_SRGB.T, 0)
+    room = 1 - KNEE
+    light = np.where(light > KNEE, KNEE + room * (1 - np.exp(-np.maximum(light - KNEE, 0) / room)), light)
+    signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-9) ** (1 / 2.4) - 0.055)
+    return (signal * 255).round().clip(0, 255).astype(np.uint8)
