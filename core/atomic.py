@@ -76,6 +76,23 @@ def _reason(error: Exception) -> str | None:
 
 
 @contextmanager
+def scratch(path: Path, remedy: str = ROOM) -> Iterator[Path]:
+    """A name beside a file for what is needed only while the file is made; removed at the end of the block.
+
+    Raises:
+        WriteError: see `write_errors`.
+    """
+    partial = _beside(path)
+    _writing.add(partial.name)
+    try:
+        with write_errors(path, remedy):
+            yield partial
+    finally:
+        remove(partial)
+        _writing.discard(partial.name)
+
+
+@contextmanager
 def replacing(path: Path, *, sync: bool = False, remedy: str = ROOM) -> Iterator[Path]:
     """Write a file, or a folder, under another name; it takes the target's place when the block ends without an error.
 
@@ -91,19 +108,13 @@ def replacing(path: Path, *, sync: bool = False, remedy: str = ROOM) -> Iterator
     Raises:
         WriteError: see `write_errors`.
     """
-    partial = _beside(path)
-    _writing.add(partial.name)
-    try:
-        with write_errors(path, remedy):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            if sync:
-                with partial.open("r+b") as file:
-                    os.fsync(file.fileno())
-            _replace(partial, path)
-    finally:
-        remove(partial)
-        _writing.discard(partial.name)
+    with scratch(path, remedy) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if sync:
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
+        _replace(partial, path)
 
 
 def _replace(partial: Path, path: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -23,47 +21,21 @@ from ..core.flow.given import parse_flow, parse_tracks
 from ..core.video.source import Clip, FrameBatch, find_clips
 from ..host.data import dataset as building
 from ..host.data import flow as flows
+from ..host.outputs import SETS, input_folder, new_folder, shown
+from ..host.outputs import dataset as dataset_of
 from ..host.report import Steps, warn
 from .schema import advanced, check_choice, schema
 
 FlowType = io.Custom("FLOW")
 TracksType = io.Custom("TRACKS")
-SETS = "framepainter_datasets"
 flows.register()
 
 
-def _output() -> Path:
-    return Path(folder_paths.get_output_directory()).resolve()
-
-
-def new_folder(name: str) -> Path:
-    """The folder of a dataset to write.
-
-    Raises:
-        ValueError: the name would leave the folder of all datasets, or no system could write it.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")) or ".." in name:
-        raise ValueError(f"name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter or "
-                         "digit.")
-    place = (_output() / SETS / name).resolve()
-    if not place.is_relative_to(_output()):  # a link may lead out
-        raise ValueError(f"name is '{name}', which leads out of the output folder '{_output()}'. Choose another name.")
-    return place
-
-
-def old_folder(name: str) -> Path:
-    """The folder of a dataset to read: whole, or relative to the output folder or to that of all datasets.
-
-    Raises:
-        ValueError: it is not under the output folder, or not there.
-    """
-    given = name.strip()
-    for base in (_output(), _output() / SETS):
-        place = (base / given).resolve()
-        if given and place.is_relative_to(_output()) and (place / "dataset.json").is_file():
-            return place
-    raise ValueError(f"dataset is '{name}', which is no finished dataset under the output folder '{_output()}'. "
-                     "Connect the dataset output of a dataset node, or run the node that makes it to its end.")
+def _new_set(name: str) -> Path:
+    """The folder of a dataset to write. Raises ValueError."""
+    if ".." in name:
+        raise ValueError(f"name is {shown(name)}; leave out the '..'.")
+    return new_folder(SETS, name, "name")
 
 
 def video_folder(name: str) -> Path:
@@ -72,10 +44,10 @@ def video_folder(name: str) -> Path:
     Raises:
         ValueError: it is not there.
     """
-    place = Path(folder_paths.get_input_directory(), name.strip())
-    if not place.is_dir():
-        raise ValueError(f"videos is '{name}', and there is no folder '{place}'. Give the folder's whole path, or its "
-                         "name under ComfyUI's input folder.")
+    place = input_folder(name)
+    if place is None:
+        raise ValueError(f"videos is {shown(name)}, and there is no folder of that name. Give the folder's whole path, or its name under "
+                         "ComfyUI's input folder.")
     return place
 
 
@@ -142,8 +114,8 @@ class BuildDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, videos: str = "", **_):
         """New or changed videos make the node run again."""
-        place = Path(folder_paths.get_input_directory(), (videos or "").strip())
-        if not (videos or "").strip() or not place.is_dir():
+        place = input_folder(videos or "")
+        if not (videos or "").strip() or place is None:
             return str(videos)
         state = hashlib.sha256()
         for path in sorted(place.rglob("*")):
@@ -161,7 +133,7 @@ class BuildDataset(io.ComfyNode):
         check_choice("holes", holes, HOLES)
         if fps <= 0:
             raise ValueError(f"fps is {fps:g}; give the pictures a second, above 0.")
-        folder = new_folder(name)
+        folder = _new_set(name)
         settings = pairs.PairSettings(width, height, min_seconds, max_seconds, min_motion, max_motion, static_camera,
                                       pairs=pairs_per_video, drags=drag_points, holes=holes, seed=seed).checked()
         clips = _clips(videos, images, fps, flow is not None or tracks is not None)
@@ -259,7 +231,7 @@ class ProceduralDataset(io.ComfyNode):
         if min_sprites > max_sprites:
             raise ValueError(f"min_sprites is {min_sprites}, more than max_sprites, {max_sprites}. Raise "
                              "max_sprites.")
-        folder = new_folder(name)
+        folder = _new_set(name)
         settings = ProceduralSettings(
             count, width, height, sprites=(min_sprites, max_sprites), shift=(round(max_shift * 0.2 / 0.55, 6), max_shift),
             turn=turn, growth=growth, texture=texture, background=background, drags=drag_points, holes=holes, seed=seed)
@@ -294,14 +266,14 @@ class DatasetPreview(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str = "", **_):
         try:
-            stamp = (old_folder(dataset) / "dataset.json").stat()
+            stamp = (dataset_of(dataset) / "dataset.json").stat()
         except (OSError, ValueError):
             return dataset
         return [dataset, stamp.st_mtime_ns, stamp.st_size]
 
     @classmethod
     def execute(cls, dataset: str, first: int, count: int) -> io.NodeOutput:
-        index = ShardIndex(old_folder(dataset), False, mm.throw_exception_if_processing_interrupted)  # only what is shown is read
+        index = ShardIndex(dataset_of(dataset), False, mm.throw_exception_if_processing_interrupted)  # only what is shown is read
         if not 0 <= first < len(index):
             raise ValueError(f"first is {first}, the dataset has {len(index)} pairs, numbered from 0. Lower it.")
         steps = Steps(count)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..core.atomic import PARTIAL, WriteError
 from ..core.edm import SIGMA_MAX, karras_sigmas
 from ..core.inversion import condition, sarp
 from ..core.inversion.normality import CRITICAL_5_PERCENT, anderson_darling
@@ -16,6 +12,7 @@ from ..core.inversion.plot import describe, normality_picture
 from ..core.inversion.trajectory import TrajectoryError, load, save
 from ..host.conditioning import MicroConds, check_latent, source_conditioning
 from ..host.inversion import edm as host
+from ..host.outputs import new_file, output, saved_names, saved_path
 from .schema import TrajectoryType, advanced, check_choice, schema
 
 LIMITS = {"mirror inward": "inward", "clamp (released)": "clamp"}
@@ -172,7 +169,7 @@ class InvertEDM(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, steps: int, sigmas=None, resumable: bool = False) -> io.NodeOutput:
         sigmas = torch.tensor(karras_sigmas(steps)) if sigmas is None else sigmas
-        folder = Path(folder_paths.get_output_directory(), FOLDER) if resumable else None
+        folder = output() / FOLDER if resumable else None
         found = host.invert(model, positive, latent, sigmas, folder)
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
@@ -196,13 +193,7 @@ class SaveTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory, filename_prefix: str) -> io.NodeOutput:
-        try:
-            folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
-                                                                           folder_paths.get_output_directory())
-        except OSError as error:
-            raise WriteError(f"the folder of '{filename_prefix}' cannot be made: {error}. Choose one that may be written to."
-                             ) from error
-        path = save(Path(folder, f"{name}_{counter:05}_.safetensors"), trajectory)
+        path = save(new_file(filename_prefix, ".safetensors"), trajectory)
         return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
 
 
@@ -213,7 +204,7 @@ class LoadTrajectory(io.ComfyNode):
             node_id="FramePainterLoadTrajectory",
             display_name="Load Trajectory",
             description="Reads an inversion that Save Trajectory wrote.",
-            inputs=[io.Combo.Input("file", options=saved_names(),
+            inputs=[io.Combo.Input("file", options=saved_names(FOLDER),
                                    tooltip="From the folder trajectories under output or input.")],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as Invert EDM gives it."),
@@ -225,46 +216,18 @@ class LoadTrajectory(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str):
         try:
-            found = saved_path(file).stat()
+            found = saved_path(file, FOLDER).stat()
         except (FileNotFoundError, ValueError):
             return file
         return file, found.st_mtime_ns, found.st_size
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        found = load(saved_path(file))
+        found = load(saved_path(file, FOLDER))
         if found.reached < found.steps:
             raise TrajectoryError(f"'{file}' has {found.reached} of {found.steps} steps; it is what an "
                                   "interrupted inversion left. Run Invert EDM again with 'resumable' on, and save the result.")
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
-
-
-def saved_folders(under: str = FOLDER) -> list[Path]:
-    return [Path(root, under) for root in (folder_paths.get_output_directory(), folder_paths.get_input_directory())]
-
-
-def saved_names(under: str = FOLDER) -> list[str]:
-    """Files of a folder under output and input that can be loaded, those of the output folder first."""
-    found = [str(p.relative_to(folder).as_posix()) for folder in saved_folders(under) if folder.is_dir()
-             for p in sorted(folder.rglob("*.safetensors")) if PARTIAL not in p.name]
-    return list(dict.fromkeys(found))
-
-
-def saved_path(name: str, under: str = FOLDER) -> Path:
-    """The file of that name.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the name leads out of the folders.
-    """
-    for folder in saved_folders(under):
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise ValueError(f"'{name}' lies outside of the folder {folder}. Choose a file from the list.")
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"'{name}' is in none of the folders {', '.join(map(str, saved_folders(under)))}. Put "
-                            "the file into one of them, press R to refresh the list, and choose it again.")
 
 
 class NormalityReadOut(io.ComfyNode):

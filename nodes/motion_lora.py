@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import folder_paths
 from comfy_api.latest import io
 
 from ..core.training.motion_lora.presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
+from ..host.outputs import new_file, output
 from ..host.training import motion_lora
 from ..host.training.motion_lora import MotionInputs
 from ..host.weights import folders
@@ -85,7 +84,7 @@ class TrainMotionLora(io.ComfyNode):
                           height=height or None, dropout=dropout, numbers=numbers, save_every=save_every,
                           precision=None if precision == PRESET else precision, preview_every=preview_every)
         made = motion_lora.train(MotionInputs(model, clip_vision, vae, frames), settings,
-                                 Path(folder_paths.get_output_directory()).resolve() / RUNS, strength)
+                                 output() / RUNS, strength)
         return io.NodeOutput(*made)
 
 
@@ -136,16 +135,14 @@ class SaveMotionLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora, filename_prefix: str, form: str, model=None) -> io.NodeOutput:
         check_choice("form", form, FORMS)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
-        stem = Path(folder) / f"{name}_{counter:05d}_"
         if form == FORMS[0]:
-            path = stem.with_suffix(".safetensors")
+            path = new_file(filename_prefix, ".safetensors")
             write(path, lora)
         else:
             if model is None:
                 raise ValueError("the authors' form lists the layers of a network without names. Connect the model that "
                                  "the LoRA was trained on to 'model'.")
-            path = stem.with_name(f"{stem.name}unet.pt")
+            path = new_file(filename_prefix, "unet.pt")
             save_published(path, lora, model)
         return io.NodeOutput(ui={"text": [f"{path} ({path.stat().st_size / 1e6:.1f} MB)"]})
 

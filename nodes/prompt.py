@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -18,6 +17,7 @@ from ..core.inversion.null_text import NullTextSettings
 from ..core.inversion.trajectory import TrajectoryError
 from ..core.training.one_shot.presets import PRECISIONS
 from ..host.inversion import ddim
+from ..host.outputs import output
 from ..host.sampling.edit_run import BRANCHES, Settings
 from ..host.sampling.video_p2p import prompt_attention
 from ..host.sampling.word_map import read_maps
@@ -117,7 +117,7 @@ class NullText(io.ComfyNode):
 
 
 def _folder(resumable: bool) -> Path | None:
-    return Path(folder_paths.get_output_directory(), FOLDER) if resumable else None
+    return output() / FOLDER if resumable else None
 
 
 class PromptEdit(io.ComfyNode):

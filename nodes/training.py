@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
 from ..core.training.framepainter.presets import MATCHING, PRECISIONS, PRESETS, PURPOSE, SIGNALS, WHAT, choose
+from ..host import outputs
 from ..host.training.framepainter import train
 from .schema import FramePainterType, advanced, check_choice, schema
 
@@ -96,7 +93,7 @@ class TrainFramePainter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dataset: str = "", **_):
         try:
-            stamp = (dataset_folder(dataset) / "dataset.json").stat()
+            stamp = (outputs.dataset(dataset) / "dataset.json").stat()
         except (OSError, ValueError):
             return dataset
         return [dataset, stamp.st_mtime_ns, stamp.st_size]
@@ -121,37 +118,9 @@ class TrainFramePainter(io.ComfyNode):
             matching_weight=given(matching_weight, -1.0), ema=given(ema, -1.0), accumulate=given(accumulate, 0),
             precision=given(precision, PRESET), checkpointing=SWITCH[checkpointing], save_every=save_every,
             preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
-        made = train(model, framepainter, clip_vision, vae, dataset_folder(dataset), run_folder(run_name), settings)
+        made = train(model, framepainter, clip_vision, vae, outputs.dataset(dataset),
+                     outputs.new_folder(RUNS, run_name, "run_name"), settings)
         return io.NodeOutput(made.model, made.weights, made.curve, made.previews, made.report)
-
-
-def _output() -> Path:
-    return Path(folder_paths.get_output_directory()).resolve()
-
-
-def dataset_folder(dataset: str) -> Path:
-    """The folder of a dataset, given whole or relative to the output folder.
-
-    Raises:
-        ValueError: it is not there, or lies elsewhere.
-    """
-    place = (_output() / dataset.strip()).resolve()
-    if not dataset.strip() or not place.is_relative_to(_output()) or not (place / "dataset.json").is_file():
-        raise ValueError(f"dataset is '{dataset}', which is no dataset under the output folder '{_output()}'. Connect "
-                         "the dataset output of a dataset node, or give a folder that holds a dataset.json.")
-    return place
-
-
-def run_folder(name: str) -> Path:
-    """The folder of a run.
-
-    Raises:
-        ValueError: the name would leave the folder of all runs, or no system could write it.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,79}", name) or name.endswith((".", " ")):
-        raise ValueError(f"run_name is '{name}'; use up to 80 letters, digits, _, - and dots, beginning with a letter "
-                         "or digit.")
-    return _output() / RUNS / name
 
 
 NODES = [TrainFramePainter]

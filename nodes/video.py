@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import InputImpl, io
 
 from ..core.training.motion_lora.presets import MotionSettings
@@ -15,6 +14,7 @@ from ..core.video.drift import table as drift_table
 from ..core.video.source import VideoError
 from ..host import report
 from ..host.attention.injection_run import Settings
+from ..host.outputs import output
 from ..host.video import propagate
 from .injection import PRESETS
 from .schema import advanced, check_choice, schema
@@ -235,7 +235,7 @@ class PropagateEdit(io.ComfyNode):
             matching=matching != "off", carry=carry, colour_match=colour_match, anchor=anchor, skip_interval=skip_interval,
             motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
             motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
-        folder = Path(folder_paths.get_output_directory()).resolve() / JOBS
+        folder = output() / JOBS
         job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder, report.log.info)
         result = job.run()
         text = "\n".join([plan.describe(), *result.stages, "", drift_table(result.drift)])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..core.inversion.trajectory import TrajectoryError
@@ -13,10 +10,10 @@ from ..core.training.one_shot.presets import PRECISIONS, PRESETS, choose
 from ..host.attention.inflated import Settings, inflate
 from ..host.conditioning import check_latent
 from ..host.inversion.ddim import text_of
+from ..host.outputs import new_file, output, saved_names, saved_path
 from ..host.training.one_shot import OneShotInputs
 from ..host.training.tune_on_video import tune
 from ..host.weights import tuned_video
-from .inversion import saved_names, saved_path
 from .schema import TunedVideoType, advanced, check_choice, schema
 
 RUNS, FOLDER = "framepainter_tuning", "tuned_videos"  # under output; the second also under input
@@ -118,7 +115,7 @@ class TuneOnVideo(io.ComfyNode):
         if len(frames) < 2:
             raise TrajectoryError("'latent' has one frame; a video needs at least two. Connect VAE Encode of all frames.")
         inputs = OneShotInputs(model, text_of(positive, "positive"), frames)
-        made = tune(inputs, settings, Path(folder_paths.get_output_directory()).resolve() / RUNS,
+        made = tune(inputs, settings, output() / RUNS,
                     Settings(window=window, streamed=streamed))
         return io.NodeOutput(*made)
 
@@ -152,8 +149,7 @@ class SaveTunedVideo(io.ComfyNode):
     def execute(cls, tuned, filename_prefix: str, form: str, rank: int, precision: str, model=None) -> io.NodeOutput:
         check_choice("form", form, (FULL, LOW_RANK))
         check_choice("precision", precision, tuned_video.DTYPES)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
-        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        path = new_file(filename_prefix, ".safetensors")
         path, error = tuned_video.save(path, tuned, precision, rank if form == LOW_RANK else 0, model)
         lost = f"; {error:.1%} of what tuning changed is lost" if form == LOW_RANK else ""
         return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB{lost})"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import folder_paths
 import torch
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
+from ..host.outputs import new_file
 from ..host.weights import folders, loading, saving, text_to_image
 from .schema import FramePainterType, advanced, check_choice, schema
 
@@ -104,14 +103,12 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
     def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None,
                 form: str = FORMS[0]) -> io.NodeOutput:
         check_choice("form", form, FORMS)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix,
-                                                                       folder_paths.get_output_directory())
         metadata = {}
         if not args.disable_metadata:
             if cls.hidden.prompt is not None:
                 metadata["prompt"] = json.dumps(cls.hidden.prompt)
             metadata |= {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
-        path = Path(folder, f"{name}_{counter:05}_.safetensors")
+        path = new_file(filename_prefix, ".safetensors")
         if form == FORMS[0]:
             written = [saving.save(path, model, framepainter, clip_vision, vae, metadata)]
         else:

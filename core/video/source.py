@@ -287,7 +287,8 @@ def find_clips(folder: Path, fps: float) -> list[Clip]:
         names = sorted((f for f in files if not f.startswith(".")), key=natural)
         videos = [f for f in names if Path(f).suffix.lower() not in BESIDE]
         clips += [VideoFile(here / f, (here / f).relative_to(folder).as_posix()) for f in videos]
-        if not any(Path(f).suffix.lower() in VIDEOS for f in videos) and sum(Path(f).suffix.lower() in PICTURES for f in names) >= 2:
+        endings = [Path(f).suffix.lower() for f in names]
+        if VIDEOS.isdisjoint(endings) and sum(ending in PICTURES for ending in endings) >= 2:
             relative = here.relative_to(folder).as_posix()
             clips.append(PictureFolder(here, folder.name if relative == "." else relative, fps))
     if not clips:

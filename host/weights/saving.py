@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.sd
+import torch
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 
@@ -33,6 +34,25 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
         WriteError: it cannot be written.
     """
     clip_vision, vae = (None if part is None or isinstance(part, Absent) else part for part in (clip_vision, vae))
+    parts = [vae.first_stage_model] if vae is not None else []
+    parts += [clip_vision.model] if clip_vision is not None else []
+    with atomic.replacing(path) as partial:
+        _check_room(path, model, weights, parts)
+        _write(partial, model, weights, clip_vision, vae, metadata)
+    return path
+
+
+def _check_room(path: Path, model: ModelPatcher, weights: FramePainterWeights, parts: list[torch.nn.Module]) -> None:
+    """Refuse what cannot fit before it is written."""
+    parts = [model.model.diffusion_model, weights.matching.model, weights.encoder.model, *parts]
+    need, free = sum(mm.module_size(part) for part in parts), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise WeightsError(f"'{path}' needs {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free. "
+                           "Make room or choose another output folder.")
+
+
+def _write(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vision: Any, vae: Any,
+           metadata: dict[str, str]) -> None:
     unet = model.model.diffusion_model
     norm = diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(unet.state_dict()))[0]
     metadata = {
@@ -43,24 +63,11 @@ def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vis
     }
     extra = {framepainter.MATCHING + n: t for n, t in weights.matching.model.state_dict().items()}
     extra |= {framepainter.ENCODER + n: t for n, t in weights.encoder.model.state_dict().items()}
-    parts = [unet, weights.matching.model, weights.encoder.model]
-    parts += [vae.first_stage_model] if vae is not None else []
-    parts += [clip_vision.model] if clip_vision is not None else []
-    need = sum(mm.module_size(part) for part in parts)
-    with atomic.write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if need > free:
-        raise WeightsError(f"'{path}' needs {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free. "
-                           "Make room or choose another output folder.")
-    with atomic.replacing(path) as partial:
-        comfy.sd.save_checkpoint(str(partial), model, vae=vae, clip_vision=clip_vision, metadata=metadata,
-                                 extra_keys=extra)
-    return path
+    comfy.sd.save_checkpoint(str(path), model, vae=vae, clip_vision=clip_vision, metadata=metadata, extra_keys=extra)
 
 
 def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, metadata: dict[str, str]) -> tuple[Path, Path]:
-    """Write the two files of the authors' form: the UNet with diffusers' names, and the control encoder.
+    """Write the two files of the authors' form: the UNet with diffusers' names, and the control encoder. Both appear or none.
 
     Args:
         path: `<name>.safetensors`; the files are `<name>_unet.safetensors` and `<name>_encoder.safetensors`.
@@ -69,21 +76,20 @@ def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, met
     Raises:
         WeightsError, WriteError: see `save`.
     """
-    # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
-    whole = save(path.with_name(path.stem + ".whole.safetensors"), model, weights, None, None, metadata)
-    try:
+    stem = path.stem.rstrip("_")
+    files = {part: path.with_name(f"{stem}_{part}.safetensors") for part in ("unet", "encoder")}
+    with (atomic.replacing(files["unet"]) as unet_file, atomic.replacing(files["encoder"]) as encoder_file,
+          atomic.scratch(path) as whole):
+        _check_room(path, model, weights, [])
+        # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
+        _write(whole, model, weights, None, None, metadata)
         header = read_header(whole)
         unet = under(header, framepainter.UNET)
         names = framepainter.join_diffusers_unet(unet, under(header, framepainter.MATCHING))
         contents = {
-            "unet": {new: framepainter.UNET + old if old in unet else old for old, new in names.items()},
-            "encoder": under(header, framepainter.ENCODER),
+            unet_file: {new: framepainter.UNET + old if old in unet else old for old, new in names.items()},
+            encoder_file: under(header, framepainter.ENCODER),
         }
-        files = {part: path.with_name(f"{path.stem.rstrip('_')}_{part}.safetensors") for part in contents}
-        for part, wanted in contents.items():
-            tensors = read_tensors(whole, wanted)
-            with atomic.replacing(files[part]) as partial:
-                save_file(tensors, str(partial), metadata=header.metadata)
-    finally:
-        whole.unlink(missing_ok=True)
+        for partial, wanted in contents.items():
+            save_file(read_tensors(whole, wanted), str(partial), metadata=header.metadata)
     return files["unet"], files["encoder"]

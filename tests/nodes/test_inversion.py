@@ -115,7 +115,7 @@ def test_a_trajectory_goes_through_a_file(nodes, source, folders):
 def test_saved_trajectories_are_listed(pack, nodes, source, folders):
     nodes("SaveTrajectory", trajectory=source[2][1], filename_prefix="trajectories/clip")
     (folders / "output" / "trajectories" / "abc.partial.safetensors").write_text("")
-    assert pack("nodes.inversion").saved_names() == ["clip_00001_.safetensors"]
+    assert pack("host.outputs").saved_names("trajectories") == ["clip_00001_.safetensors"]
 
 
 def test_saving_where_one_may_not(nodes, source, folders):

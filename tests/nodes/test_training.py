@@ -207,7 +207,7 @@ def test_progress_shows_the_curve(pack, loaded, dataset, output, monkeypatch):
 
 @pytest.mark.parametrize("changes, message", [
     ({"dataset": "nowhere"}, "FramePainter Train: dataset is 'nowhere'.*Connect the dataset output"),
-    ({"dataset": "../.."}, "dataset is '../..', which is no dataset under the output folder"),
+    ({"dataset": "../.."}, "dataset is '../..', which is no finished dataset under the output folder"),
     ({"dataset": ""}, "dataset is ''"),
     ({"run_name": "../run"}, "run_name is '../run'; use up to 80 letters"),
     ({"run_name": "a/b"}, "run_name is 'a/b'"),
@@ -241,3 +241,30 @@ def test_everything_is_explained(pack):
     assert all(o.tooltip for o in schema.outputs)
     for widget in schema.inputs:
         assert widget.tooltip and f"`{widget.id}`" in page, widget.id
+
+
+@pytest.mark.parametrize("where", ["state", "log", "cache"])
+def test_a_full_disk_is_named_with_node_and_path(pack, loaded, dataset, output, monkeypatch, where):
+    """And what was there before it stays: the run goes on when there is room."""
+    def full(tensors, name, *_, **__):
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    whole = weights(*train(pack, loaded, dataset, "whole", steps=3)[:2])
+    module = pack({"state": "core.training.state", "cache": "core.training.framepainter.cache"}.get(where, "core.training.state"))
+    name = {"state": "state-000003", "cache": r"cache-\w+/000000.safetensors", "log": "stats.jsonl"}[where]
+    if where != "cache":
+        train(pack, loaded, dataset, steps=2)
+    else:
+        for path in output.rglob("cache-*/*"):
+            path.unlink()
+    with monkeypatch.context() as patched:
+        if where == "log":
+            patched.setattr(pack("core.atomic").os, "replace", lambda *_: full(None, output / "half"))
+        else:
+            patched.setattr(module, "save_file", full)
+        with pytest.raises(ValueError, match=f"^FramePainter Train: '.*{name}' could not be written: No space left on device. "
+                                             ".*(make|Make) room"):
+            train(pack, loaded, dataset, steps=3)
+    assert not list(output.rglob("*.partial"))
+    assert equal(weights(*train(pack, loaded, dataset, steps=3)[:2]), whole)

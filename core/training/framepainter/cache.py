@@ -145,7 +145,9 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
                 save_file(tensors, str(partial))
         elif report is not None:
             report(rows[-1] + 1, count)
-    atomic.write_text(place / "cache.json", json.dumps({"format": 1, "examples": count, "size": list(size)}))
+    summary, text = place / "cache.json", json.dumps({"format": 1, "examples": count, "size": list(size)})
+    if not summary.is_file() or summary.read_text(encoding="utf-8", errors="replace") != text:  # the place may be read-only
+        atomic.write_text(summary, text)
     return place
 
 
