@@ -182,6 +182,30 @@ def test_bad_files_are_named(text_to_image, pack, tmp_path):
         text_to_image.load(cut)
 
 
+# ---- how it was trained ----------------------------------------------------------------------------------------------
+
+
+def test_a_captions_vectors_share_nothing_but_their_own_word(tool, captions):
+    recipe = tool("making.small_text_model")
+    words = recipe.vocabulary(captions)
+    rows, generator = {word: i for i, word in enumerate(words)}, torch.Generator().manual_seed(0)
+    subjects = captions.draw_subjects(400, generator)
+    texts = recipe.draw_texts(captions, rows, subjects, generator)
+    there = texts.place > 0
+    kept = texts.single.gather(2, texts.place[..., None])[..., 0]
+    for b in range(400):
+        said = captions.words(subjects, b)
+        assert {words[i] for i in kept[b, there[b]].tolist()} <= {*said, *(recipe.SAME.get(w, w) for w in said)}
+        ground = [words[i] for i in kept[b, there[b] & ~texts.of_shape[b]].tolist()]
+        assert ground in ([], [captions.GROUNDS[subjects.ground[b]]])
+    assert 0.85 < float(there.any(1).float().mean()) < 0.95  # a tenth has no words
+    # Elsewhere in the vectors' captions stands the shape's true colour no more often than by chance, which is an eighth.
+    colours = [torch.tensor([w == name for w in words])[texts.base[:, :8]].any(1) for name in captions.SUBJECTS]
+    named = torch.stack(colours, 1)[torch.arange(400), subjects.colour]
+    by_chance = float(torch.stack(colours, 1).float().mean())
+    assert float(named.float().mean()) < 1.6 * by_chance
+
+
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
