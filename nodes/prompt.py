@@ -40,7 +40,6 @@ class InvertDDIM(io.ComfyNode):
             description="Runs a video backwards through a text-to-image model to the noise that it could have been made from "
                         "(Video-P2P). Sample the latent with added noise turned off and the same sigmas.",
             search_aliases=["inversion", "unsample", "DDIM inversion", "video-p2p"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.x model from Video Text Model."),
                 io.Conditioning.Input("positive", tooltip="The source prompt: source of Prompt Edit, or CLIP Text Encode."),
@@ -79,7 +78,6 @@ class NullText(io.ComfyNode):
             description="Finds for each step an embedding of the empty prompt with which guided sampling gives the source video "
                         "back (Video-P2P's null-text optimisation). Slow, and not needed with the stored trajectory.",
             search_aliases=["null-text inversion", "video-p2p"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the video was inverted with."),
                 TrajectoryType.Input("trajectory", tooltip="Of the video, from Invert DDIM."),
@@ -181,7 +179,6 @@ class PromptAttention(io.ComfyNode):
             description="Lets a video be sampled with its edited prompt: words that stay look where they look in the source, so "
                         "that the scene and its motion stay, too (Video-P2P).",
             search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "local blend"],
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the video was inverted with."),
                 EditPlanType.Input("plan", tooltip="From Prompt Edit."),

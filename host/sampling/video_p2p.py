@@ -144,6 +144,10 @@ def check_run(plan: Plan, shape: Sequence[int], sigmas: list[float], conds: dict
     if len(sigmas) < 2 or any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
         raise TrajectoryError(f"{NODE}: the sampler runs {describe(sigmas)}, which do not fall from each to the next. Connect the "
                               "SIGMAS of Invert DDIM.")
+    others = sorted(set(conds) - {"positive", "negative"})
+    if others:
+        raise TrajectoryError(f"{NODE}: the sampler's guider has the conditioning {', '.join(others)} besides positive and "
+                              "negative. Connect CFG Guider, or use SamplerCustom.")
     positive = conds.get("positive", [])
     if len(positive) != 1:
         raise TrajectoryError(f"{NODE}: the sampler's 'positive' holds {len(positive)} conditionings; an edited prompt needs "

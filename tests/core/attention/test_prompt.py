@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from framepainter_tests.live_memory import LiveMemory
 
 FRAMES, LENGTH, HEADS, WIDTH, TOKENS = 5, 6, 2, 8, 77
 
@@ -180,3 +181,38 @@ def test_steps(prompt):
     assert [s for s in range(50) if prompt.in_interval(s, 50, 0.5)] == list(range(25))
     assert [s for s in range(5) if prompt.in_interval(s, 5, (0.2, 0.65))] == [1, 2]
     assert prompt.first_blending_step(50, 0.2) == 10
+
+
+def test_memory_does_not_grow_with_the_frames(prompt, edit, monkeypatch):
+    """What is alive while some frames are worked on, results aside, is the same for 8 frames and for 64."""
+    made, _ = edit
+    by_parts, chunk = prompt.by_parts, 4 * 2 * LENGTH
+
+    def peak(frames: int, work) -> int:
+        memory = LiveMemory()
+
+        def counted(count, size, part, dim):
+            def inside(which):
+                with memory.inside():
+                    return part(which)
+
+            return by_parts(count, size, inside, dim)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prompt, "by_parts", counted)
+            with memory:
+                work(frames)
+        return memory.peak_inside
+
+    def cross(frames: int) -> None:
+        q = torch.zeros(3, frames, LENGTH, WIDTH)
+        text = torch.zeros(3, frames, TOKENS, WIDTH)
+        prompt.edited_cross_attention(q, text, text, 0, (1, 2), made, attention, chunk)
+
+    def maps(frames: int) -> None:
+        found = prompt.WordMaps([prompt.word_tokens([(1,), (2, 3)])], frames, 1)
+        found.add(0, lambda part: torch.zeros(part.stop - part.start, HEADS, LENGTH, TOKENS), (2, 3), chunk=chunk)
+
+    for work in (cross, maps):
+        sizes = [peak(frames, work) for frames in (8, 24, 64)]
+        assert 0 < max(sizes) <= 1.01 * sizes[0], work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -16,22 +17,40 @@ BRANCHES = {"conditional": "fast", "guided, with the optimised": "null-text", "g
 
 
 def edits_of(pack, case: Case) -> list:
-    """The edits of a case, said as a user says them."""
+    """The edits of a case, said as the editor of words says them."""
     align, words = pack("core.attention.align"), pack("core.attention.words")
     p = case.info["parameters"]
     source, *edited = (align.Prompt(text, tuple(ids), tuple(pieces))
                        for text, ids, pieces in zip(p["prompts"], p["tokens"], p["token_pieces"], strict=True))
-    kind, given = ("swap" if "replace" in p["edit"]["type"] else "refine"), p["edit"]
-    entries = []
-    if given["reweight"]:
-        entries = [f"{word} *{value}" for word, value in zip(given["reweight"]["words"], given["reweight"]["values"], strict=True)]
-    for word, share in given["cross_replace_steps"].items():
+    kind = "swap" if "replace" in p["edit"]["type"] else "refine"
+    return [words.edit_of(source, e, json.dumps(chips(p, source, e)), kind, as_released=True) for e in edited]
+
+
+def chips(p: dict, source, edited) -> dict:
+    """The state of the editor: weights and steps of the edited prompt's words, blend words of both prompts."""
+    out = {"version": 1, "source": [], "edited": []}
+
+    def mark(name: str, words, **what) -> None:
+        prompt = source if name == "source" else edited
+        for word in words if isinstance(words, list) else [words]:
+            found = [word] if isinstance(word, int) else [n for n, other in enumerate(prompt.words) if other == word]
+            out[name] += [{"at": n, "word": prompt.words[n], **what} for n in found]
+
+    if p["edit"]["reweight"]:
+        for word, value in zip(p["edit"]["reweight"]["words"], p["edit"]["reweight"]["values"], strict=True):
+            mark("edited", word, weight=value)
+    for word, share in intervals(p).items():
         if word != "default_":
-            first, end = share if isinstance(share, list) else (0.0, share)
-            entries.append(f"{word} {first}..{end}")
-    if p["local_blend"]:
-        entries += [f"@{word}" for word in {word for group in p["local_blend"]["words"] for word in group}]
-    return [words.edit_of(source, e, "\n".join(entries), kind, as_released=True) for e in edited]
+            mark("edited", word, steps=share if isinstance(share, list) else [0.0, share])
+    for kind, flag in (("words", "blend"), ("substruct_words", "away")):
+        for name, words in zip(("source", "edited"), (p["local_blend"] or {}).get(kind) or (), strict=False):
+            mark(name, words, **{flag: True})
+    return out
+
+
+def intervals(p: dict) -> dict:
+    given = p["edit"]["cross_replace_steps"]
+    return given if isinstance(given, dict) else {"default_": given}
 
 
 def model_for(pack, case: Case, chunk: int | None = None):
@@ -40,9 +59,9 @@ def model_for(pack, case: Case, chunk: int | None = None):
     p, t = case.info["parameters"], case.tensors
     branch = next(b for start, b in BRANCHES.items() if p["source_branch"].startswith(start))
     shares = [share if isinstance(share, int | float) else tuple(share)
-              for share in (p["edit"]["cross_replace_steps"]["default_"], p["edit"]["self_replace_steps"])]
+              for share in (intervals(p).get("default_", [0.0, 1.0]), p["edit"]["self_replace_steps"])]
     blend = p["local_blend"] or {}
-    settings = run.Settings(*shares, branch, bool(blend), blend.get("thresholds", [0.3])[0], start=blend.get("start_blend", 0.2))
+    settings = run.Settings(*shares, branch, bool(blend), *blend.get("thresholds", [0.3, 0.3]), blend.get("start_blend", 0.2))
     text = t["encoder_hidden_states"][:1]
     embeddings = null.NullText(list(t["null_embeddings"])) if "null_embeddings" in t else None
     model = text_model.inflated(pack, unet(pack, case), **({} if chunk is None else {"chunk": chunk}))

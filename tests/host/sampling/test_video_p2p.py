@@ -275,6 +275,19 @@ def test_runs_that_do_not_fit_are_refused(pack, patched, begin, change, message)
         sample(pack, patched(), **{"start": begin, **change})
 
 
+def test_other_guiders_are_refused_by_what_they_have(pack, patched, begin):
+    """Their order of conditionings is another one."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    guider = Guider_DualCFG(patched())
+    guider.set_conds(*([[text, {}]] for text in (EDITED, SOURCE, EMPTY)))
+    guider.set_cfg(5.0, 2.0)
+    with pytest.raises(ValueError, match="Prompt Attention: the sampler's guider has the conditioning middle"):
+        guider.sample(torch.zeros_like(begin), begin, comfy.samplers.ksampler("euler"),
+                      torch.tensor(pack("core.ddim").Schedule(STEPS).sigmas), disable_pbar=True, seed=0)
+
+
 def test_masks_that_do_not_fit_are_refused(pack, patched, begin):
     with pytest.raises(ValueError, match="Prompt Attention: 'blend_mask' has 2 masks, the video has 3 frames"):
         sample(pack, patched(mask=torch.zeros(2, 8, 8)), start=begin)
