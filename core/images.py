@@ -1,4 +1,4 @@
-"""Pixels in front of the image encoder, and sizes that the network accepts.
+"""Pictures and masks as other nodes give them, pixels in front of the image encoder, and sizes that the network accepts.
 
 Legend: B batch, H W pixels. Values in [0, 1] unless said otherwise.
 """
@@ -13,6 +13,80 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def as_pictures(images: Tensor, name: str, alpha: bool = False, mend: bool = True) -> tuple[Tensor, int]:
+    """A batch of pictures in the one form that the pack computes with.
+
+    Args:
+        images: (B, H, W, C) or (H, W, C) with 1 to 4 channels, or (1, B, H, W, C); floats in [0, 1], or uint8.
+        name: of the input, for messages.
+        alpha: keep a fourth channel.
+        mend: replace values that are not finite by 0, and refuse what is empty.
+
+    Returns:
+        (B, H, W, 3), or 4 with alpha, float32, and how many of its values were not finite and are 0 now. What is in this form
+        already comes back as it is.
+
+    Raises:
+        ValueError: another shape, or nothing in it.
+    """
+    shape = list(images.shape)
+    if images.ndim == 5 and len(images) == 1:
+        images = images[0]
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
+        raise ValueError(f"'{name}' is a tensor of shape {shape}; pictures are [batch, height, width, 3 channels]. Connect an IMAGE.")
+    if mend and 0 in images.shape:
+        raise ValueError(f"'{name}' holds no picture (shape {shape}). Connect one that is not empty.")
+    channels = images.shape[-1]
+    if channels < 3:  # grey, or grey and alpha
+        grey = images[..., :1].expand(*images.shape[:-1], 3)
+        images = torch.cat([grey, images[..., 1:]], -1) if channels == 2 else grey
+    images = images if alpha or channels < 4 else images[..., :3]
+    return _finite(_in_float32(images), mend)
+
+
+def as_masks(masks: Tensor, name: str, mend: bool = True) -> tuple[Tensor, int]:
+    """A batch of masks in the one form that the pack computes with.
+
+    Args:
+        masks: (B, H, W), (H, W), (B, 1, H, W) or (B, H, W, 1); floats in [0, 1], uint8 or bool.
+        name: of the input, for messages.
+        mend: replace values that are not finite by 0, and refuse what is empty.
+
+    Returns:
+        (B, H, W) float32, and how many of its values were not finite and are 0 now. What is in this form already comes back
+        as it is.
+
+    Raises:
+        ValueError: another shape, or nothing in it.
+    """
+    shape = list(masks.shape)
+    if masks.ndim == 4 and 1 in (masks.shape[1], masks.shape[-1]):
+        masks = masks.squeeze(1) if masks.shape[1] == 1 else masks.squeeze(-1)
+    masks = masks[None] if masks.ndim == 2 else masks
+    if masks.ndim != 3:
+        raise ValueError(f"'{name}' is a tensor of shape {shape}; masks are [batch, height, width]. Connect a MASK, or put Convert "
+                         "Image to Mask in between.")
+    if mend and 0 in masks.shape:
+        raise ValueError(f"'{name}' holds no mask (shape {shape}). Connect one that is not empty.")
+    return _finite(_in_float32(masks), mend)
+
+
+def _in_float32(values: Tensor) -> Tensor:
+    if values.dtype == torch.uint8:
+        return values.float() / 255
+    return values if values.dtype == torch.float32 else values.float()
+
+
+def _finite(values: Tensor, mend: bool) -> tuple[Tensor, int]:
+    """The values without NaN and infinities, looked at one picture at a time, and how many there were."""
+    if not mend:
+        return values, 0
+    bad = [i for i, picture in enumerate(values) if not torch.isfinite(picture.sum())]
+    count = sum(int((~torch.isfinite(values[i])).sum()) for i in bad)
+    return (torch.nan_to_num(values, 0.0, 0.0, 0.0), count) if count else (values, 0)
 
 
 def _blur_axis(x: Tensor, sigma: float, axis: int) -> Tensor:

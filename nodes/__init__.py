@@ -2,24 +2,24 @@
 
 from ..host.weights import folders
 from . import (
-         attention,
-         conditioning,
-         data,
-         evaluation,
-         injection,
-         inversion,
-         keeping,
-         motion_lora,
-         prompt,
-         sampling,
-         signals,
-         training,
-         video,
-         video_text,
-         weights,
+    attention,
+    conditioning,
+    data,
+    evaluation,
+    injection,
+    inversion,
+    keeping,
+    motion_lora,
+    prompt,
+    sampling,
+    signals,
+    training,
+    video,
+    video_text,
+    weights,
 )
-from .schema import named
+from .schema import guarded
 
 folders.register()
-NODES = [named(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
-                                   inversion, injection, motion_lora, video, video_text, prompt) for node in stage.NODES]
+NODES = [guarded(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
+                              inversion, injection, motion_lora, video, video_text, prompt) for node in stage.NODES]

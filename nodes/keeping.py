@@ -62,7 +62,6 @@ class DualClock(io.ComfyNode):
             raise ValueError(f"weak {weak} is above strong {strong}; the moved part would start with more noise than the "
                              "rest. Lower weak or raise strong.")
         count = len(latent["samples"])
-        mask = mask[None] if mask.ndim == 2 else mask
         if count < 2:
             raise ValueError(f"'latent' has {count} frame. Connect the latent of FramePainter Conditioning, which has two.")
         if len(clip) == 1:
@@ -125,7 +124,6 @@ class EditMask(io.ComfyNode):
                 mask: Tensor | None = None) -> io.NodeOutput:
         if signal is None and edited is None and mask is None:
             raise ValueError("nothing tells where the edit is. Connect 'signal', 'edited' or 'mask'.")
-        mask = mask[None] if mask is not None and mask.ndim == 2 else mask
         height, width = picture.shape[1:3]
         count = batch_size(picture=picture, edited=edited, compare=compare, mask=mask)
         out, steps = [], Steps(count)
@@ -191,7 +189,6 @@ class KeepUntouched(io.ComfyNode):
         check_choice("size_mismatch", size_mismatch, MISMATCHES)
         check_choice("feather_side", feather_side, SIDES)
         check_choice("colour_match", colour_match, MATCHES)
-        mask = mask[None] if mask.ndim == 2 else mask
         count = batch_size(original=original, edited=edited, mask=mask)
         height, width = original.shape[1:3]
         for name, (h, w), counts in (("edited", edited.shape[1:3], True), ("mask", mask.shape[1:3], float(mask.max()) > 0)):
@@ -226,7 +223,6 @@ class KeepLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent, vae, picture: Tensor, mask: Tensor) -> io.NodeOutput:
-        mask = mask[None] if mask.ndim == 2 else mask
         if float(mask.max()) == 0:
             raise ValueError("'mask' is empty, so nothing could be edited. Connect the mask of Edit "
                              "Mask, or draw one.")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..core.images import as_masks, as_pictures
 from ..host import report
 
 CATEGORY = "FramePainter"
@@ -28,18 +31,49 @@ def schema(**settings: Any) -> io.Schema:
     return io.Schema(category=CATEGORY, **{k: v for k, v in settings.items() if k in _KNOWN})
 
 
-def named(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """A node whose errors and warnings begin with its display name, wherever below it they arise."""
+# Inputs that make use of a fourth channel.
+ALPHA_COUNTS = {("FramePainterSketchSignal", "sketch"), ("FramePainterKeepUntouched", "original")}
+JUDGES = {"FramePainterEvaluate"}  # nodes that say themselves which pictures are empty or not finite
+
+
+def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """A node whose errors and warnings begin with its display name, wherever below it they arise, and whose pictures and masks
+    come in the one form that the pack computes with, whatever shape and type other nodes give them."""
     execute = node.execute.__func__
-    name = functools.cache(lambda: node.define_schema().display_name)  # not before it is needed: a schema lists folders
+    given = inspect.signature(execute)
+
+    @functools.cache
+    def described() -> io.Schema:  # not before it is needed: a schema lists folders
+        return node.define_schema()
 
     @functools.wraps(execute)
     def under_its_name(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
-        with report.named(name()):
-            return execute(cls, *args, **kwargs)
+        with report.named(described().display_name):
+            bound = given.bind(cls, *args, **kwargs)
+            for socket in described().inputs:
+                if socket.id in bound.arguments and isinstance(socket, (io.Image.Input, io.Mask.Input)):
+                    bound.arguments[socket.id] = _in_form(described().node_id, socket, bound.arguments[socket.id])
+            return execute(*bound.args, **bound.kwargs)
 
     node.execute = classmethod(under_its_name)
     return node
+
+
+def _in_form(node_id: str, socket: Any, value: Any) -> Any:
+    """A picture, a mask, or a list of them, in the pack's form. None, and what is no tensor, stay what they are."""
+    if isinstance(value, list):
+        return [_in_form(node_id, socket, v) for v in value]
+    if not isinstance(value, Tensor):
+        return value
+    mend = node_id not in JUDGES
+    if isinstance(socket, io.Mask.Input):
+        value, lost = as_masks(value, socket.id, mend)
+    else:
+        value, lost = as_pictures(value, socket.id, (node_id, socket.id) in ALPHA_COUNTS, mend)
+    if lost:
+        report.warn(f"'{socket.id}' has {lost} values that are not finite (NaN or infinite); they count as 0. The node that "
+                    "made it has failed there: look at its result with Preview Image.")
+    return value
 
 
 def advanced(widget: Any) -> Any:

@@ -79,7 +79,6 @@ class SketchSignal(io.ComfyNode):
             raise ValueError("background is 'picture', but no picture is connected. Connect the source "
                              "picture to 'picture', or choose 'auto'.")
         if mask is not None:
-            mask = mask[None] if mask.ndim == 2 else mask
             # Load Image gives a small black mask for a picture without transparency: no drawing, so any size will do.
             if float(mask.max()) == 0 and (sketch is not None or picture is not None or drawn.strokes):
                 mask = None
@@ -208,8 +207,6 @@ class CoarseEditSignal(io.ComfyNode):
         if edited is None and picture is None:
             raise ValueError("no picture is connected. Connect the source picture to 'picture' and move parts of it "
                              "in the editor, or connect a roughly edited picture to 'edited'.")
-        if uncovered is not None and uncovered.ndim == 2:
-            uncovered = uncovered[None]
         count = batch_size(edited=edited, picture=picture, uncovered=uncovered)
         height, width = (edited if picture is None else picture).shape[1:3]
         notes = list(moved.notes)

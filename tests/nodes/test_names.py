@@ -26,7 +26,7 @@ def node(pack):
             """What it does."""
             return do()
 
-    return pack("nodes.schema").named(Told)
+    return pack("nodes.schema").guarded(Told)
 
 
 def test_every_node_is_named(pack):
