@@ -58,18 +58,10 @@ def by_name(folder: Path, kind: str, skipped: list[str]) -> dict[str, Path]:
 
 def read(path: Path, mask: bool) -> Any:
     """A picture as (H, W, 3), or a mask's brightness as (H, W), in [0, 1]; turned as its EXIF says."""
-    import numpy as np
     import torch
-    from PIL import Image, ImageOps
+    from framepainter_pack.core.picture_file import read_picture  # open_pack gave the pack this name
 
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bit grey, which convert() would cut off at 255
-            pixels = np.asarray(image).astype(np.float32) / 65535
-            pixels = pixels if mask else np.repeat(pixels[..., None], 3, -1)
-        else:
-            pixels = np.asarray(image.convert("L" if mask else "RGB")).astype(np.float32) / 255
-    return torch.from_numpy(pixels)
+    return torch.from_numpy(read_picture(path, grey=mask))
 
 
 def read_pairs(folders: dict[str, dict[str, Path]], names: list[str], pair: Callable[..., Any],

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..picture_file import read_picture
 from .colour import ToRGB
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -225,8 +225,7 @@ class PictureFolder:
         for number in numbers:
             check()
             try:
-                with Image.open(self.paths[number]) as image:
-                    picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                picture = (read_picture(self.paths[number]) * 255).round().astype(np.uint8)
             except Exception:  # noqa: S112 - Pillow's decoders raise almost anything on damaged files; the frame is missing
                 continue
             out[number] = crop_to(to_tensor(picture), height, width)
