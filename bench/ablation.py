@@ -100,7 +100,8 @@ def train(load: Callable[[str], Any], folder: Path, name: str, seed: int, steps:
     if not branch:
         network.matching = None
     torch.manual_seed(seed)
-    network.encoder = load("core.training.framepainter.start").new_encoder(small_model.UNET["model_channels"], seed, small_model.ENCODER)
+    start = load("core.training.framepainter.start")
+    network.encoder = start.new_encoder(small_model.UNET["model_channels"], seed, small_model.ENCODER)
     network.requires_grad_(True)
     loss = objective.batch_loss(network, pairs, BATCH, objective.Objective(**settings))
     trainer = loop.Trainer(dict(network.named_parameters()), loop.TrainSettings(

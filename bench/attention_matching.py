@@ -76,7 +76,8 @@ def run(load, model, found, positive, negative, guided: float = 2.0) -> float:
 def measure(load, size: str, steps: int, folder: Path) -> list[dict]:
     import torch
 
-    matching, inversion, trajectory = load("host.attention.injection"), load("host.inversion.edm"), load("core.inversion.trajectory")
+    matching, inversion = load("host.attention.injection"), load("host.inversion.edm")
+    trajectory = load("core.inversion.trajectory")
     model, positive, negative, clip = network(load, size)
     sigmas = torch.tensor(load("core.edm").karras_sigmas(steps))
     found = inversion.invert(model, positive, {"samples": clip}, sigmas)

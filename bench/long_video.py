@@ -108,7 +108,8 @@ class Bench:
 
         self.load, self.folder = load, folder
         with torch.inference_mode():
-            loaded = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
+            small = ROOT / "models" / "framepainter_small_base.safetensors"
+            loaded = load("host.weights.loading").load(small, None, None, torch.float32)
         self.models = load("host.video.propagate").Models(loaded.model, loaded.clip_vision, loaded.vae)
         self.plan = load("core.video.clips").plan(FRAMES, 7.0, 4)
 

@@ -111,7 +111,8 @@ def effect(load, options) -> dict:
     motion_node, trainer, presets = (load(f"{m}") for m in ("host.training.motion_lora", "host.training.motion_lora",
                                                             "core.training.motion_lora.presets"))
     with torch.inference_mode():
-        loaded = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None, torch.float32)
+        small = ROOT / "models" / "framepainter_small_base.safetensors"
+        loaded = load("host.weights.loading").load(small, None, None, torch.float32)
 
     def generate(model, first, seed: int):
         edit = load("host.conditioning").edit_conditioning(loaded.clip_vision, loaded.vae, first, small_model.SIDE,

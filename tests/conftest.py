@@ -47,7 +47,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # begun: what it starts has no business
 
 @pytest.fixture(scope="session")
 def pack():
-    """Import a module of the pack by its path: pack("host.loading")."""
+    """Import a module of the pack by its path: pack("host.weights.loading")."""
     return _load
 
 

@@ -122,7 +122,8 @@ def _test(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
     # Half of the suite waits for a browser, a disk or a single core: two files at a time. Files given by name run in this
     # process, where a debugger works.
     single = any((setup.repo / argument.split("::")[0]).exists() for argument in rest)
-    command = overlay_command(host, overlay, ["--import-mode=importlib", f"--confcutdir={setup.repo / 'tests'}", *([] if single else WORKERS), *rest])
+    arguments = ["--import-mode=importlib", f"--confcutdir={setup.repo / 'tests'}", *([] if single else WORKERS), *rest]
+    command = overlay_command(host, overlay, arguments)
     code = _run(command, setup.repo, environ)
     if code == PYTEST_NO_TESTS:
         _say("No test was run: that counts as a failure.")

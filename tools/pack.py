@@ -34,7 +34,7 @@ def open_pack(host: Path, cpu: bool = False):
         cpu: keep everything on the CPU though there may be a GPU.
 
     Returns:
-        A function that imports a module of the pack by its path, such as "host.loading".
+        A function that imports a module of the pack by its path, such as "host.weights.loading".
     """
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
     if str(host) not in sys.path:

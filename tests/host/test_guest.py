@@ -10,16 +10,31 @@ from framepainter_tests.golden import relative
 from framepainter_tests.networks import Edit, rounding, sample
 
 
+@pytest.fixture(scope="module")
+def network(pack):
+    return pack("host.network")
+
+
+@pytest.fixture(scope="module")
+def guidance(pack):
+    return pack("host.sampling.guidance")
+
+
+@pytest.fixture(scope="module")
+def control(pack):
+    return pack("host.signals.control")
+
+
 @pytest.fixture
 def patches(pack):
     return pack("host.attention.matching")
 
 
 @pytest.fixture
-def full(pack, patches, edit: Edit, strokes):
+def full(guidance, control, patches, edit: Edit, strokes):
     """Matching, control and guidance, all on."""
-    model = pack("host.signals.control").apply_control(edit.loaded.model, edit.loaded.weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
-    return pack("host.sampling.guidance").set_guidance(model, "inverse square")
+    model = control.apply_control(edit.loaded.model, edit.loaded.weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
+    return guidance.set_guidance(model, "inverse square")
 
 
 @pytest.fixture
@@ -27,12 +42,12 @@ def plain(patches, edit: Edit):
     return patches.attach_matching(edit.loaded.model, None, "off", 1.0)
 
 
-def test_strength_zero_is_the_unpatched_model(pack, patches, edit, strokes, plain):
+def test_strength_zero_is_the_unpatched_model(guidance, control, patches, edit, strokes, plain):
     before = sample(plain, edit)
     weights = edit.loaded.weights
     nothing = patches.attach_matching(plain, weights.matching, "release", 0.0)
-    nothing = pack("host.signals.control").apply_control(nothing, weights.encoder, strokes, 0.0, 0.0, 1.0, "release")
-    assert torch.equal(sample(pack("host.sampling.guidance").set_guidance(nothing, "constant"), edit), before)
+    nothing = control.apply_control(nothing, weights.encoder, strokes, 0.0, 0.0, 1.0, "release")
+    assert torch.equal(sample(guidance.set_guidance(nothing, "constant"), edit), before)
     assert torch.equal(sample(patches.attach_matching(plain, None, "cross-frame", 0.0), edit), before)
 
 
@@ -59,8 +74,8 @@ def test_nothing_stays_on_the_module_after_unloading(pack, patches, edit, full):
     sample(full, edit)
     mm.unload_all_models()
     # The host puts the original method back as an attribute of the module, so look whose it is.
-    left = [n for n, m in full.model.diffusion_model.named_modules() if isinstance(m.forward, pack("host.attention.blocks")._Marked)]
-    assert left == []
+    marked = pack("host.attention.blocks")._Marked
+    assert not [n for n, m in full.model.diffusion_model.named_modules() if isinstance(m.forward, marked)]
 
 
 def test_attaching_again_replaces(patches, edit):
@@ -80,11 +95,11 @@ def test_each_semantics_is_its_own(patches, edit, plain):
 
 
 @pytest.mark.parametrize("semantics", ["release", "cross-frame"])
-def test_together_or_one_after_another(pack, patches, edit, strokes, monkeypatch, semantics):
+def test_together_or_one_after_another(control, patches, edit, strokes, monkeypatch, semantics):
     """Conditional and unconditional rows batched in one pass, or split for want of memory: the same result."""
     weights = edit.loaded.weights
     model = patches.attach_matching(edit.loaded.model, weights.matching, semantics, 1.0)
-    model = pack("host.signals.control").apply_control(model, weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
+    model = control.apply_control(model, weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
     groups = []
 
     def spy(apply_model, args):
@@ -101,7 +116,7 @@ def test_together_or_one_after_another(pack, patches, edit, strokes, monkeypatch
     assert relative(apart, together) < 4 * rounding(model, edit) < 1e-3  # other shapes of products round otherwise
 
 
-def test_stacks_with_a_core_lora(pack, patches, edit, full, plain):
+def test_stacks_with_a_core_lora(guidance, patches, edit, full, plain):
     path = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
     weight = plain.model.diffusion_model.state_dict()[path]
     generator = torch.Generator().manual_seed(3)
@@ -113,7 +128,7 @@ def test_stacks_with_a_core_lora(pack, patches, edit, full, plain):
     late = comfy.sd.load_lora_for_models(full, None, lora, 1.0, 0.0)[0]
     with_lora = sample(late, edit)
     assert relative(with_lora, without) > 1e-4
-    early = pack("host.sampling.guidance").set_guidance(early, "inverse square")
+    early = guidance.set_guidance(early, "inverse square")
     early.model_options["transformer_options"]["patches"] = full.model_options["transformer_options"]["patches"]
     assert torch.equal(sample(early, edit), with_lora)
     assert torch.equal(sample(full, edit), without)
@@ -158,14 +173,14 @@ def test_core_attention_guidance_on_top(edit, full):
     assert torch.equal(sample(full, edit), before)
 
 
-def test_schedule_bounds(pack, patches, edit, strokes):
+def test_schedule_bounds(control, patches, edit, strokes):
     """Acting over the whole range is acting over both halves; outside its range a signal does not exist."""
     model, encoder = edit.loaded.model, edit.loaded.weights.encoder
 
     def run(*ranges):
         patched = model
         for start, end in ranges:
-            patched = pack("host.signals.control").apply_control(patched, encoder, strokes, 0.8, start, end, "release")
+            patched = control.apply_control(patched, encoder, strokes, 0.8, start, end, "release")
         return sample(patched, edit, steps=4)
 
     whole, none = run((0.0, 1.0)), sample(model, edit, steps=4)
@@ -176,7 +191,7 @@ def test_schedule_bounds(pack, patches, edit, strokes):
         run((0.5, 0.5))
 
 
-def test_control_rows(pack, patches, edit, strokes):
+def test_control_rows(control, patches, edit, strokes):
     """Unconditional rows stay; the paper's semantics leave frame 0 alone; the skip tensor is never written."""
     encoder = edit.loaded.weights.encoder
     mm.load_models_gpu([encoder])
@@ -185,21 +200,21 @@ def test_control_rows(pack, patches, edit, strokes):
     options = {"block": ("input", 3), "cond_or_uncond": [1, 0], "sigmas": torch.tensor([2.0]),
                "original_shape": [4, 8, 8, 12]}
     picture = strokes.movedim(-1, 1)
-    released = pack("host.signals.control").ControlPatch(encoder, picture, 3, 0.8, (0.0, 700.0)[::-1], False)(h, options)
-    paper = pack("host.signals.control").ControlPatch(encoder, picture, 3, 0.8, (700.0, 0.0), True)(h, options)
+    released = control.ControlPatch(encoder, picture, 3, 0.8, (0.0, 700.0)[::-1], False)(h, options)
+    paper = control.ControlPatch(encoder, picture, 3, 0.8, (700.0, 0.0), True)(h, options)
     assert torch.equal(h, kept)
     for out in (released, paper):
         assert torch.equal(out[:2], h[:2])
     assert torch.equal(paper[2], h[2]) and not torch.equal(released[2], h[2])
     assert torch.allclose(paper[3], released[3], atol=1e-6) and not torch.equal(paper[3], h[3])
-    swapped = pack("host.signals.control").ControlPatch(encoder, picture, 3, 0.8, (700.0, 0.0), False)(
+    swapped = control.ControlPatch(encoder, picture, 3, 0.8, (700.0, 0.0), False)(
         h.roll(2, 0), {**options, "cond_or_uncond": [0, 1]})
     assert torch.allclose(swapped.roll(2, 0), released, atol=1e-6)
 
 
-def test_a_longer_clip_follows_too(pack, patches, edit, strokes):
+def test_a_longer_clip_follows_too(control, patches, edit, strokes):
     """One drawing controls every later frame of a video model's clip."""
-    model = pack("host.signals.control").apply_control(edit.loaded.model, edit.loaded.weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
+    model = control.apply_control(edit.loaded.model, edit.loaded.weights.encoder, strokes, 0.8, 0.0, 1.0, "release")
     out = sample(model, edit, frames=5)
     assert out.shape[0] == 5 and torch.isfinite(out).all()
 
@@ -270,18 +285,18 @@ def test_a_copy_with_its_own_network_runs_that(pack, patches, edit, checkpoint, 
 
 
 @pytest.mark.parametrize("family", ["SD15", "SDXL"])
-def test_other_families_are_refused(pack, patches, edit, strokes, family):
+def test_other_families_are_refused(network, control, patches, edit, strokes, family):
     from framepainter_tests.image_models import image_model
 
     model, weights = image_model(family), edit.loaded.weights
     for attempt in (lambda: patches.attach_matching(model, weights.matching, "release", 1.0),
                     lambda: patches.attach_matching(model, None, "cross-frame", 1.0),
-                    lambda: pack("host.signals.control").apply_control(model, weights.encoder, strokes, 0.8, 0.0, 1.0, "release"),
-                    lambda: pack("host.network").svd_layout(model)):
-        with pytest.raises(pack("host.network").WrongModel, match=f"(BaseModel|{family}).*Stable Video Diffusion.*Load FramePainter"):
+                    lambda: control.apply_control(model, weights.encoder, strokes, 0.8, 0.0, 1.0, "release"),
+                    lambda: network.svd_layout(model)):
+        with pytest.raises(network.WrongModel, match=f"(BaseModel|{family}).*Stable Video Diffusion.*Load FramePainter"):
             attempt()
 
 
-def test_trained_weights_are_asked_for(pack, patches, edit, plain):
-    with pytest.raises(pack("host.network").WrongModel, match="'paper' needs the trained matching weights.*cross-frame"):
+def test_trained_weights_are_asked_for(network, patches, edit, plain):
+    with pytest.raises(network.WrongModel, match="'paper' needs the trained matching weights.*cross-frame"):
         patches.attach_matching(plain, None, "paper", 1.0)

@@ -1,8 +1,9 @@
 """Redraw the README's figures of the small models.
 
-    <ComfyUI's python> tools/making/figure.py --host COMFYUI                      docs/images/small_models.png: edits of held-out scenes
-    <ComfyUI's python> tools/making/figure.py --host COMFYUI --frames FRAME ...   docs/images/paint_and_propagate.png: "Edited frames" of
-                                                                           that example, beside its video and the truth
+    <ComfyUI's python> tools/making/figure.py --host COMFYUI
+        docs/images/small_models.png: edits of held-out scenes
+    <ComfyUI's python> tools/making/figure.py --host COMFYUI --frames FRAME ...
+        docs/images/paint_and_propagate.png: "Edited frames" of that example, beside its video and the truth
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: 
     import comfy.sample
     import torch
 
-    load("host.attention.matching")
     loaded = load("host.weights.loading").load(small_model.MODELS / f"framepainter_small_{signal}.safetensors", None, None, None)
     with torch.inference_mode():
         side = small_model.SIDE
@@ -40,8 +40,9 @@ def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: 
         if signal == "drag":
             model = load("host.signals.drag").apply_drag(loaded.model, signals["drag"][i:i + 1], STRENGTH, 0.0, 1.0)
         else:
-            control = (signals["control"][i:i + 1].float() / 255).movedim(1, -1)
-            model = load("host.signals.control").apply_control(loaded.model, loaded.weights.encoder, control, STRENGTH, 0.0, 1.0, "release")
+            picture = (signals["control"][i:i + 1].float() / 255).movedim(1, -1)
+            control = load("host.signals.control")
+            model = control.apply_control(loaded.model, loaded.weights.encoder, picture, STRENGTH, 0.0, 1.0, "release")
         model = load("host.sampling.guidance").set_guidance(model, "inverse square")
         empty = prepared.latent["samples"]
         latent = comfy.sample.sample(model, comfy.sample.prepare_noise(empty, i), STEPS, CFG, "euler", "karras",

@@ -334,7 +334,8 @@ def write(load: Callable[[str], Any], path: Path, folder: Path, unet: dict, matc
 
 def train_base(load: Callable[[str], Any], folder: Path) -> None:
     """An image-to-video model of its own, from nothing: equation 1 on all frames, no signal."""
-    objective, training, start = (load(m) for m in ("core.training.framepainter.objective", "host.training.network", "core.training.framepainter.start"))
+    objective, start = load("core.training.framepainter.objective"), load("core.training.framepainter.start")
+    training = load("host.training.network")
     clips = examples(load, folder, CLIPS, 1, None, FRAMES)
     network = training.TrainingNetwork(unet())
     loss = objective.batch_loss(network, clips, STAGES["base"].batch, objective.Objective(matching=None))

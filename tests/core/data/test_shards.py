@@ -20,13 +20,23 @@ COUNT, SIZE = 40, (32, 48)
 
 
 @pytest.fixture(scope="module")
+def procedural_pairs(pack):
+    return pack("core.data.procedural_pairs")
+
+
+@pytest.fixture(scope="module")
+def sample(pack):
+    return pack("core.data.sample")
+
+
+@pytest.fixture(scope="module")
 def shards(pack):
     return pack("core.data.shards")
 
 
 @pytest.fixture(scope="module")
-def settings(pack):
-    return pack("core.data.procedural_pairs").ProceduralSettings(count=COUNT, height=SIZE[0], width=SIZE[1], drags=3, seed=5)
+def settings(procedural_pairs):
+    return procedural_pairs.ProceduralSettings(count=COUNT, height=SIZE[0], width=SIZE[1], drags=3, seed=5)
 
 
 def build(pack, folder, settings, per_shard=16):
@@ -69,10 +79,10 @@ def test_random_access_is_streaming(shards, made):
         index[COUNT]
 
 
-def test_what_was_put_in_comes_out(pack, shards, made, settings):
+def test_what_was_put_in_comes_out(procedural_pairs, shards, made, settings):
     """Pictures to 8 bit, flow to half precision, drags and visibility exactly."""
     index = shards.ShardIndex(made)
-    exact = pack("core.data.procedural_pairs").procedural_samples(settings, 1)
+    exact = procedural_pairs.procedural_samples(settings, 1)
     settings_hash = json.loads((made / "dataset.json").read_text())["settings_hash"]
     for i, sample in enumerate(exact):
         read = index[16 + i]
@@ -161,14 +171,14 @@ def test_damaged_header(shards, copy):
     assert any("scene_000004 lacks sketch.png" in s for s in index.skipped)
 
 
-def test_nothing_left(pack, shards, copy, tmp_path):
+def test_nothing_left(sample, shards, copy, tmp_path):
     for shard in copy.glob("*.tar"):
         shard.write_bytes(b"no tar" * 500)
-    with pytest.raises(pack("core.data.sample").DatasetError, match="holds no usable sample.*Skipped: .*shard-000000.tar"):
+    with pytest.raises(sample.DatasetError, match="holds no usable sample.*Skipped: .*shard-000000.tar"):
         shards.ShardIndex(copy)
-    with pytest.raises(pack("core.data.sample").DatasetError, match="no usable sample"):
+    with pytest.raises(sample.DatasetError, match="no usable sample"):
         list(shards.read_samples(copy))
-    with pytest.raises(pack("core.data.sample").DatasetError, match="is no dataset"):
+    with pytest.raises(sample.DatasetError, match="is no dataset"):
         shards.ShardIndex(tmp_path)
 
 
@@ -190,9 +200,9 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are started by fork")
-def test_killed_runs_end_at_the_same_bytes(pack, tmp_path):
+def test_killed_runs_end_at_the_same_bytes(pack, procedural_pairs, tmp_path):
     """The command, killed after its first, third and sixth source; each time the next run goes on."""
-    settings = pack("core.data.procedural_pairs").ProceduralSettings(count=160, height=64, width=96, drags=3, seed=5)
+    settings = procedural_pairs.ProceduralSettings(count=160, height=64, width=96, drags=3, seed=5)
     build(pack, tmp_path / "whole", settings, per_shard=32)
     folder = tmp_path / "killed"
     arguments = ["procedural", str(folder), "--count", "160", "--width", "96", "--height", "64", "--drags", "3", "--seed", "5"]
@@ -269,23 +279,22 @@ def test_a_torn_journal_and_a_lost_tail(pack, shards, made, settings, copy):
     assert contents(copy) == contents(made)
 
 
-def test_finished_sources_are_not_made_again(pack, made, settings, copy, monkeypatch):
-    pairs = pack("core.data.procedural_pairs")
-    monkeypatch.setattr(pairs, "procedural_samples", lambda *_: pytest.fail("made again"))
+def test_finished_sources_are_not_made_again(pack, procedural_pairs, made, settings, copy, monkeypatch):
+    monkeypatch.setattr(procedural_pairs, "procedural_samples", lambda *_: pytest.fail("made again"))
     build(pack, copy, settings)
     assert contents(copy) == contents(made)
 
 
-def test_other_settings_are_refused(pack, shards, settings, copy):
-    other = pack("core.data.procedural_pairs").ProceduralSettings(**{**settings.__dict__, "seed": 6})
-    with pytest.raises(pack("core.data.sample").DatasetError, match="other settings .seed was 5, now it is 6.*Choose another name"):
+def test_other_settings_are_refused(pack, procedural_pairs, sample, shards, settings, copy):
+    other = procedural_pairs.ProceduralSettings(**{**settings.__dict__, "seed": 6})
+    with pytest.raises(sample.DatasetError, match="other settings .seed was 5, now it is 6.*Choose another name"):
         build(pack, copy, other)
     (copy / "journal.jsonl").unlink()
-    with pytest.raises(pack("core.data.sample").DatasetError, match="shards but no journal"):
+    with pytest.raises(sample.DatasetError, match="shards but no journal"):
         build(pack, copy, settings)
 
 
-def test_keys(pack, shards):
-    stem = pack("core.data.sample").key_stem("a/b c.d.mp4")
-    assert "." not in stem and stem != pack("core.data.sample").key_stem("b c.d.mp4") and stem.startswith("b-c-d-")
-    assert pack("core.data.sample").key_stem("日本.mp4").startswith("clip-")
+def test_keys(sample, shards):
+    stem = sample.key_stem("a/b c.d.mp4")
+    assert "." not in stem and stem != sample.key_stem("b c.d.mp4") and stem.startswith("b-c-d-")
+    assert sample.key_stem("日本.mp4").startswith("clip-")

@@ -10,6 +10,21 @@ import torch
 
 
 @pytest.fixture(scope="module")
+def raft(pack):
+    return pack("core.flow.raft")
+
+
+@pytest.fixture(scope="module")
+def weight_free(pack):
+    return pack("core.flow.weight_free")
+
+
+@pytest.fixture(scope="module")
+def given(pack):
+    return pack("core.flow.given")
+
+
+@pytest.fixture(scope="module")
 def flow(pack):
     return pack("core.flow.consistency")
 
@@ -30,9 +45,9 @@ def scenes(pack, data):
 
 
 @pytest.fixture(scope="module")
-def estimated(pack, flow, scenes):
+def estimated(weight_free, flow, scenes):
     frames, _, _ = scenes
-    return pack("core.flow.weight_free").weight_free_flow(frames[:, 1], frames[:, 0]), pack("core.flow.weight_free").weight_free_flow(frames[:, 0], frames[:, 1])
+    return weight_free.weight_free_flow(frames[:, 1], frames[:, 0]), weight_free.weight_free_flow(frames[:, 0], frames[:, 1])
 
 
 def test_estimator_on_known_motion(scenes, estimated):
@@ -53,25 +68,25 @@ def test_consistency_finds_what_is_hidden(flow, scenes, estimated):
     assert (~visible)[~truth.visible].float().mean() > 0.85
 
 
-def test_estimator_on_whole_shifts(pack, flow):
+def test_estimator_on_whole_shifts(weight_free, flow):
     """Noise moved by whole pixels: exact where it is not at the border."""
     noise = torch.rand(1, 3, 56, 80, generator=torch.Generator().manual_seed(0))
     for dx, dy in ((5, -3), (-11, 8)):
-        found = pack("core.flow.weight_free").weight_free_flow(noise.roll((-dy, -dx), (2, 3)), noise)
+        found = weight_free.weight_free_flow(noise.roll((-dy, -dx), (2, 3)), noise)
         inner = found[..., 12:-12, 12:-12]
         assert (inner - torch.tensor([dx, dy])[:, None, None]).abs().max() < 0.2
 
 
-def test_nothing_moves(pack, flow):
+def test_nothing_moves(weight_free, flow):
     """No motion, with and without texture, gives none at all."""
     for picture in (torch.rand(1, 3, 40, 50), torch.full((1, 3, 40, 50), 0.3)):
-        assert pack("core.flow.weight_free").weight_free_flow(picture, picture).abs().max() == 0
+        assert weight_free.weight_free_flow(picture, picture).abs().max() == 0
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 200), (301, 37)])
-def test_odd_sizes(pack, flow, size):
+def test_odd_sizes(weight_free, flow, size):
     picture = torch.rand(2, 3, *size)
-    found = pack("core.flow.weight_free").weight_free_flow(picture, picture.flip(0))
+    found = weight_free.weight_free_flow(picture, picture.flip(0))
     assert found.shape == (2, 2, *size) and found.isfinite().all()
 
 
@@ -128,28 +143,28 @@ def raft_file(request, tmp_path_factory):
     return path, model.eval()
 
 
-def test_raft_is_told_by_its_shapes(pack, flow, raft_file):
+def test_raft_is_told_by_its_shapes(raft, flow, raft_file):
     """The same bits as torchvision's model, at a size that needs nothing done to it."""
     path, model = raft_file
-    loaded = pack("core.flow.raft").load_raft(path)
+    loaded = raft.load_raft(path)
     assert type(loaded) is type(model)
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 1, 3, 128, 136, generator=generator)
     with torch.no_grad():
-        assert torch.equal(pack("core.flow.raft").raft_flow(loaded, a, b), model(a * 2 - 1, b * 2 - 1)[-1])
-        assert pack("core.flow.raft").raft_flow(loaded, a[..., :50, :77], b[..., :50, :77]).shape == (1, 2, 50, 77)
+        assert torch.equal(raft.raft_flow(loaded, a, b), model(a * 2 - 1, b * 2 - 1)[-1])
+        assert raft.raft_flow(loaded, a[..., :50, :77], b[..., :50, :77]).shape == (1, 2, 50, 77)
 
 
-def test_raft_scales_lengths_with_size(pack, flow):
+def test_raft_scales_lengths_with_size(raft, flow):
     """A network that sees 10 pixels in an enlarged picture means fewer in the small one."""
     def network(a, b):
         return [torch.full((1, 2, *a.shape[-2:]), 10.0)]
 
     picture = torch.rand(1, 3, 64, 96)  # enlarged to 128 x 192
-    assert torch.allclose(pack("core.flow.raft").raft_flow(network, picture, picture), torch.full((1, 2, 64, 96), 5.0))
+    assert torch.allclose(raft.raft_flow(network, picture, picture), torch.full((1, 2, 64, 96), 5.0))
 
 
-def test_files_that_are_not_raft(pack, flow, tmp_path):
+def test_files_that_are_not_raft(raft, flow, tmp_path):
     class Evil:
         def __reduce__(self):
             return print, ("code ran",)
@@ -162,13 +177,13 @@ def test_files_that_are_not_raft(pack, flow, tmp_path):
                           ("other.pth", "not one of torchvision's RAFT"), ("evil.pth", "cannot be read as weights"),
                           ("text.safetensors", "cannot be read as weights")):
         with pytest.raises(flow.FlowError, match=message):
-            pack("core.flow.raft").load_raft(tmp_path / name)
+            raft.load_raft(tmp_path / name)
 
 
 # ---- what other nodes give -------------------------------------------------------------------------------------------
 
 
-def test_forms_of_tracks(pack, flow):
+def test_forms_of_tracks(given, flow):
     """ComfyUI's dict, one JSON string, a list of JSON strings and a tensor say the same."""
     path = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]], [[9.0, 10.0], [11.0, 12.0]]])  # T, N, 2
     points = [[{"x": float(x), "y": float(y)} for x, y in track] for track in path.movedim(1, 0)]
@@ -177,46 +192,46 @@ def test_forms_of_tracks(pack, flow):
              json.dumps(points), [json.dumps(track) for track in points], points,
              json.dumps([[[p["x"], p["y"]] for p in track] for track in points])]
     for form in forms:
-        tracks = pack("core.flow.given").parse_tracks(form)
+        tracks = given.parse_tracks(form)
         assert torch.equal(tracks.path, path) and tracks.visible.all() and tracks.visible.shape == (3, 2)
-    assert torch.equal(pack("core.flow.given").parse_tracks({"track_path": path, "track_visibility": seen}).visible, seen)
-    assert torch.equal(pack("core.flow.given").parse_tracks({"track_path": path, "track_visibility": seen[:, :1]}).visible,
+    assert torch.equal(given.parse_tracks({"track_path": path, "track_visibility": seen}).visible, seen)
+    assert torch.equal(given.parse_tracks({"track_path": path, "track_visibility": seen[:, :1]}).visible,
                        seen[:, :1].expand(3, 2))
     points[0][1] = None
     points[1][2] = {"x": None, "y": None}
-    assert pack("core.flow.given").parse_tracks(json.dumps(points)).visible.tolist() == [[True, True], [False, True], [True, False]]
-    one = pack("core.flow.given").parse_tracks(json.dumps(points[1]))
+    assert given.parse_tracks(json.dumps(points)).visible.tolist() == [[True, True], [False, True], [True, False]]
+    one = given.parse_tracks(json.dumps(points[1]))
     assert one.path.shape == (3, 1, 2)
 
 
 @pytest.mark.parametrize("value", ["", "nonsense", "[]", "{}", "3", [["a"]], {"points": []}, torch.zeros(3, 4), None,
                                    '[[{"x": 1}]]', '[[[1, 2]], [[1, 2], [3, 4]]]', torch.zeros(3, 0, 2)])
-def test_wrong_tracks(pack, flow, value):
+def test_wrong_tracks(given, flow, value):
     with pytest.raises(flow.FlowError, match="track|expected"):
-        pack("core.flow.given").parse_tracks(value)
+        given.parse_tracks(value)
 
 
-def test_flow_around_points(pack, flow):
+def test_flow_around_points(given, flow):
     """Discs around the target points, each with its point's motion; the nearer point wins; outside nothing."""
     target, source = torch.tensor([[10.0, 10.0], [16.0, 10.0]]), torch.tensor([[13.0, 8.0], [10.0, 10.0]])
-    found, visible = pack("core.flow.given").flow_from_points(target, source, 24, 32, 4.0)
+    found, visible = given.flow_from_points(target, source, 24, 32, 4.0)
     y, x = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
     first, second = ((x - cx).hypot(y - cy) for cx, cy in target)
     assert torch.equal(visible[0], torch.minimum(first, second) <= 4)
     assert torch.equal(found[0][:, (first < second) & (first <= 4)].unique(dim=1), torch.tensor([[3.0], [-2.0]]))
     assert torch.equal(found[0][:, (second < first) & (second <= 4)].unique(dim=1), torch.tensor([[-6.0], [0.0]]))
     assert found[0][:, ~visible[0]].abs().max() == 0
-    away, hidden = pack("core.flow.given").flow_from_points(target[:1], torch.tensor([[-50.0, 0.0]]), 24, 32, 4.0)
+    away, hidden = given.flow_from_points(target[:1], torch.tensor([[-50.0, 0.0]]), 24, 32, 4.0)
     assert not hidden.any() and away.abs().max() == 60
-    assert not pack("core.flow.given").flow_from_points(target[:0], source[:0], 24, 32, 4.0)[1].any()
+    assert not given.flow_from_points(target[:0], source[:0], 24, 32, 4.0)[1].any()
 
 
-def test_forms_of_flow(pack, flow):
+def test_forms_of_flow(given, flow):
     fields = torch.rand(3, 10, 12, 2)
     expected = fields.movedim(-1, 1)
     for form in (fields, expected, list(fields[:, None]), tuple(expected)):
-        assert torch.equal(pack("core.flow.given").parse_flow(form, 4), expected)
+        assert torch.equal(given.parse_flow(form, 4), expected)
     for wrong, message in ((fields, "3 fields for 5 frames; expected 4"), ("x", "type str"), (fields[0], "shape"),
                            (torch.rand(3, 10, 12, 3), "shape")):
         with pytest.raises(flow.FlowError, match=message):
-            pack("core.flow.given").parse_flow(wrong, 5)
+            given.parse_flow(wrong, 5)

@@ -100,13 +100,14 @@ def test_stopped_and_gone_on_with(cache, pairs, tmp_path):
 
 
 def test_the_key_covers_what_it_depends_on(pack, cache, tmp_path):
+    digest = pack("core.digest").digest
     weights = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
-    key = pack("core.digest").digest("data", (16, 24), weights)
-    assert key == pack("core.digest").digest("data", (16, 24), dict(reversed(weights.items()))) and len(key) == 16
-    others = [pack("core.digest").digest("other", (16, 24), weights), pack("core.digest").digest("data", (24, 16), weights),
-              pack("core.digest").digest("data", (16, 24), {**weights, "b": torch.ones(1).half()}),
-              pack("core.digest").digest("data", (16, 24), {**weights, "a": torch.zeros(3, 2)}),
-              pack("core.digest").digest("data", (16, 24), {"a": weights["a"], "c": weights["b"]})]
+    key = digest("data", (16, 24), weights)
+    assert key == digest("data", (16, 24), dict(reversed(weights.items()))) and len(key) == 16
+    others = [digest("other", (16, 24), weights), digest("data", (24, 16), weights),
+              digest("data", (16, 24), {**weights, "b": torch.ones(1).half()}),
+              digest("data", (16, 24), {**weights, "a": torch.zeros(3, 2)}),
+              digest("data", (16, 24), {"a": weights["a"], "c": weights["b"]})]
     assert len({key, *others}) == 6
     (tmp_path / "dataset.json").write_text("{}")
     (tmp_path / "shard-000000.tar").write_bytes(b"one")

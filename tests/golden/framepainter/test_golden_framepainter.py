@@ -182,7 +182,8 @@ def unet_forward(case: Case, pack, load_case) -> None:
         stored.widths = loaded.weights.encoder.model.widths
         encoder = comfy.model_patcher.ModelPatcher(stored, torch.device("cpu"), torch.device("cpu"))
         picture = torch.ones(1, 8 * x.shape[-2], 8 * x.shape[-1], 3)
-        controlled = pack("host.signals.control").apply_control(loaded.model, encoder, picture, run["control_scale"], 0.0, 1.0, "release")
+        control = pack("host.signals.control")
+        controlled = control.apply_control(loaded.model, encoder, picture, run["control_scale"], 0.0, 1.0, "release")
         plain = patches.attach_matching(loaded.model, None, "off", 1.0)
         for step in range(len(run["sigmas"])):
             seen = []

@@ -65,7 +65,7 @@ def source_positive(pack, case: Case) -> list:
 
 def given_trajectory(pack, model, case: Case):
     """The trajectory that a case brings along, as Invert EDM would have given it."""
-    _inversion, trajectory = pack("host.inversion.edm"), pack("core.inversion.trajectory")
+    trajectory = pack("core.inversion.trajectory")
     t = case.tensors
     sigmas = schedule(model, case.info["parameters"]["steps"])
     reached = t["inverted_latents"] * (sigmas[0] ** 2 + 1).sqrt()
@@ -272,7 +272,7 @@ def _first_outputs(seen: list):
 
 
 def attention_matched_sampling(case: Case, pack, build) -> None:
-    matching = pack("host.attention.injection")
+    matching, injection_run = pack("host.attention.injection"), pack("host.attention.injection_run")
     model, t, p = build(case), case.tensors, case.info["parameters"]
     trajectory = given_trajectory(pack, model, case)
     edit = model
@@ -281,7 +281,7 @@ def attention_matched_sampling(case: Case, pack, build) -> None:
     settings = [(name[-1], p[name]) for name in p if name.startswith("setting_")] or [("a", p)]
     for letter, s in settings:
         for branches in ("one after another", "together") if letter == settings[0][0] else ("one after another",):
-            chosen = pack("host.attention.injection_run").Settings(tuple(s["mask_thr"]), tuple(s["temporal_step_thr"]), branches=branches)
+            chosen = injection_run.Settings(tuple(s["mask_thr"]), tuple(s["temporal_step_thr"]), branches=branches)
             matched = matching.match_attention(edit, trajectory, chosen)
             seen, masks = [], {}
             if "mask_layer" in p:
@@ -365,12 +365,12 @@ def with_lora(pack, model, case: Case, scale: float):
 
 
 def attention_matched_sampling_off(case: Case, pack, build) -> None:
-    matching = pack("host.attention.injection")
+    matching, injection_run = pack("host.attention.injection"), pack("host.attention.injection_run")
     model, p = build(case), case.info["parameters"]
     trajectory = given_trajectory(pack, model, case)
     compare_run(sample_matched(pack, model, case), case, "plain")
     for name, spatial, temporal in (("plain", False, False), ("temporal_only", False, True), ("spatial_only", True, False)):
-        settings = pack("host.attention.injection_run").Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), spatial=spatial, temporal=temporal)
+        settings = injection_run.Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), spatial=spatial, temporal=temporal)
         compare_run(sample_matched(pack, matching.match_attention(model, trajectory, settings), case), case, name)
 
 

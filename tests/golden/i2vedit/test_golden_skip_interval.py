@@ -99,7 +99,8 @@ def test_a_second_clip(pack, model, branches: str, case: Case):
 @each
 def test_training_of_a_second_clip(pack, model, case: Case):
     t, p, base = case.tensors, case.info["parameters"], model(case)
-    trainer, motion, presets = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective"), pack("core.training.motion_lora.presets")
+    trainer, motion = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective")
+    presets = pack("core.training.motion_lora.presets")
     past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
     network = trainer.make_network(base, presets.MotionSettings(rank=2, precision="fp32", dropout=0.0, checkpointing=True),
                                    watched=True)

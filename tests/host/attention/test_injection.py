@@ -16,6 +16,11 @@ FRAMES, STEPS, HEIGHT, WIDTH = 6, 4, 4, 6
 
 
 @pytest.fixture(scope="module")
+def injection_run(pack):
+    return pack("host.attention.injection_run")
+
+
+@pytest.fixture(scope="module")
 def inversion(pack):
     return pack("host.inversion.edm")
 
@@ -190,8 +195,8 @@ def test_wrong_inputs_are_named(inversion, model, edit, clip, sigmas):
 
 
 @pytest.fixture(scope="module")
-def settings(pack, matching):
-    return pack("host.attention.injection_run").Settings(branches="one after another", coarse_scale=2)
+def settings(injection_run, matching):
+    return injection_run.Settings(branches="one after another", coarse_scale=2)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +219,8 @@ def test_the_unpatched_model_keeps_its_bits(inversion, model, matched, found, ed
     assert [n for n, m in model.model.named_modules() if type(m.forward).__name__ in kinds] == []
 
 
-def test_matching_nothing_is_the_unpatched_model(pack, inversion, matching, model, found, edited):
-    off = matching.match_attention(model, found, pack("host.attention.injection_run").Settings(spatial=False, temporal=False))
+def test_matching_nothing_is_the_unpatched_model(injection_run, inversion, matching, model, found, edited):
+    off = matching.match_attention(model, found, injection_run.Settings(spatial=False, temporal=False))
     assert torch.equal(run(inversion, off, found, edited), run(inversion, model, found, edited))
 
 
@@ -228,8 +233,8 @@ def test_a_failed_run_leaves_nothing(inversion, model, matched, found, edited, r
     assert torch.equal(run(inversion, matched, found, edited), reference)
 
 
-def test_attaching_again_replaces(pack, inversion, matching, matched, found, edited, settings, reference):
-    other = matching.match_attention(matched, found, pack("host.attention.injection_run").Settings(thresholds=(0.0, 0.0), temporal=False))
+def test_attaching_again_replaces(injection_run, inversion, matching, matched, found, edited, settings, reference):
+    other = matching.match_attention(matched, found, injection_run.Settings(thresholds=(0.0, 0.0), temporal=False))
     again = matching.match_attention(other, found, settings)
     assert torch.equal(run(inversion, again, found, edited), reference)
     # All thresholds met: the edit's own maps, in another order of arithmetic.
@@ -282,8 +287,8 @@ def test_an_interrupted_recording_leaves_no_files(matching, recording, model, fo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_branches_together(pack, inversion, matching, model, found, edited, reference):
-    together = matching.match_attention(model, found, pack("host.attention.injection_run").Settings(branches="together", coarse_scale=2))
+def test_all_branches_together(injection_run, inversion, matching, model, found, edited, reference):
+    together = matching.match_attention(model, found, injection_run.Settings(branches="together", coarse_scale=2))
     groups = []
 
     def spy(executor, x, *rest, **kwargs):
@@ -295,10 +300,11 @@ def test_all_branches_together(pack, inversion, matching, model, found, edited, 
     assert groups == [3] * STEPS
 
 
-def test_conditional_and_unconditional_apart(pack, inversion, matching, model, matched, found, edited, reference, monkeypatch):
+def test_conditional_and_unconditional_apart(injection_run, inversion, matching, model, matched, found, edited, reference,
+                                             monkeypatch):
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
     for branches in ("auto", "together"):
-        apart = matching.match_attention(model, found, pack("host.attention.injection_run").Settings(branches=branches, coarse_scale=2))
+        apart = matching.match_attention(model, found, injection_run.Settings(branches=branches, coarse_scale=2))
         assert relative(run(inversion, apart, found, edited), reference) < 1e-4
 
 
@@ -377,11 +383,12 @@ def lora_for(model, pattern: str, bias: bool = False) -> dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("pattern, bias", [("time_stack.0.attn1", False), ("time_stack.0.ff.net.2", True),
                                            ("0.in_layers.2", True)])
-def test_a_lora_acts_on_the_edit_alone(pack, inversion, matching, recording, model, found, edited, settings, pattern, bias):
+def test_a_lora_acts_on_the_edit_alone(injection_run, inversion, matching, recording, model, found, edited, settings, pattern,
+                                       bias):
     lora = lora_for(model, pattern, bias)
     with_lora = comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0]
     merged = run(inversion, with_lora, found, edited)
-    off = pack("host.attention.injection_run").Settings(spatial=False, temporal=False)
+    off = injection_run.Settings(spatial=False, temporal=False)
     beside = run(inversion, matching.match_attention(with_lora, found, off), found, edited)
     assert relative(merged, run(inversion, model, found, edited)) > 1e-3
     assert relative(beside, merged) < 1e-4
@@ -391,7 +398,7 @@ def test_a_lora_acts_on_the_edit_alone(pack, inversion, matching, recording, mod
     replayed = run(inversion, matching.match_attention(with_lora, found, settings), found, edited)
     recorded = run(inversion, matching.match_attention(with_lora, found, settings, record), found, edited)
     assert torch.equal(replayed, recorded)
-    together = matching.match_attention(with_lora, found, pack("host.attention.injection_run").Settings(branches="together", coarse_scale=2))
+    together = matching.match_attention(with_lora, found, injection_run.Settings(branches="together", coarse_scale=2))
     assert relative(run(inversion, together, found, edited), replayed) < 1e-4
     assert torch.equal(run(inversion, with_lora, found, edited), merged)
 

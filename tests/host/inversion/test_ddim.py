@@ -101,7 +101,8 @@ def test_an_interrupted_inversion_goes_on(pack, inversion, model, tmp_path, monk
 
 def test_the_network_has_an_identity(pack, inversion, model):
     inflate = pack("host.attention.inflated")
-    digests = {pack("host.attention.inflated").network_digest(m) for m in (model, model.clone(), inflate.inflate(model, inflate.temporal_of(model)))}
+    same = (model, model.clone(), inflate.inflate(model, inflate.temporal_of(model)))
+    digests = {inflate.network_digest(m) for m in same}
     assert len(digests) == 1
     windowed = inflate.inflate(model, inflate.temporal_of(model), inflate.Settings(window=2))
     bare, lora, layers = inflate.inflate(model), model.clone(), inflate.temporal_of(model).clone()

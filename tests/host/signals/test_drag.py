@@ -10,18 +10,23 @@ from framepainter_tests.networks import rounding, sample
 POINTS = torch.tensor([[[0.2, 0.2, 0.8, 0.7], [0.5, 0.9, 0.1, 0.1]]])
 
 
+@pytest.fixture(scope="module")
+def drag(pack):
+    return pack("host.signals.drag")
+
+
 @pytest.fixture
 def patches(pack):
     return pack("host.attention.matching")
 
 
-def test_a_drag_changes_the_edit_and_nothing_that_came_in(pack, patches, edit):
+def test_a_drag_changes_the_edit_and_nothing_that_came_in(drag, patches, edit):
     model = edit.loaded.model
     before = sample(model, edit)
-    dragged = sample(pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), edit)
+    dragged = sample(drag.apply_drag(model, POINTS, 1.0, 0.0, 1.0), edit)
     assert relative(dragged, before) > 1e-3
     assert torch.equal(sample(model, edit), before)
-    assert torch.equal(sample(pack("host.signals.drag").apply_drag(model, POINTS, 0.0, 0.0, 1.0), edit), before)
+    assert torch.equal(sample(drag.apply_drag(model, POINTS, 0.0, 0.0, 1.0), edit), before)
 
 
 def test_only_conditional_rows_and_later_frames(pack, patches):
@@ -37,9 +42,9 @@ def test_only_conditional_rows_and_later_frames(pack, patches):
     assert patch(tokens, {**options, "sigmas": torch.tensor([2000.0])}) is tokens
 
 
-def test_together_or_one_after_another(pack, patches, edit, monkeypatch):
+def test_together_or_one_after_another(drag, patches, edit, monkeypatch):
     """The host splits the passes when memory is short; the result is the same."""
-    model = pack("host.signals.drag").apply_drag(edit.loaded.model, POINTS, 1.0, 0.0, 1.0)
+    model = drag.apply_drag(edit.loaded.model, POINTS, 1.0, 0.0, 1.0)
     together = sample(model, edit)
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
     assert relative(sample(model, edit), together) < 4 * rounding(model, edit) < 1e-3

@@ -10,6 +10,11 @@ from framepainter_tests.networks import rounding, sample
 POINTS = torch.tensor([[[0.2, 0.2, 0.8, 0.7], [0.5, 0.9, 0.1, 0.1]]])
 
 
+@pytest.fixture(scope="module")
+def drag(pack):
+    return pack("host.signals.drag")
+
+
 @pytest.fixture
 def patches(pack):
     return pack("host.attention.matching")
@@ -24,7 +29,7 @@ def control(pack, edit, model, picture, strength=1.0, start=0.0, end=1.0):
     return pack("host.signals.control").apply_control(model, edit.loaded.weights.encoder, picture, strength, start, end, "release")
 
 
-def test_order_does_not_matter(pack, patches, edit, strokes, coarse):
+def test_order_does_not_matter(pack, drag, patches, edit, strokes, coarse):
     """Sketch, coarse edit and drags, each with its own strength and schedule, attached in any order."""
     def sketch(model):
         return control(pack, edit, model, strokes, 0.8, 0.0, 0.7)
@@ -32,34 +37,34 @@ def test_order_does_not_matter(pack, patches, edit, strokes, coarse):
     def rough(model):
         return control(pack, edit, model, coarse, 1.3, 0.2, 1.0)
 
-    def drag(model):
-        return pack("host.signals.drag").apply_drag(model, POINTS, 0.6, 0.0, 0.9)
+    def dragged(model):
+        return drag.apply_drag(model, POINTS, 0.6, 0.0, 0.9)
 
-    everything = drag(rough(sketch(edit.loaded.model)))
+    everything = dragged(rough(sketch(edit.loaded.model)))
     first, limit = sample(everything, edit), 4 * rounding(everything, edit)
-    for order in ((drag, sketch, rough), (rough, drag, sketch)):
+    for order in ((dragged, sketch, rough), (rough, dragged, sketch)):
         model = edit.loaded.model
         for attach in order:
             model = attach(model)
         assert relative(sample(model, edit), first) < limit
-    for left_out in ((sketch, rough), (sketch, drag), (rough, drag)):
+    for left_out in ((sketch, rough), (sketch, dragged), (rough, dragged)):
         model = edit.loaded.model
         for attach in left_out:
             model = attach(model)
         assert relative(sample(model, edit), first) > 3 * limit
 
 
-def test_drags_beside_control_are_bit_exact_in_either_order(pack, patches, edit, strokes):
+def test_drags_beside_control_are_bit_exact_in_either_order(pack, drag, patches, edit, strokes):
     model = edit.loaded.model
-    one = pack("host.signals.drag").apply_drag(control(pack, edit, model, strokes), POINTS, 1.0, 0.0, 1.0)
-    other = control(pack, edit, pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), strokes)
+    one = drag.apply_drag(control(pack, edit, model, strokes), POINTS, 1.0, 0.0, 1.0)
+    other = control(pack, edit, drag.apply_drag(model, POINTS, 1.0, 0.0, 1.0), strokes)
     assert torch.equal(sample(one, edit), sample(other, edit))
 
 
-def test_two_drags_add_up(pack, patches, edit):
+def test_two_drags_add_up(drag, patches, edit):
     """One signal with two drags, or two signals with one each."""
     model = edit.loaded.model
-    apply_drag = pack("host.signals.drag").apply_drag
+    apply_drag = drag.apply_drag
     both = apply_drag(model, POINTS, 1.0, 0.0, 1.0)
     chained = apply_drag(apply_drag(model, POINTS[:, 1:], 1.0, 0.0, 1.0), POINTS[:, :1], 1.0, 0.0, 1.0)
     assert relative(sample(chained, edit), sample(both, edit)) < 4 * rounding(both, edit) < 1e-3
@@ -85,11 +90,11 @@ def test_two_controls_are_measured_against_the_same_features(pack, patches, edit
     assert injection.inject(h, h, 1.0).shape == h.shape
 
 
-def test_without_matching_attention(pack, patches, edit, strokes):
+def test_without_matching_attention(drag, patches, edit, strokes):
     """Stock SVD: no branch attached, drags work; strength 0 is the model itself."""
     model = patches.attach_matching(edit.loaded.model, None, "off", 1.0)
     before = sample(model, edit)
-    dragged = sample(pack("host.signals.drag").apply_drag(model, POINTS, 1.0, 0.0, 1.0), edit)
+    dragged = sample(drag.apply_drag(model, POINTS, 1.0, 0.0, 1.0), edit)
     assert relative(dragged, before) > 1e-3 and torch.isfinite(dragged).all()
 
 

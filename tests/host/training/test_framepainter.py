@@ -11,6 +11,16 @@ H, W = 8, 12  # latent size; spatial attention sees 96 and 24 tokens, two frames
 
 
 @pytest.fixture(scope="module")
+def control(pack):
+    return pack("host.signals.control")
+
+
+@pytest.fixture(scope="module")
+def training_run(pack):
+    return pack("host.training.run")
+
+
+@pytest.fixture(scope="module")
 def loaded(pack, tool, tmp_path_factory):
     """The tiny checkpoint, loaded in inference mode as a server does."""
     path = tiny.write(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", pack, tool)
@@ -78,11 +88,11 @@ def test_without_extras_it_is_the_hosts_unet(pack, loaded, trainer, presets):
 
 
 @pytest.mark.parametrize("semantics", ["release", "paper"])
-def test_with_control_and_matching_it_is_the_patched_model(pack, loaded, trainer, presets, semantics):
+def test_with_control_and_matching_it_is_the_patched_model(pack, control, loaded, trainer, presets, semantics):
     patches = pack("host.attention.matching")
     given, sigma = inputs()
     model = patches.attach_matching(loaded.model, loaded.weights.matching, semantics, 1.0)
-    model = pack("host.signals.control").apply_control(model, loaded.weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, semantics)
+    model = control.apply_control(model, loaded.weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, semantics)
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets, semantics=semantics))
     expected = host_v(model, given, sigma)
     assert torch.allclose(network(*given)[0][0], expected, atol=1e-5)
@@ -180,8 +190,8 @@ def state(model) -> dict[str, torch.Tensor]:
         return {n: t.clone() for n, t in model.model.state_dict().items()}
 
 
-def test_copies_are_ordinary_tensors_of_their_own(pack, loaded, trainer, presets):
-    with torch.inference_mode(), pack("host.training.run").differentiable():
+def test_copies_are_ordinary_tensors_of_their_own(training_run, loaded, trainer, presets):
+    with torch.inference_mode(), training_run.differentiable():
         network = trainer.make_network(loaded.model, loaded.weights, settings(presets))
     theirs = {t.data_ptr() for m in (loaded.model, loaded.weights.matching, loaded.weights.encoder)
               for t in m.model.state_dict().values()}
@@ -294,26 +304,25 @@ def test_mixed_precision(pack, loaded, trainer, presets):
 
 
 @pytest.mark.parametrize("what", ["everything", "matching, encoder and LoRA"])
-def test_what_was_trained_comes_out(pack, loaded, trainer, presets, what):
+def test_what_was_trained_comes_out(pack, control, training_run, loaded, trainer, presets, what):
     """The exported models answer as the trained network does; those that came in have not changed a bit."""
-    pack("host.attention.matching")
     chosen = settings(presets, what_trains=what)
     before = [state(m) for m in (loaded.model, loaded.weights.matching, loaded.weights.encoder)]
     network = trainer.make_network(loaded.model, loaded.weights, chosen)
     with torch.no_grad():
-        for i, parameter in enumerate(pack("host.training.run").trained(network).values()):
+        for i, parameter in enumerate(training_run.trained(network).values()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
     tensors = {n: p.detach().clone() for n, p in network.named_parameters()}
     given, sigma = inputs()
     with torch.inference_mode():
-        model, weights = trainer.export(pack("host.training.run").Finished(tensors, 1), loaded.model, chosen, "mine")
-        model = pack("host.signals.control").apply_control(model, weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, "release")
+        model, weights = trainer.export(training_run.Finished(tensors, 1), loaded.model, chosen, "mine")
+        model = control.apply_control(model, weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, "release")
     assert torch.allclose(host_v(model, given, sigma), network(*given)[0][0], atol=2e-5)
     after = [state(m) for m in (loaded.model, loaded.weights.matching, loaded.weights.encoder)]
     assert all(torch.equal(t, new[n]) for old, new in zip(before, after, strict=True) for n, t in old.items())
 
 
-def test_saved_files_load_to_the_same(pack, loaded, trainer, presets, tmp_path):
+def test_saved_files_load_to_the_same(pack, training_run, loaded, trainer, presets, tmp_path):
     """The single file and the two files of the authors' form, from a trained network."""
     chosen = settings(presets)
     network = trainer.make_network(loaded.model, loaded.weights, chosen)
@@ -325,7 +334,7 @@ def test_saved_files_load_to_the_same(pack, loaded, trainer, presets, tmp_path):
     picture = torch.rand(1, 64, 96, 3)
     with torch.inference_mode():
         model, weights = trainer.export(
-            pack("host.training.run").Finished({n: p.detach() for n, p in network.named_parameters()}, 1), loaded.model, chosen, "mine")
+            training_run.Finished({n: p.detach() for n, p in network.named_parameters()}, 1), loaded.model, chosen, "mine")
         made = conditioning.edit_conditioning(loaded.clip_vision, loaded.vae, picture, 64, 96, 6, 128, 0.02, 0)
         single = saving.save(tmp_path / "one.safetensors", model, weights, loaded.clip_vision, loaded.vae, {})
         pair = saving.save_pair(tmp_path / "two.safetensors", model, weights, {})
@@ -335,16 +344,16 @@ def test_saved_files_load_to_the_same(pack, loaded, trainer, presets, tmp_path):
     assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
 
 
-def test_lora_file_does_what_the_merged_model_does(pack, loaded, trainer, presets):
+def test_lora_file_does_what_the_merged_model_does(pack, training_run, loaded, trainer, presets):
     import comfy.sd
 
     chosen = settings(presets, what_trains="matching, encoder and LoRA")
     network = trainer.make_network(loaded.model, loaded.weights, chosen)
     with torch.no_grad():
-        for name, parameter in pack("host.training.run").trained(network).items():
+        for name, parameter in training_run.trained(network).items():
             if name.endswith("lora_up.weight"):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-    finished = pack("host.training.run").Finished({n: p.detach().clone() for n, p in network.named_parameters()}, 1)
+    finished = training_run.Finished({n: p.detach().clone() for n, p in network.named_parameters()}, 1)
     with torch.inference_mode():
         merged, _ = trainer.export(finished, loaded.model, chosen, "mine")
         with_lora, _ = comfy.sd.load_lora_for_models(loaded.model, None, trainer.lora_tensors(finished), 1.0, 0.0)

@@ -16,7 +16,8 @@ def model(pack, tool, tmp_path_factory):
 
 def gradients(pack, model, checkpointing: bool, drop: float = 0.0):
     """Loss and gradients of one step of a LoRA that is not zero."""
-    trainer, motion, presets = (pack(m) for m in ("host.training.motion_lora", "core.training.motion_lora.objective", "core.training.motion_lora.presets"))
+    trainer, motion = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective")
+    presets = pack("core.training.motion_lora.presets")
     with pack("host.training.run").differentiable():
         network = trainer.make_network(model, presets.choose("small network", rank=4, dropout=drop, checkpointing=checkpointing))
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}

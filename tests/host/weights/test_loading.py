@@ -55,8 +55,8 @@ def load(loading, *files, dtype=torch.float32):
 
 
 def run(pack, loaded, edit: Edit, strokes) -> torch.Tensor:
-    pack("host.attention.matching")
-    return sample(pack("host.signals.control").apply_control(loaded.model, loaded.weights.encoder, strokes, 0.8, 0, 1, "release"), edit)
+    control = pack("host.signals.control")
+    return sample(control.apply_control(loaded.model, loaded.weights.encoder, strokes, 0.8, 0, 1, "release"), edit)
 
 
 def test_the_authors_two_files_and_one_file_agree(pack, loading, pair, checkpoint, edit, strokes):
@@ -280,14 +280,15 @@ def test_bad_encoders(loading, names, tensors, pair, tmp_path):
 
 
 def test_networks_of_different_widths_do_not_mix(pack, loading, edit, strokes):
-    patches = pack("host.attention.matching")
+    patches, control, managed = pack("host.attention.matching"), pack("host.signals.control"), pack("host.managed").managed
+    wrong_model = pack("host.network").WrongModel
     widths = edit.loaded.weights.encoder.model.widths._replace(out=320)
-    encoder = pack("host.managed").managed(pack("core.models.control_encoder").ControlEncoder(widths))
-    with pytest.raises(pack("host.network").WrongModel, match="encoder gives 320 channels, the model's first level has 64"):
-        pack("host.signals.control").apply_control(edit.loaded.model, encoder, strokes, 0.8, 0, 1, "release")
+    encoder = managed(pack("core.models.control_encoder").ControlEncoder(widths))
+    with pytest.raises(wrong_model, match="encoder gives 320 channels, the model's first level has 64"):
+        control.apply_control(edit.loaded.model, encoder, strokes, 0.8, 0, 1, "release")
     one_block = pack("core.attention.matching").MatchingBranch({"middle_block.1.transformer_blocks.0": 64}, 64)
-    branch = pack("host.managed").managed(one_block)
-    with pytest.raises(pack("host.network").WrongModel, match=r"another network \(1 blocks, widths \[64\]; this model has 16 blocks"):
+    branch = managed(one_block)
+    with pytest.raises(wrong_model, match=r"another network \(1 blocks, widths \[64\]; this model has 16 blocks"):
         patches.attach_matching(edit.loaded.model, branch, "release", 1.0)
 
 

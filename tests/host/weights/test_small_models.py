@@ -36,7 +36,7 @@ def test_sizes():
 def test_moves_what_it_is_told_and_leaves_the_rest(pack, recipe, held_out, signal: str):
     scenes, clips, truth = held_out
     loaded = pack("host.weights.loading").load(MODELS / f"framepainter_small_{signal}.safetensors", None, None, None)
-    _patches, conditioning = pack("host.attention.matching"), pack("host.conditioning")
+    conditioning, control, drag = pack("host.conditioning"), pack("host.signals.control"), pack("host.signals.drag")
     signals = recipe.signal_of(pack, signal, scenes, clips, truth, torch.Generator().manual_seed(0))
     edited = []
     for i in range(SCENES):
@@ -44,10 +44,10 @@ def test_moves_what_it_is_told_and_leaves_the_rest(pack, recipe, held_out, signa
             edit = conditioning.edit_conditioning(loaded.clip_vision, loaded.vae, clips[i:i + 1, 0].movedim(1, -1),
                                                   recipe.SIDE, recipe.SIDE, 6, 128, 0.02, 0)
             if signal == "drag":
-                model = pack("host.signals.drag").apply_drag(loaded.model, signals["drag"][i:i + 1], 1.0, 0.0, 1.0)
+                model = drag.apply_drag(loaded.model, signals["drag"][i:i + 1], 1.0, 0.0, 1.0)
             else:
-                control = (signals["control"][i:i + 1].float() / 255).movedim(1, -1)
-                model = pack("host.signals.control").apply_control(loaded.model, loaded.weights.encoder, control, 1.0, 0.0, 1.0, "release")
+                picture = (signals["control"][i:i + 1].float() / 255).movedim(1, -1)
+                model = control.apply_control(loaded.model, loaded.weights.encoder, picture, 1.0, 0.0, 1.0, "release")
             latent = sample(model, Edit(loaded, edit.positive, edit.negative, edit.latent["samples"]), steps=12, cfg=1.0)
             edited.append(loaded.vae.decode(latent)[-1].movedim(-1, 0))
     source, target, edited = clips[:, 0], clips[:, 1], torch.stack(edited)
