@@ -312,3 +312,8 @@ def test_pytest_runs_with_the_overlay_last_and_the_repository_off_the_path(tmp_p
     assert path[-1] == str(overlay)
     assert arguments == ["-k", "a b"]
     assert "" not in path and str(tmp_path) not in path
+
+
+def test_the_files_that_the_set_up_reads_are_there() -> None:
+    pins = provision.HOST_CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    assert [p for p in pins if "==" in p or "<" in p]
