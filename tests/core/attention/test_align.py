@@ -199,7 +199,7 @@ def test_punctuation_and_capitals(words, prompt):
     ('{"edited": [{"at": 1}]}', "must have 'at'"),
     ('{"edited": [{"at": 1, "word": "horse"}]}', "the word 'horse' was chosen as word 2 of the edited prompt"),
     ('{"edited": [{"at": 1, "word": "dog", "weight": "2"}]}', "'weight' of 'dog' must be a number"),
-    ('{"edited": [{"at": 1, "word": "dog", "weight": NaN}]}', "the weight of 'dog' is nan"),
+    ('{"edited": [{"at": 1, "word": "dog", "weight": NaN}]}', "'weight' of 'dog' must be a number"),
     ('{"edited": [{"at": 1, "word": "dog", "steps": [1]}]}', "'steps' of 'dog' must be two numbers"),
     ('{"edited": [{"at": 1, "word": "dog", "state": "eaten"}]}', "must be one of kept, swapped, added"),
     ('{"edited": [{"at": 1, "word": "dog", "state": "swapped", "from": [7]}]}', "numbers of the source prompt's words, 0 to 2"),
