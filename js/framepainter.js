@@ -3,7 +3,7 @@ import { editorWidget } from "./widget.js";
 
 // The only file here that does anything when it is loaded; the page loads all of them.
 app.registerExtension({
-  name: "ComfyUI-FramePainter.Editors",
+  name: "framepainter.Editors",
   getCustomWidgets: () => ({
     FRAMEPAINTER_SKETCH: editorWidget("sketch"),
     FRAMEPAINTER_DRAG: editorWidget("drag"),

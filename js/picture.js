@@ -7,6 +7,8 @@ import { app } from "../../scripts/app.js";
 const SUBGRAPH_INPUT = -10;
 const BYPASSED = 4;
 const MAX_STEPS = 64;
+/** ComfyUI's node for picture files. */
+const LOADER = "LoadImage";
 
 /** @typedef {{url: string, key: string}} Source where the picture can be had; the key changes when the picture does */
 
@@ -145,8 +147,8 @@ export async function connectFile(node, name, file) {
   const path = subfolder ? `${subfolder}/${stored}` : stored;
   let loader = originOf(node, name)?.node;
   const slot = node.inputs.findIndex((input) => input.name === name);
-  if (loader?.comfyClass !== "LoadImage" || loader.graph !== node.graph) {
-    loader = globalThis.LiteGraph.createNode("LoadImage");
+  if (loader?.comfyClass !== LOADER || loader.graph !== node.graph) {
+    loader = globalThis.LiteGraph.createNode(LOADER);
     node.graph.add(loader);
     const stack = node.inputs.slice(0, slot).filter((input) => input.link != null).length;
     loader.pos = [node.pos[0] - loader.size[0] - 60, node.pos[1] + stack * 60];

@@ -1,6 +1,6 @@
-/** The editors' look, in the colours of the page's theme. */
+/** The editors' look, in the colours of the page's theme. Every rule names a class of ours: a page has one set of rules for all. */
 
-const CSS = `
+const STYLE = `<style>
 .framepainter-widget, .framepainter-dialog {
   --fp-accent: #3b82f6; --fp-on-accent: #fff; --fp-danger: #ef4444; --fp-warn: #d99a1c;
   --fp-panel: var(--comfy-menu-bg, #202020); --fp-text: var(--fg-color, #eee);
@@ -13,96 +13,90 @@ const CSS = `
 }
 .framepainter-widget *, .framepainter-dialog * { box-sizing: border-box; }
 .framepainter-widget { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 230px; overflow: hidden; }
-.framepainter-widget .fp-thumb { position: relative; flex: 1 1 0; min-height: 150px; border-radius: 6px; overflow: hidden;
+.framepainter-widget .framepainter-thumb { position: relative; flex: 1 1 0; min-height: 150px; border-radius: 6px; overflow: hidden;
   background: var(--fp-ground); border: 1px solid var(--fp-line); cursor: pointer; }
-.framepainter-widget .fp-thumb canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
-.framepainter-widget .fp-empty { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 12px;
+.framepainter-widget .framepainter-thumb canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
+.framepainter-widget .framepainter-empty { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 12px;
   color: var(--fp-quiet); font-size: 12px; pointer-events: none; }
-.framepainter-widget .fp-status { display: flex; gap: 8px; align-items: center; justify-content: space-between; flex: none; min-height: 18px;
+.framepainter-widget .framepainter-status { display: flex; gap: 8px; align-items: center; justify-content: space-between; flex: none; min-height: 18px;
   color: var(--fp-quiet); font-size: 11.5px; line-height: 1.35; }
-.framepainter-widget .fp-status[data-level=warn] { color: var(--fp-text); background: color-mix(in srgb, var(--fp-warn) 24%, var(--fp-panel));
+.framepainter-widget .framepainter-status[data-level=warn] { color: var(--fp-text); background: color-mix(in srgb, var(--fp-warn) 24%, var(--fp-panel));
   border-radius: 5px; padding: 4px 7px; }
-.framepainter-widget .fp-row { display: flex; gap: 6px; flex: none; }
-.framepainter-widget .fp-row .fp-button { flex: 1 1 auto; min-width: 0; }
-.framepainter-widget .fp-button span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.fp-button { display: inline-flex; align-items: center; justify-content: center; gap: 6px; height: 30px; padding: 0 10px; margin: 0;
+.framepainter-widget .framepainter-row { display: flex; gap: 6px; flex: none; }
+.framepainter-widget .framepainter-row .framepainter-button { flex: 1 1 auto; min-width: 0; }
+.framepainter-widget .framepainter-button span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.framepainter-button { display: inline-flex; align-items: center; justify-content: center; gap: 6px; height: 30px; padding: 0 10px; margin: 0;
   border: 1px solid var(--fp-line); border-radius: 6px; background: var(--fp-field); color: inherit; font: inherit; cursor: pointer;
   touch-action: manipulation; }
-.fp-button svg, .fp-piece svg { width: 17px; height: 17px; flex: none; fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linecap: round;
+.framepainter-button svg, .framepainter-piece svg { width: 17px; height: 17px; flex: none; fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linecap: round;
   stroke-linejoin: round; }
-.fp-button.fp-icon { width: 32px; padding: 0; }
-.fp-button:hover:not(:disabled) { background: var(--fp-hover); }
-.fp-button:disabled { opacity: .38; cursor: default; }
-.fp-button[aria-pressed=true] { background: color-mix(in srgb, var(--fp-accent) 26%, var(--fp-panel)); border-color: var(--fp-accent); }
-.fp-button.fp-main { background: var(--fp-accent); border-color: transparent; color: var(--fp-on-accent); font-weight: 600; }
-.fp-button.fp-main:hover { background: color-mix(in srgb, var(--fp-accent) 86%, #fff); }
-.fp-button:focus-visible, .framepainter-dialog input:focus-visible, .fp-piece:focus-visible { outline: 2px solid var(--fp-accent); outline-offset: 1px; }
+.framepainter-button.framepainter-icon { width: 32px; padding: 0; }
+.framepainter-button:hover:not(:disabled) { background: var(--fp-hover); }
+.framepainter-button:disabled { opacity: .38; cursor: default; }
+.framepainter-button[aria-pressed=true] { background: color-mix(in srgb, var(--fp-accent) 26%, var(--fp-panel)); border-color: var(--fp-accent); }
+.framepainter-button.framepainter-main { background: var(--fp-accent); border-color: transparent; color: var(--fp-on-accent); font-weight: 600; }
+.framepainter-button.framepainter-main:hover { background: color-mix(in srgb, var(--fp-accent) 86%, #fff); }
+.framepainter-button:focus-visible, .framepainter-dialog input:focus-visible, .framepainter-piece:focus-visible { outline: 2px solid var(--fp-accent); outline-offset: 1px; }
 .framepainter-dialog { position: fixed; inset: 0; width: 100vw; height: 100vh; height: 100dvh; max-width: none; max-height: none; margin: 0; padding: 0;
   border: 0; background: var(--fp-panel); display: none; flex-direction: column; overscroll-behavior: contain; user-select: none;
   -webkit-user-select: none; color-scheme: light; }
 .framepainter-dialog[open] { display: flex; }
 body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { color-scheme: dark; }
-.fp-head, .fp-bar, .fp-foot { display: flex; align-items: center; gap: 10px; padding: 8px 12px; border-bottom: 1px solid var(--fp-line); flex: none; }
-.fp-head h2 { margin: 0; font-size: 15px; font-weight: 650; }
-.fp-head .fp-about { color: var(--fp-quiet); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.fp-space { flex: 1; }
-.fp-bar { flex-wrap: wrap; row-gap: 6px; gap: 12px; }
-.fp-group { display: flex; gap: 4px; align-items: center; }
-.fp-group + .fp-group { padding-left: 12px; border-left: 1px solid var(--fp-line); }
-.fp-slider { display: inline-flex; align-items: center; gap: 7px; color: var(--fp-quiet); white-space: nowrap; }
-.fp-slider input[type=range] { width: 110px; accent-color: var(--fp-accent); margin: 0; }
+.framepainter-head, .framepainter-bar, .framepainter-foot { display: flex; align-items: center; gap: 10px; padding: 8px 12px; border-bottom: 1px solid var(--fp-line); flex: none; }
+.framepainter-head h2 { margin: 0; font-size: 15px; font-weight: 650; }
+.framepainter-head .framepainter-about { color: var(--fp-quiet); white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.framepainter-space { flex: 1; }
+.framepainter-bar { flex-wrap: wrap; row-gap: 6px; gap: 12px; }
+.framepainter-group { display: flex; gap: 4px; align-items: center; }
+.framepainter-group + .framepainter-group { padding-left: 12px; border-left: 1px solid var(--fp-line); }
+.framepainter-slider { display: inline-flex; align-items: center; gap: 7px; color: var(--fp-quiet); white-space: nowrap; }
+.framepainter-slider input[type=range] { width: 110px; accent-color: var(--fp-accent); margin: 0; }
 .framepainter-dialog input[type=number] { width: 58px; height: 28px; padding: 0 6px; border: 1px solid var(--fp-line); border-radius: 5px;
   background: var(--fp-field); color: var(--fp-text); font: inherit; font-variant-numeric: tabular-nums; user-select: text; }
-.fp-unit { margin-left: -3px; }
-.fp-banner { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 10px; padding: 8px 12px; flex: none;
+.framepainter-unit { margin-left: -3px; }
+.framepainter-banner { display: flex; flex-wrap: wrap; align-items: center; gap: 8px 10px; padding: 8px 12px; flex: none;
   background: color-mix(in srgb, var(--fp-warn) 20%, var(--fp-panel)); border-bottom: 1px solid color-mix(in srgb, var(--fp-warn) 50%, var(--fp-panel)); }
-.fp-banner[hidden], .fp-help[hidden], .fp-toast[hidden] { display: none; }
-.fp-banner p { margin: 0; flex: 1 1 320px; user-select: text; }
-.fp-body { flex: 1; display: flex; min-height: 0; position: relative; }
-.fp-stage { flex: 1; position: relative; overflow: hidden; touch-action: none; background: var(--fp-ground); min-width: 0; }
-.fp-stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
-.fp-keys { position: absolute; left: 0; top: 0; width: 1px; height: 1px; padding: 0; border: 0; opacity: 0; pointer-events: none; }
-.fp-foot { border: 0; border-top: 1px solid var(--fp-line); padding: 5px 12px; color: var(--fp-quiet); font-size: 12px; }
-.fp-foot .fp-tip { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.fp-foot output { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 92px; text-align: right; }
-.fp-toast { position: absolute; left: 50%; bottom: 18px; transform: translateX(-50%); max-width: min(560px, 90%); padding: 8px 14px; border-radius: 8px;
+.framepainter-banner[hidden], .framepainter-help[hidden], .framepainter-toast[hidden] { display: none; }
+.framepainter-banner p { margin: 0; flex: 1 1 320px; user-select: text; }
+.framepainter-body { flex: 1; display: flex; min-height: 0; position: relative; }
+.framepainter-stage { flex: 1; position: relative; overflow: hidden; touch-action: none; background: var(--fp-ground); min-width: 0; }
+.framepainter-stage canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
+.framepainter-keys { position: absolute; left: 0; top: 0; width: 1px; height: 1px; padding: 0; border: 0; opacity: 0; pointer-events: none; }
+.framepainter-foot { border: 0; border-top: 1px solid var(--fp-line); padding: 5px 12px; color: var(--fp-quiet); font-size: 12px; }
+.framepainter-foot .framepainter-tip { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.framepainter-foot output { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 92px; text-align: right; }
+.framepainter-toast { position: absolute; left: 50%; bottom: 18px; transform: translateX(-50%); max-width: min(560px, 90%); padding: 8px 14px; border-radius: 8px;
   background: var(--fp-text); color: var(--fp-panel); box-shadow: 0 6px 24px #0006; pointer-events: none; }
-.fp-help { position: absolute; right: 14px; top: 14px; width: min(430px, calc(100% - 28px)); max-height: calc(100% - 28px); overflow: auto; padding: 14px 16px;
+.framepainter-help { position: absolute; right: 14px; top: 14px; width: min(430px, calc(100% - 28px)); max-height: calc(100% - 28px); overflow: auto; padding: 14px 16px;
   background: var(--fp-panel); border: 1px solid var(--fp-line); border-radius: 10px; box-shadow: 0 10px 40px #0007; z-index: 2; }
-.fp-help h3 { margin: 0 0 8px; font-size: 14px; }
-.fp-help dl { display: grid; grid-template-columns: minmax(0, 9fr) minmax(0, 11fr); gap: 7px 14px; margin: 0; }
-.fp-help dt { display: flex; flex-wrap: wrap; gap: 3px 4px; align-items: start; align-content: start; }
-.fp-help dd { margin: 0; color: var(--fp-quiet); }
-.fp-help kbd { font: 600 11.5px/1.5 ui-monospace, Consolas, monospace; padding: 1px 6px; border: 1px solid var(--fp-line); border-radius: 4px; background: var(--fp-field); }
-.fp-side { width: 252px; flex: none; border-left: 1px solid var(--fp-line); display: flex; flex-direction: column; min-height: 0; }
-.fp-side h3 { margin: 0; padding: 10px 12px 6px; font-size: 12px; font-weight: 650; color: var(--fp-quiet); }
-.fp-pieces { flex: 1; overflow: auto; padding: 0 8px 8px; margin: 0; list-style: none; display: flex; flex-direction: column; gap: 4px; }
-.fp-pieces .fp-none { color: var(--fp-quiet); padding: 4px; }
-.fp-piece { display: flex; align-items: center; gap: 8px; padding: 5px; border-radius: 6px; border: 1px solid transparent; cursor: pointer; }
-.fp-piece:hover { background: var(--fp-field); }
-.fp-piece[aria-selected=true] { border-color: var(--fp-accent); background: color-mix(in srgb, var(--fp-accent) 16%, var(--fp-panel)); }
-.fp-piece canvas { width: 40px; height: 40px; border-radius: 4px; background: var(--fp-ground); flex: none; }
-.fp-piece .fp-name { flex: 1; min-width: 0; line-height: 1.25; }
-.fp-piece small { display: block; color: var(--fp-quiet); }
-.fp-piece .fp-button { width: 26px; height: 26px; background: none; border-color: transparent; }
-.fp-numbers { border-top: 1px solid var(--fp-line); padding: 10px 12px; display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px 14px; flex: none; }
-.fp-numbers[hidden] { display: none; }
-.fp-numbers label { display: flex; align-items: center; justify-content: space-between; gap: 6px; color: var(--fp-quiet); white-space: nowrap; }
-.framepainter-dialog .fp-numbers input[type=number] { width: 72px; flex: none; }
+.framepainter-help h3 { margin: 0 0 8px; font-size: 14px; }
+.framepainter-help dl { display: grid; grid-template-columns: minmax(0, 9fr) minmax(0, 11fr); gap: 7px 14px; margin: 0; }
+.framepainter-help dt { display: flex; flex-wrap: wrap; gap: 3px 4px; align-items: start; align-content: start; }
+.framepainter-help dd { margin: 0; color: var(--fp-quiet); }
+.framepainter-help kbd { font: 600 11.5px/1.5 ui-monospace, Consolas, monospace; padding: 1px 6px; border: 1px solid var(--fp-line); border-radius: 4px; background: var(--fp-field); }
+.framepainter-side { width: 252px; flex: none; border-left: 1px solid var(--fp-line); display: flex; flex-direction: column; min-height: 0; }
+.framepainter-side h3 { margin: 0; padding: 10px 12px 6px; font-size: 12px; font-weight: 650; color: var(--fp-quiet); }
+.framepainter-pieces { flex: 1; overflow: auto; padding: 0 8px 8px; margin: 0; list-style: none; display: flex; flex-direction: column; gap: 4px; }
+.framepainter-pieces .framepainter-none { color: var(--fp-quiet); padding: 4px; }
+.framepainter-piece { display: flex; align-items: center; gap: 8px; padding: 5px; border-radius: 6px; border: 1px solid transparent; cursor: pointer; }
+.framepainter-piece:hover { background: var(--fp-field); }
+.framepainter-piece[aria-selected=true] { border-color: var(--fp-accent); background: color-mix(in srgb, var(--fp-accent) 16%, var(--fp-panel)); }
+.framepainter-piece canvas { width: 40px; height: 40px; border-radius: 4px; background: var(--fp-ground); flex: none; }
+.framepainter-piece .framepainter-name { flex: 1; min-width: 0; line-height: 1.25; }
+.framepainter-piece small { display: block; color: var(--fp-quiet); }
+.framepainter-piece .framepainter-button { width: 26px; height: 26px; background: none; border-color: transparent; }
+.framepainter-numbers { border-top: 1px solid var(--fp-line); padding: 10px 12px; display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px 14px; flex: none; }
+.framepainter-numbers[hidden] { display: none; }
+.framepainter-numbers label { display: flex; align-items: center; justify-content: space-between; gap: 6px; color: var(--fp-quiet); white-space: nowrap; }
+.framepainter-dialog .framepainter-numbers input[type=number] { width: 72px; flex: none; }
 @media (max-width: 760px) {
-  .fp-slider input[type=range] { width: 72px; } .fp-head .fp-about, .fp-foot .fp-tip { display: none; } .fp-side { width: 168px; }
-  .fp-numbers { grid-template-columns: minmax(0, 1fr); } .fp-bar { gap: 6px; } .fp-group + .fp-group { padding-left: 6px; }
+  .framepainter-slider input[type=range] { width: 72px; } .framepainter-head .framepainter-about, .framepainter-foot .framepainter-tip { display: none; } .framepainter-side { width: 168px; }
+  .framepainter-numbers { grid-template-columns: minmax(0, 1fr); } .framepainter-bar { gap: 6px; } .framepainter-group + .framepainter-group { padding-left: 6px; }
 }
-@media (pointer: coarse) { .fp-button { height: 38px; } .fp-button.fp-icon { width: 40px; } }
-`;
+@media (pointer: coarse) { .framepainter-button { height: 38px; } .framepainter-button.framepainter-icon { width: 40px; } }
+</style>`;
 
-const ID = "framepainter-style";
-
-/** Put the rules into the page, once. */
-export function ensureStyle() {
-  if (document.getElementById(ID)) return;
-  const style = document.createElement("style");
-  style.id = ID;
-  style.textContent = CSS;
-  document.head.append(style);
+/** Put the rules into an element of ours, so that they go when it goes. */
+export function addStyle(root) {
+  root.insertAdjacentHTML("afterbegin", STYLE);
 }

@@ -5,7 +5,7 @@ import { Editor } from "./editor/shell.js";
 import { connectFile, fetchPicture, sourceOf } from "./picture.js";
 import { paintPreview, statusOf } from "./preview.js";
 import { KINDS } from "./state.js";
-import { ensureStyle } from "./style.js";
+import { addStyle } from "./style.js";
 
 const INPUT = "picture";
 const MIN_WIDTH = 260, MIN_HEIGHT = 230;
@@ -13,6 +13,8 @@ const MIN_WIDTH = 260, MIN_HEIGHT = 230;
 const LOOK_MS = 700;
 const HEAL_FRAMES = 60;
 const ROOT = "framepainter-widget";
+/** The frontend's own root element: unlike a node's element it is never hidden. */
+const PAGE = "#vue-app";
 const OPEN = { sketch: ["brush", "Draw"], drag: ["arrow", "Drag points"], coarse: ["lasso", "Move parts"] };
 
 /** An editor's widget on its node: a thumbnail and buttons; its value is the editor's text. */
@@ -24,7 +26,6 @@ class EditorWidget {
    * @param {string} text
    */
   constructor(node, name, kind, text) {
-    ensureStyle();
     Object.assign(this, { node, kind, text, bitmap: null, key: null, own: null, editor: null, problem: "" });
     this.#build();
     this.widget = node.addDOMWidget(name, `framepainter_${kind}`, this.root, {
@@ -44,19 +45,20 @@ class EditorWidget {
   #build() {
     const [name, label] = OPEN[this.kind];
     this.canvas = element("canvas");
-    this.hint = element("div", { class: "fp-empty" });
-    this.thumb = element("div", { class: "fp-thumb", title: "Double click to open the editor", on: { dblclick: (event) => {
+    this.hint = element("div", { class: "framepainter-empty" });
+    this.thumb = element("div", { class: "framepainter-thumb", title: "Double click to open the editor", on: { dblclick: (event) => {
       event.stopPropagation();
       this.open();
     } } }, this.canvas, this.hint);
-    this.status = element("div", { class: "fp-status", role: "status" });
-    const row = element("div", { class: "fp-row" },
-      button({ icon: name, text: label, class: "fp-main", id: "open", run: () => this.open() }),
+    this.status = element("div", { class: "framepainter-status", role: "status" });
+    const row = element("div", { class: "framepainter-row" },
+      button({ icon: name, text: label, class: "framepainter-main", id: "open", run: () => this.open() }),
       button({ icon: "picture", text: "Picture", label: "Choose picture", id: "choose", run: () => this.choose() }),
       button({ icon: "trash", label: "Clear", id: "clear", run: () => this.clear() }));
     // A press on a button is not the start of moving the node.
     for (const type of ["pointerdown", "mousedown", "dblclick"]) row.addEventListener(type, (event) => event.stopPropagation());
     this.root = element("div", { class: ROOT, "data-kind": this.kind }, this.thumb, this.status, row);
+    addStyle(this.root);
   }
 
   // The node ------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ class EditorWidget {
   open() {
     if (this.editor || this.ended) return;
     this.editor = new Editor({
-      kind: this.kind, text: this.text,
+      kind: this.kind, text: this.text, place: this.root.closest(PAGE) ?? this.root,
       write: (text) => this.write(text),
       connect: (input, file) => this.connect(input, file),
       closed: () => {

@@ -15,6 +15,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+from torch.amp import autocast
 
 from ...core.models.inflated import TemporalLayers, fresh_temporal, is_trained
 from ..attention.inflated import check_model, heads_of, temporal_of
@@ -58,7 +59,7 @@ class InflatedNetwork(nn.Module):
             options["optimized_attention_override"] = _with_gradients
         t = torch.full((len(x),), float(timestep), device=x.device)
         low = DTYPES[self.precision]
-        with running(Pass(frames)), torch.autocast(x.device.type, low, enabled=low != torch.float32):
+        with running(Pass(frames)), autocast(x.device.type, low, enabled=low != torch.float32):
             return self.unet(x, timesteps=t, context=text.repeat_interleave(frames, 0), transformer_options=options).float()
 
     def named_weights(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import FeedForward
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.amp import autocast
 
 from ...core.digest import digest
 from ...core.inversion.schedule import sampling_step, source_step
@@ -239,7 +240,7 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Wat
 
 def _evaluated(network: TrainingNetwork, device: torch.device, precision: str) -> Callable:
     def call(*inputs: Any) -> tuple[Tensor, list]:
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        with autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             v, asked = network(*inputs)
         return v.float(), asked
 

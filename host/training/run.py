@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.amp import autocast
 
 from ...core.training import loop
 from ...core.training.framepainter import objective
@@ -50,7 +51,7 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
 def in_precision(call: nn.Module, device: torch.device, precision: str) -> objective.Network:
     """The network as the objective calls it, in the run's precision."""
     def network(*inputs: Any) -> tuple[Tensor, list[objective.Asked]]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             v, asked = call(*inputs)
         return v.float(), asked
 

@@ -67,7 +67,7 @@ export function icon(name) {
  */
 export function button({ icon: name, text, label = text, key, run, class: extra = "", id }) {
   return element("button", {
-    type: "button", class: `fp-button ${extra} ${text ? "" : "fp-icon"}`, "aria-label": label, "data-action": id,
+    type: "button", class: `framepainter-button ${extra} ${text ? "" : "framepainter-icon"}`, "aria-label": label, "data-action": id,
     title: key ? `${label} (${key})` : label, on: { click: run },
   }, name ? icon(name) : null, text ? element("span", { text }) : null);
 }
@@ -87,8 +87,8 @@ export function slider({ label, min, max, step = 1, unit = "", value, change }) 
   const limit = (v) => Math.min(max, Math.max(min, v));
   const range = element("input", { type: "range", min, max, step, "aria-label": label });
   const number = element("input", { type: "number", min, max, step, "aria-label": `${label}${unit ? ` in ${unit}` : ""}` });
-  const made = element("label", { class: "fp-slider", title: label }, element("span", { text: label }), range, number,
-                       unit ? element("span", { class: "fp-unit", text: unit }) : null);
+  const made = element("label", { class: "framepainter-slider", title: label }, element("span", { text: label }), range, number,
+                       unit ? element("span", { class: "framepainter-unit", text: unit }) : null);
   made.set = (v) => {
     range.value = number.value = String(Math.round(v * 10) / 10);
   };
@@ -108,7 +108,7 @@ export function slider({ label, min, max, step = 1, unit = "", value, change }) 
 
 /** A group of buttons in a toolbar. */
 export function group(label, ...children) {
-  return element("div", { class: "fp-group", role: "group", "aria-label": label }, ...children);
+  return element("div", { class: "framepainter-group", role: "group", "aria-label": label }, ...children);
 }
 
 /** A canvas of so many pixels and its context. */

@@ -9,17 +9,17 @@ const THUMB = 40;
  * @returns {{panel: HTMLElement, show: (pieces: any[], selected: number, cutout: (piece: any) => any) => void}}
  */
 export function piecesPanel(on) {
-  const list = element("ul", { class: "fp-pieces", role: "listbox", "aria-label": "Pieces, topmost first" });
+  const list = element("ul", { class: "framepainter-pieces", role: "listbox", "aria-label": "Pieces, topmost first" });
   const fields = {};
   const number = (name, short, label) => {
     fields[name] = element("input", { type: "number", step: 1, "aria-label": label, title: label, "data-number": name,
                                       on: { change: () => apply(name) } });
     return element("label", { title: label }, short, fields[name]);
   };
-  const numbers = element("div", { class: "fp-numbers", hidden: true }, number("x", "X", "Moved to the right, in pixels"),
+  const numbers = element("div", { class: "framepainter-numbers", hidden: true }, number("x", "X", "Moved to the right, in pixels"),
                           number("y", "Y", "Moved down, in pixels"), number("w", "W %", "Width in percent; negative: flipped"),
                           number("h", "H %", "Height in percent; negative: flipped"), number("r", "Turn", "Turned clockwise, in degrees"));
-  const panel = element("aside", { class: "fp-side", "aria-label": "Pieces" }, element("h3", { text: "Pieces" }), list, numbers);
+  const panel = element("aside", { class: "framepainter-side", "aria-label": "Pieces" }, element("h3", { text: "Pieces" }), list, numbers);
   let current = null;
 
   function apply(name) {
@@ -42,10 +42,10 @@ export function piecesPanel(on) {
       return made;
     };
     return element("li", {
-      class: "fp-piece", role: "option", tabindex: "0", "aria-selected": String(index === selected),
+      class: "framepainter-piece", role: "option", tabindex: "0", "aria-selected": String(index === selected),
       on: { click: () => on.select(index) },
     }, thumb(cutout(piece)),
-      element("span", { class: "fp-name" }, `Piece ${index + 1}`, element("small", { text: what.filter(Boolean).join(", ") || (still ? "in its place" : "moved") })),
+      element("span", { class: "framepainter-name" }, `Piece ${index + 1}`, element("small", { text: what.filter(Boolean).join(", ") || (still ? "in its place" : "moved") })),
       act("up", "up", `Bring piece ${index + 1} forward`, () => on.lift(index, 1), index === count - 1),
       act("down", "down", `Send piece ${index + 1} back`, () => on.lift(index, -1), index === 0),
       act("discard", "close", `Discard piece ${index + 1}`, () => on.discard(index)));
@@ -55,7 +55,7 @@ export function piecesPanel(on) {
     panel,
     show(pieces, selected, cutout) {
       const rows = pieces.map((piece, i) => row(piece, i, selected, pieces.length, cutout)).reverse();
-      const none = element("li", { class: "fp-none", text: "Lasso or box a part of the picture to move, copy or erase it." });
+      const none = element("li", { class: "framepainter-none", text: "Lasso or box a part of the picture to move, copy or erase it." });
       list.replaceChildren(...(rows.length ? rows : [none]));
       current = pieces[selected] ?? null;
       numbers.hidden = !current;

@@ -1,5 +1,5 @@
 import { KINDS, readState } from "../state.js";
-import { ensureStyle } from "../style.js";
+import { addStyle } from "../style.js";
 import { createCoarse } from "./coarse.js";
 import { Drawing } from "./document.js";
 import { button, element, group, newCanvas } from "./dom.js";
@@ -19,6 +19,7 @@ const TOAST_MS = 4000;
  * @typedef {object} Host
  * @property {import("../state.js").Kind} kind
  * @property {string} text
+ * @property {Element} place holds the dialog; stays on show when the node does not
  * @property {(text: string) => void} write puts a text into the node
  * @property {(input: string, file: File) => Promise<void>} connect a picture file to an input of the node
  * @property {() => void} closed called once, when the editor has gone
@@ -28,7 +29,6 @@ const TOAST_MS = 4000;
 export class Editor {
   /** @param {Host} host */
   constructor(host) {
-    ensureStyle();
     this.host = host;
     this.kind = host.kind;
     this.ending = new AbortController();
@@ -50,7 +50,8 @@ export class Editor {
       window.addEventListener(type, (event) => onKey(this, event), { capture: true, signal });
     }
     this.observer = new ResizeObserver(() => this.#resized());
-    document.body.append(this.dialog);
+    addStyle(this.dialog);
+    host.place.append(this.dialog);
     this.dialog.showModal();
     this.observer.observe(this.stage);
     this.setPicture(null, true);
@@ -61,28 +62,28 @@ export class Editor {
 
   #build() {
     const { title } = KINDS[this.kind], { signal } = this.ending;
-    this.about = element("span", { class: "fp-about" });
-    this.bar = element("div", { class: "fp-bar", role: "toolbar", "aria-label": "Tools" });
-    this.banner = element("div", { class: "fp-banner", role: "alert", hidden: true });
+    this.about = element("span", { class: "framepainter-about" });
+    this.bar = element("div", { class: "framepainter-bar", role: "toolbar", "aria-label": "Tools" });
+    this.banner = element("div", { class: "framepainter-banner", role: "alert", hidden: true });
     // Keys go to a text field: older pages undo the graph on Ctrl+Z unless one has the focus.
-    this.keys = element("input", { class: "fp-keys", readonly: true, "aria-label": `${title}: drawing area. Press ? for its keys.` });
+    this.keys = element("input", { class: "framepainter-keys", readonly: true, "aria-label": `${title}: drawing area. Press ? for its keys.` });
     this.picture = newCanvas(1, 1);
     this.marks = newCanvas(1, 1);
-    this.picture.canvas.className = "fp-picture";
-    this.stage = element("div", { class: "fp-stage" }, this.keys, this.picture.canvas, this.marks.canvas);
-    this.toast = element("div", { class: "fp-toast", role: "status", "aria-live": "polite", hidden: true });
-    this.help = element("div", { class: "fp-help", role: "region", "aria-label": "Keyboard shortcuts", hidden: true });
-    this.body = element("div", { class: "fp-body" }, this.stage, this.help, this.toast);
-    this.tip = element("span", { class: "fp-tip" });
+    this.picture.canvas.className = "framepainter-picture";
+    this.stage = element("div", { class: "framepainter-stage" }, this.keys, this.picture.canvas, this.marks.canvas);
+    this.toast = element("div", { class: "framepainter-toast", role: "status", "aria-live": "polite", hidden: true });
+    this.help = element("div", { class: "framepainter-help", role: "region", "aria-label": "Keyboard shortcuts", hidden: true });
+    this.body = element("div", { class: "framepainter-body" }, this.stage, this.help, this.toast);
+    this.tip = element("span", { class: "framepainter-tip" });
     this.where = element("output", { "aria-label": "Pointer position" });
     this.scale = element("output", { "aria-label": "Zoom" });
     this.dialog = element("dialog", { class: "framepainter-dialog", role: "dialog", "aria-modal": "true", "aria-label": title,
                                       "data-kind": this.kind },
-      element("div", { class: "fp-head" }, element("h2", { text: title }), this.about, element("span", { class: "fp-space" }),
+      element("div", { class: "framepainter-head" }, element("h2", { text: title }), this.about, element("span", { class: "framepainter-space" }),
               button({ icon: "help", label: "Keyboard shortcuts", key: "?", run: () => this.toggleHelp(), id: "help" }),
-              button({ icon: "check", text: "Done", key: "Esc", run: () => this.close(), class: "fp-main", id: "done" })),
+              button({ icon: "check", text: "Done", key: "Esc", run: () => this.close(), class: "framepainter-main", id: "done" })),
       this.bar, this.banner, this.body,
-      element("div", { class: "fp-foot" }, this.tip, element("span", { class: "fp-space" }), this.where, this.scale));
+      element("div", { class: "framepainter-foot" }, this.tip, element("span", { class: "framepainter-space" }), this.where, this.scale));
     const own = (type, listener) => this.dialog.addEventListener(type, listener, { signal });
     // What happens in here is none of the page's business: it would paste nodes, zoom the graph or open dropped files.
     for (const type of ["pointerdown", "pointerup", "mousedown", "mouseup", "click", "dblclick", "wheel", "contextmenu", "copy", "cut",

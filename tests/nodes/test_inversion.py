@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.ops
 import folder_paths
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_invert(pack, nodes, loaded, source):
     assert found.sigmas == (20.0, 3.0, 0.5) and found.steps == 2
     with pytest.raises(ValueError, match="Invert EDM: the 'model' input is a .* model"):
         sd15 = type("Patcher", (), {"model": torch.nn.Module()})()
-        sd15.model.diffusion_model = torch.nn.Linear(2, 2)
+        sd15.model.diffusion_model = comfy.ops.manual_cast.Linear(2, 2)
         nodes("InvertEDM", model=sd15, positive=positive, latent=latent, steps=2)
 
 

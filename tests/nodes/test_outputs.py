@@ -10,11 +10,12 @@ import torch
 
 ODD = {
     "dot": "style v1.5", "two dots": "a.b.c", "dot at the end": "style v2.", "folder": "x/style v1.5", "spaces": " a b ",
-    "letters": "größe-日本-🎨", "number": "00001", "like an ending": "style.safetensors", "year": "%year%.%month%",
+    "letters": "größe-\u65e5\u672c-\U0001f3a8", "number": "00001", "like an ending": "style.safetensors", "year": "%year%.%month%",
 }
 WRONG = {
     "NUL": "a\0b", "half a letter": "a\ud800b", "bell": "a\x07b", "lines": "a\nb", "300 characters": "x" * 300,
-    "300 characters in a folder": "y" * 300 + "/a", "100 letters of three bytes": "日" * 100, "out": "../../x", "whole": "/etc/x",
+    "300 characters in a folder": "y" * 300 + "/a", "100 letters of three bytes": "\u65e5" * 100, "out": "../../x",
+    "whole": "/etc/x",
     "empty": "", "folder alone": "a/", "dots": "a/..", "here": ".",
 }
 

@@ -302,7 +302,7 @@ def test_zoom_and_pan_keep_the_pointer_on_its_pixel(rig, picture):
     px, py = rig.at(231.5, 70.5)
     rig.page.mouse.move(5, 5)
     seen = rig.page.evaluate("""([x, y]) => {
-        const canvas = document.querySelector('.fp-picture'), box = canvas.getBoundingClientRect(), side = 60
+        const canvas = document.querySelector('.framepainter-picture'), box = canvas.getBoundingClientRect(), side = 60
         const data = canvas.getContext('2d').getImageData(x - box.left - side / 2, y - box.top - side / 2, side, side).data
         let sum = 0, sx = 0, sy = 0
         for (let i = 0; i < side * side; i++) {
@@ -434,8 +434,8 @@ def test_without_a_picture_there_is_a_blank_ground_and_one_can_be_chosen(rig, la
     with rig.page.expect_file_chooser() as chooser:
         rig.click("choose")
     chooser.value.set_files(chosen)
-    rig.dialog.locator(".fp-about", has_text="256 × 256").wait_for()
-    assert rig.banner() == "" and "drawn on 512 × 512" in rig.dialog.locator(".fp-about").inner_text()
+    rig.dialog.locator(".framepainter-about", has_text="256 × 256").wait_for()
+    assert rig.banner() == "" and "drawn on 512 × 512" in rig.dialog.locator(".framepainter-about").inner_text()
     rig.close()
     load = rig.page.evaluate("""type => {
         const node = app.graph.nodes.find(n => n.type === type)
@@ -496,7 +496,7 @@ def test_a_picture_made_by_other_nodes_appears_after_a_run(rig, picture):
         load.connect(0, flip, 0)
         flip.connect(0, node, slot)
     }""", KINDS["sketch"][0])
-    rig.widget("sketch").locator(".fp-empty", has_text="after a run").wait_for()
+    rig.widget("sketch").locator(".framepainter-empty", has_text="after a run").wait_for()
     # Nothing is drawn yet, so this run fails; the picture is there all the same.
     rig.page.evaluate("() => app.queuePrompt(0, 1)")
     rig.wait_status("sketch", "300 × 200")
@@ -518,11 +518,11 @@ def test_keys_and_the_list_of_them(rig, picture):
         .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)""")
     assert unnamed == []
     rig.press("?")
-    listed = rig.dialog.locator(".fp-help").inner_text()
+    listed = rig.dialog.locator(".framepainter-help").inner_text()
     assert "Undo" in listed and "Eraser" in listed.title()
     rig.screenshot("help")
     rig.press("Escape")
-    assert rig.dialog.count() == 1 and not rig.dialog.locator(".fp-help").is_visible()
+    assert rig.dialog.count() == 1 and not rig.dialog.locator(".framepainter-help").is_visible()
     size = rig.dialog.locator("input[type=number][aria-label='Size in px']")
     size.fill("12")
     rig.press("Enter", "e")

@@ -50,7 +50,7 @@ BUILD = """async ([types, picture, first]) => {
 }"""
 # Pixels of the stage where the picture lies; exact at 100 %, where one pixel of the picture is one of the stage.
 ON_STAGE = """([width, height]) => {
-  const canvas = document.querySelector('.framepainter-dialog .fp-picture')
+  const canvas = document.querySelector('.framepainter-dialog .framepainter-picture')
   const left = Math.round((canvas.clientWidth - width) / 2), top = Math.round((canvas.clientHeight - height) / 2)
   return Array.from(canvas.getContext('2d').getImageData(left, top, width, height).data)
 }"""
@@ -78,11 +78,11 @@ class Editors:
         return self.page.locator(f".framepainter-widget[data-kind={kind}]").first
 
     def status(self, kind: str) -> str:
-        return self.widget(kind).locator(".fp-status").inner_text()
+        return self.widget(kind).locator(".framepainter-status").inner_text()
 
     def wait_status(self, kind: str, text: str) -> None:
         """Wait until the node says something below its thumbnail."""
-        self.widget(kind).locator(".fp-status", has_text=text).wait_for()
+        self.widget(kind).locator(".framepainter-status", has_text=text).wait_for()
 
     def text(self, kind: str) -> str:
         """The widget's value, of the first such node."""
@@ -135,12 +135,12 @@ class Editors:
 
     def said(self) -> str:
         """What the editor's message says; waits for one."""
-        toast = self.dialog.locator(".fp-toast:not([hidden])")
+        toast = self.dialog.locator(".framepainter-toast:not([hidden])")
         toast.wait_for()
         return toast.inner_text()
 
     def banner(self) -> str:
-        found = self.dialog.locator(".fp-banner:not([hidden]) p")
+        found = self.dialog.locator(".framepainter-banner:not([hidden]) p")
         return found.inner_text() if found.count() else ""
 
     def position(self, x: float, y: float) -> tuple[float, float]:
@@ -153,7 +153,7 @@ class Editors:
 
     def mapping(self) -> tuple[float, float, float]:
         """Zoom and place of the picture's upper left corner on the page, from the position that the editor shows."""
-        box = self.dialog.locator(".fp-stage").bounding_box()
+        box = self.dialog.locator(".framepainter-stage").bounding_box()
         x0, y0, x1 = box["x"] + 10, box["y"] + 10, box["x"] + box["width"] - 10
         (left, top), (right, _) = self.position(x0, y0), self.position(x1, y0)
         zoom = (x1 - x0) / (right - left)

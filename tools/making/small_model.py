@@ -165,9 +165,10 @@ def image_encoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> tu
     """The embedding must tell the picture's 6 x 6 thumbnail through a linear layer, which is returned to be trained too."""
     import torch
     import torch.nn.functional as F
+    from comfy.ops import disable_weight_init
 
     procedural, images = load("core.data.procedural"), load("core.images")
-    readout = torch.nn.Linear(CONTEXT, 3 * 36)
+    readout = initialise(disable_weight_init.Linear(CONTEXT, 3 * 36))
 
     def loss(step: int, micro: int, generator: torch.Generator) -> dict:
         shown = pictures(procedural, batch, generator, frames=1)

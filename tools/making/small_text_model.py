@@ -237,6 +237,7 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
     """
     import torch
     from comfy.model_sampling import ModelSamplingDiscrete
+    from torch.amp import autocast
 
     captions = load("core.data.captions")
     rows, watched = {word: i for i, word in enumerate(vocabulary(captions))}, WordMaps()
@@ -252,7 +253,7 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
         noise = noise + OFFSET * torch.randn(batch, 4, 1, 1, generator=generator)
         grounded = step > GROUNDED_FROM
         watched.maps.clear()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             told = context(parts.text, texts)
             predicted = parts.unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t, context=told,
                                    transformer_options=watched.options if grounded else {})
@@ -312,6 +313,7 @@ def examples(load: Callable[[str], Any], folder: Path, count: int, seed: int, he
 def decoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable:
     """The decoder alone, on crops of fresh scenes: nothing changes for the UNet."""
     import torch
+    from torch.amp import autocast
 
     captions = load("core.data.captions")
 
@@ -321,7 +323,7 @@ def decoder_loss(model: Any, load: Callable[[str], Any], batch: int) -> Callable
         with torch.no_grad():
             z = model.encode(target)
         noisy = z + 0.03 / small_model.SCALING * torch.randn(z.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", torch.bfloat16):
             decoded = model.decode(noisy)
         return small_model.reconstruction(decoded.float(), target)
 

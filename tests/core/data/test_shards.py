@@ -297,4 +297,4 @@ def test_other_settings_are_refused(pack, procedural_pairs, sample, shards, sett
 def test_keys(sample, shards):
     stem = sample.key_stem("a/b c.d.mp4")
     assert "." not in stem and stem != sample.key_stem("b c.d.mp4") and stem.startswith("b-c-d-")
-    assert sample.key_stem("日本.mp4").startswith("clip-")
+    assert sample.key_stem("\u65e5\u672c.mp4").startswith("clip-")

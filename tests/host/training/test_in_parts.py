@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from comfy.ops import disable_weight_init as ops
 from framepainter_tests import tiny
 
 
@@ -68,7 +69,7 @@ def test_dropout_is_repeated_when_a_part_is_computed_again(pack, model):
 def test_parts_keep_nothing_of_their_inside(pack):
     """Of a layer 64 times as wide inside as outside."""
     memory = pack("core.training.in_parts")
-    layer = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.GELU(), torch.nn.Linear(512, 8))
+    layer = torch.nn.Sequential(ops.Linear(8, 512), torch.nn.GELU(), ops.Linear(512, 8))
     parameters = {p.data_ptr() for p in layer.parameters()}
 
     def kept(forward) -> int:
