@@ -24,6 +24,8 @@ SMALL = {
     "FramePainterConditioning": {"width": 128, "height": 128},
     "KSampler": {"steps": 2},
     "FramePainterInvertEDM": {"steps": 2},
+    "FramePainterInvertDDIM": {"steps": 3},
+    "FramePainterTuneOnVideo": {"steps": 2},
     "FramePainterPropagateEdit": {"steps": 2, "lora_steps": 2},
     "FramePainterProceduralDataset": {"count": 8},
     "FramePainterTrainMotionLora": {"steps": 3},

@@ -163,6 +163,54 @@ saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attent
 
 **Your own clip:** an SVD checkpoint, 14 frames, preset *8 GB* or *12 GB*, 250 steps at 0.0005 and rank 32.
 """
+P2P_NOTE = """\
+### Change a video by changing words
+
+Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**. It takes
+about a minute on a CPU.
+
+**Prompt Edit** compares the two prompts: words that differ are swapped. `@disc` and `@square` hold the edit to where these
+words look. **Word Map** shows where the changed words looked.
+
+**Your own video:** a Stable Diffusion 1.x checkpoint in *Load Checkpoint*, 8 frames of 512 x 512, 50 steps, cfg 7.5,
+cross_steps 0.2, map_scale 4. That has not been measured here; the small model knows coloured shapes only.
+"""
+P2P_WORDS_NOTE = """\
+### Words by hand
+
+Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**.
+
+The field **words** of Prompt Edit, an entry a line: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc`
+holds the edit to where the disc is, `-@ground` would keep it away from the ground. **Words** shows what was understood.
+"""
+P2P_TUNE_NOTE = """\
+### Tune on a video, then edit it
+
+Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**.
+
+**Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. Cancel at any time and queue again to go on. The
+file that *Save Tuned Video* writes is read by *Load Tuned Video*.
+"""
+P2P_LONG_NOTE = """\
+### More than eight frames
+
+Runs with the small text-to-image model of the pack: put `workflows/inputs/long_shape_clip.mp4` of this pack into **Video**. A few
+minutes on a CPU.
+
+All 24 frames are one video for the model. If they do not fit on a card, switch on **streamed** of *Video Text Model*: the result is
+the same, it takes longer.
+"""
+P2P_GROUPS = {
+    "1 Video and model": (0, 0, 700, 1000), "2 Words": (720, 0, 400, 1000), "3 Invert": (1140, 0, 720, 1000),
+    "4 Edit": (1880, 0, 740, 1000), "5 Result": (2640, 0, 1960, 1000),
+}
+P2P_NODES: dict[int | str, tuple[int, int, int, int]] = {
+    1: (20, 80, 320, 300), 2: (20, 520, 320, 100), 3: (360, 80, 320, 130), "note": (-520, 80, 480, 520),
+    4: (740, 80, 360, 480), 5: (740, 720, 360, 140), 6: (1160, 80, 320, 80), 7: (1160, 320, 320, 120), 8: (1520, 80, 320, 160),
+    9: (1900, 80, 340, 560), 10: (1900, 820, 340, 80), 11: (2280, 80, 320, 300), 12: (2280, 640, 320, 80),
+    13: (2660, 80, 320, 300), 14: (2660, 640, 320, 120), 15: (3020, 80, 360, 380), 16: (3420, 80, 560, 400),
+    17: (3020, 580, 360, 320), 18: (4020, 80, 560, 400),
+}
 LAYOUTS = {
     "paint_and_propagate": Layout(
         PAINT_NOTE,
@@ -245,6 +293,13 @@ LAYOUTS |= {
     "framepainter_drag": Layout(DRAG_NOTE, KEEP_GROUPS, KEEP_NODES),
     "framepainter_coarse": Layout(COARSE_NOTE, KEEP_GROUPS, {**KEEP_NODES, 18: (3420, 390, 280, 160)}),
     "framepainter_combined": Layout(COMBINED_NOTE, COMBINED_GROUPS, COMBINED_NODES),
+}
+LAYOUTS |= {
+    "video_p2p_edit": Layout(P2P_NOTE, P2P_GROUPS, P2P_NODES),
+    "video_p2p_words": Layout(P2P_WORDS_NOTE, P2P_GROUPS, P2P_NODES),
+    "video_p2p_long": Layout(P2P_LONG_NOTE, P2P_GROUPS, P2P_NODES),
+    "video_p2p_tune": Layout(P2P_TUNE_NOTE, P2P_GROUPS, {**P2P_NODES, 7: (1160, 320, 320, 420), 19: (1520, 560, 320, 240),
+                                                           20: (3420, 580, 560, 320)}),
 }
 VIEW = {"scale": 0.62, "offset": [130, 240]}
 BUILD = """([api, name, nodes, groups, note, view]) => {
