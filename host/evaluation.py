@@ -19,6 +19,7 @@ from ..core.evaluation.pairs import Values, error_image, evaluate_pairs, usable
 from ..core.evaluation.sheet import ERROR_TOP, heat, tint
 from ..core.evaluation.table import Statistic, aggregate, combine, markdown, split_source, to_json
 from ..core.sheet import contact_sheet
+from ..core.weights.pickled import load_tensors
 from .report import Steps
 from .weights.folders import OWN
 
@@ -184,11 +185,11 @@ def lpips_metric() -> Callable[[Tensor, Tensor], float | None]:
     try:
         # Built without weights, so that neither package downloads; then filled from tensors-only reads.
         network = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
-        backbone = torch.load(path, map_location="cpu", weights_only=True)
+        backbone = load_tensors(path)
         state = network.state_dict()
         wanted = {name: "features." + name.split(".", 2)[2] for name in state if name.startswith("net.slice")}
         filled = {name: backbone[old] for name, old in wanted.items()}
-        filled |= torch.load(heads, map_location="cpu", weights_only=True)
+        filled |= load_tensors(heads)
         left = network.load_state_dict(filled, strict=False)
     except Exception as error:  # a damaged file raises almost anything
         raise Unavailable(f"its weights cannot be read ({type(error).__name__}: {error}). Get {path} and the package "

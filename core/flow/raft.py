@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..weights.pickled import load_tensors
 from .consistency import FlowError
 from .weight_free import enlarged
 
@@ -31,7 +32,7 @@ def load_raft(path: Path) -> torch.nn.Module:
 
             tensors = load_file(str(path))
         else:
-            tensors = torch.load(str(path), map_location="cpu", weights_only=True)
+            tensors = load_tensors(path)
     except Exception as error:  # zip, pickle and safetensors errors have no common base
         text = " ".join(str(error).split())[:200]
         raise FlowError(f"'{path.name}' cannot be read as weights ({type(error).__name__}: {text}). Download it "

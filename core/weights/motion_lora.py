@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .. import atomic
+from ..names import printable
 from . import diffusers_svd
 from .diffusers_svd import TEMPORAL
+from .pickled import load_tensors
 
 PREFIX = "diffusion_model."
 _PLACES = ("down_blocks.", "up_blocks.", "mid_block.")
@@ -58,24 +60,24 @@ def read_published(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     Raises:
         LoraFileError: not such a list, or made for another network; the text names the file.
     """
+    name = printable(path.name)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds, all of which mean: not such a file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LoraFileError(f"'{path.name}' cannot be read as a list of tensors ({reason[:160]}).") from None
+        values = load_tensors(path)
+    except ValueError as error:
+        raise LoraFileError(f"'{name}' cannot be read as a list of tensors ({error}).") from None
     if not isinstance(values, list | tuple) or not all(isinstance(v, Tensor) and v.ndim == 2 for v in values):
-        raise LoraFileError(f"'{path.name}' holds no flat list of matrices. A motion LoRA of the I2VEdit authors has pairs of "
+        raise LoraFileError(f"'{name}' holds no flat list of matrices. A motion LoRA of the I2VEdit authors has pairs of "
                             "up and down matrices and no names; other LoRA files are for ComfyUI's own loaders.")
     layers = published_order(shapes)
     if len(values) != 2 * len(layers):
-        raise LoraFileError(f"'{path.name}' has {len(values)} matrices, the network's {len(layers)} temporal layers need "
+        raise LoraFileError(f"'{name}' has {len(values)} matrices, the network's {len(layers)} temporal layers need "
                             f"{2 * len(layers)}. It was made for another network.")
     out = {}
     for number, layer in enumerate(layers):
         up, down = (v.detach().float().contiguous() for v in values[2 * number:2 * number + 2])
         outer, inner = shapes[f"{layer}.weight"]
-        if up.shape != (outer, down.shape[0]) or down.shape[1] != inner:
-            raise LoraFileError(f"'{path.name}' was made for another network: its matrices {2 * number} and {2 * number + 1} are "
+        if up.shape != (outer, down.shape[0]) or down.shape[1] != inner or not len(down):
+            raise LoraFileError(f"'{name}' was made for another network: its matrices {2 * number} and {2 * number + 1} are "
                                 f"{tuple(up.shape)} and {tuple(down.shape)}, layer {layer} is {outer} x {inner}.")
         out |= named(layer, up, down)
     return out
@@ -85,6 +87,47 @@ def named(layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     """One layer's entries in ComfyUI's form; the alpha makes the scale 1."""
     return {f"{PREFIX}{layer}.lora_up.weight": up, f"{PREFIX}{layer}.lora_down.weight": down,
             f"{PREFIX}{layer}.alpha": torch.tensor(float(down.shape[0]))}
+
+
+def check(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Refuse what is no motion LoRA of this network; the host would skip it layer by layer with a line in its log.
+
+    Args:
+        lora: in ComfyUI's form.  shapes: of the UNet's parameters, by ComfyUI's names without prefix.  name: of the file.
+
+    Raises:
+        LoraFileError: a matrix without its partner, of another size, or with values that are not finite; the text names the file,
+            the layer and the remedy.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for entry, tensor in lora.items():
+        layer, found, part = entry.removeprefix(PREFIX).partition(".lora_")
+        if found:
+            parts.setdefault(layer, {})[part] = tensor
+    if not parts:
+        raise LoraFileError(f"'{name}' holds no LoRA matrices.")
+    again = "Copy the file again, or train the LoRA again."
+    for layer, found in parts.items():
+        up, down, weight = found.get("up.weight"), found.get("down.weight"), shapes.get(f"{layer}.weight")
+        shown = printable(layer)
+        if up is None or down is None:
+            lacks = "up" if up is None else "down"
+            raise LoraFileError(f"'{name}' is no whole motion LoRA: layer {shown} has no {lacks} matrix. {again}")
+        if weight is None or len(weight) != 2 or down.ndim != 2 or weight[1] != down.shape[1]:
+            takes = down.shape[1] if down.ndim == 2 else list(down.shape)
+            has = "no such layer" if weight is None or len(weight) != 2 else weight[1]
+            raise LoraFileError(f"The motion LoRA '{name}' was trained on another network: its layer {shown} takes {takes} "
+                                f"channels, this model has {has}.")
+        if tuple(up.shape) != (weight[0], len(down)) or not len(down):
+            raise LoraFileError(f"'{name}' is no motion LoRA of this network: layer {shown}, {weight[0]} x {weight[1]}, has an up "
+                                f"matrix {list(up.shape)} and a down matrix {list(down.shape)}. {again}")
+        alpha = lora.get(f"{PREFIX}{layer}.alpha", lora.get(f"{layer}.alpha"))
+        values = [up, down] if alpha is None else [up, down, alpha]
+        if alpha is not None and alpha.numel() != 1 or not all(t.is_floating_point() for t in (up, down)):
+            raise LoraFileError(f"'{name}' is no motion LoRA: the numbers of layer {shown} are of another kind. {again}")
+        if not all(t.float().isfinite().all() for t in values):
+            raise LoraFileError(f"'{name}' has values that are not finite, in layer {shown}. Train the LoRA again, with a lower "
+                                "learning rate or in fp32.")
 
 
 def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[Parameter]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..parsing import json_value
+
 KIND, FORMAT = "tuned video", "1"
 UP, DOWN = ".up", ".down"
 SPARE, PASSES = 8, 4  # further directions and passes of the randomised decomposition (Halko et al. 2011, section 4)
@@ -61,7 +63,7 @@ def from_file(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> TunedV
         raise TunedFileError(f"it has format {values['format']}, this version reads {FORMAT}. Update ComfyUI-FramePainter, or tune "
                              "again.")
     try:
-        return TunedVideo(tensors, values["base"], int(values["seed"]), bool(json.loads(values["random_bias"])))
+        return TunedVideo(tensors, values["base"], int(values["seed"]), bool(json_value(values["random_bias"])))
     except ValueError as error:
         raise TunedFileError(f"its header is damaged ({error}). Copy it again, or tune again.") from None
 

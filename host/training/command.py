@@ -21,8 +21,7 @@ from ...core.training.framepainter.presets import RunSettings, choose, setting_n
 from ...core.training.loop import NotANumber, Step
 from ...core.training.parallel import Processes
 from ...core.training.state import StateError
-from ...core.weights.framepainter import file_kind
-from ...core.weights.safetensors_header import BrokenFile, read_header
+from ...core.weights.weight_file import WeightFile
 from ..network import WrongModel
 from ..weights import loading, saving
 from ..weights.loading import Absent, WeightsError
@@ -45,19 +44,21 @@ def load_models(options: argparse.Namespace) -> framepainter.Inputs:
         WeightsError: a file is missing, broken or of another kind; or CLIP vision or VAE are nowhere.
     """
     try:
-        kind = file_kind({n: e.shape for n, e in read_header(options.model).tensors.items()})
-    except (FileNotFoundError, BrokenFile) as error:
+        file = WeightFile.open(options.model)
+    except WeightsError as error:
         raise WeightsError(f"--model '{options.model}' cannot be read: {error}") from None
+    clip_and_vae = None if options.clip_and_vae is None else WeightFile.open(options.clip_and_vae)
     weights = None
-    if kind == "svd checkpoint":
+    if file.kind == "svd checkpoint":
         model, _, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
             str(options.model), output_vae=True, output_clip=False, output_clipvision=True)
     else:
-        model, weights, clip_vision, vae = loading.load(options.model, options.encoder, options.clip_and_vae, None)
-    if options.clip_and_vae is not None and kind == "svd checkpoint":
-        clip_vision, vae = loading.load_clip_and_vae(options.clip_and_vae)
+        encoder = None if options.encoder is None else WeightFile.open(options.encoder)
+        model, weights, clip_vision, vae = loading.from_files(file, encoder, clip_and_vae, None)
+    if clip_and_vae is not None and file.kind == "svd checkpoint":
+        clip_vision, vae = loading.clip_and_vae_of(clip_and_vae)
     if options.framepainter is not None:
-        weights = loading.load(options.framepainter, None, options.clip_and_vae or options.model, None).weights
+        weights = loading.from_files(WeightFile.open(options.framepainter), None, clip_and_vae or file, None).weights
     for what, part in (("CLIP vision", clip_vision), ("VAE", vae)):
         if part is None or isinstance(part, Absent):
             raise WeightsError(f"--model '{options.model}' holds no {what}. Give an SVD checkpoint with --clip-and-vae.")

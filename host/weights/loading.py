@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import comfy.clip_vision
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors import safe_open
 from torch import Tensor
 
 from ...core.attention.matching import MatchingBranch
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.weights import framepainter
 from ...core.weights.framepainter import UNetNames
-from ...core.weights.safetensors_header import BrokenFile, Header, read_header
+from ...core.weights.weight_file import WHERE, WeightFile, WeightsError
 from ..attention.matching import attach_matching
 from .building import (
     HEAD_WIDTH,
@@ -33,19 +32,6 @@ from .building import (
     expected_unet,
     unet_config,
 )
-
-WHERE = {
-    "framepainter unet": "the authors' FramePainter UNet (unet_diffusion_pytorch_model.safetensors, Hugging Face "
-                         "repository Yabo/FramePainter)",
-    "encoder": "the authors' control encoder (encoder_diffusion_pytorch_model.safetensors, Hugging Face repository "
-               "Yabo/FramePainter)",
-    "svd checkpoint": "a Stable Video Diffusion checkpoint (svd.safetensors, svd_xt.safetensors or "
-                      "svd_xt_1_1.safetensors, Hugging Face organisation stabilityai)",
-}
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be used. The text names the file, what was expected, what was found and the remedy."""
 
 
 class MissingPart(AttributeError):
@@ -82,107 +68,59 @@ class Loaded(NamedTuple):
     vae: Any
 
 
-# ---- looking ---------------------------------------------------------------------------------------------------------
+# ---- checking --------------------------------------------------------------------------------------------------------
 
 
-def _header(path: Path) -> Header:
-    try:
-        return read_header(path)
-    except FileNotFoundError:
-        raise WeightsError(f"'{path}' does not exist. Put the file there, or refresh the node and choose another."
-                           ) from None
-    except BrokenFile as error:
-        raise WeightsError(f"'{path.name}' is not usable: {error}. Download it again.") from None
-
-
-def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
-    return {name: entry.shape for name, entry in header.tensors.items()}
-
-
-def _wrong_kind(path: Path, header: Header, expected: str) -> WeightsError:
-    kind = framepainter.file_kind(_shapes(header))
-    found = {"framepainter unet": "a FramePainter UNet", "svd unet": "a plain SVD UNet without matching attention",
-             "encoder": "a FramePainter control encoder", "single file": "a FramePainter single-file checkpoint",
-             "svd checkpoint": "a Stable Video Diffusion checkpoint", "sdxl checkpoint": "an SDXL checkpoint",
-             "sd checkpoint": "a Stable Diffusion image checkpoint",
-             "other": f"{len(header.tensors)} other tensors, the first '{next(iter(header.tensors), '-')}'"}[kind]
-    return WeightsError(f"'{path.name}' holds {found}; expected {WHERE[expected]}, "
-                        "or a checkpoint saved by Save FramePainter Checkpoint.")
-
-
-def _differs(path: Path, what: str, problems: list[str]) -> WeightsError:
-    shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-    return WeightsError(f"'{path.name}' is not a complete {what}: {shown}. Download it again, or choose the file that "
-                        "belongs to this model.")
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------------
-
-
-def read_tensors(path: Path, names: dict[str, str]) -> dict[str, Tensor]:
-    """Read tensors: new name -> name in the file. Only these are read, straight from the mapped file."""
-    with safe_open(str(path), framework="pt") as file:
-        return {new: file.get_tensor(old) for new, old in names.items()}
-
-
-def under(header: Header, prefix: str) -> dict[str, str]:
-    """new name -> file's name for everything under a prefix, the prefix taken off."""
-    return {n[len(prefix):]: n for n in header.tensors if n.startswith(prefix)}
-
-
-def _sorted_names(path: Path, header: Header) -> tuple[UNetNames, int]:
+def _places(file: WeightFile) -> tuple[UNetNames, int]:
     """Where each tensor of a model file goes, and its channels a head."""
-    kind = framepainter.file_kind(_shapes(header))
-    if kind not in ("single file", "framepainter unet"):
-        raise _wrong_kind(path, header, "framepainter unet")
-    split = framepainter.split_single_file if kind == "single file" else framepainter.split_diffusers_unet
+    if file.kind not in ("single file", "framepainter unet"):
+        raise file.wrong_kind("framepainter unet")
+    split = framepainter.split_single_file if file.kind == "single file" else framepainter.split_diffusers_unet
     try:
-        return split(header.tensors), int(header.metadata.get("framepainter.head_width", HEAD_WIDTH))
-    except ValueError as error:
-        raise _differs(path, "FramePainter UNet", [str(error)]) from None
+        head_width = int(file.header.metadata.get("framepainter.head_width", HEAD_WIDTH))
+        if head_width < 1:
+            raise ValueError(f"a head has {head_width} channels")
+        return split(file.header.tensors), head_width
+    except (ValueError, KeyError, IndexError) as error:
+        raise file.differs("FramePainter UNet", [str(error)]) from None
 
 
-def _load_unet(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
-    """The UNet of a model file that has been checked. Newer hosts call this again for an independent copy."""
-    header = _header(path)
-    names, head_width = _sorted_names(path, header)
-    epsilon = header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
-    model = build_unet(read_tensors(path, names.unet), dtype, head_width, epsilon, disable_dynamic)
-    model.cached_patcher_init = (_load_unet, (path, dtype))
-    return model
-
-
-def _check_unet(path: Path, header: Header, names: UNetNames, head_width: int) -> None:
-    shapes = {new: header.tensors[old].shape for new, old in names.unet.items()}
+def _check_unet(file: WeightFile, names: UNetNames, head_width: int) -> None:
+    shapes = file.shapes_of(names.unet)
     try:
         expected = expected_unet(unet_config(shapes), head_width)
+        with torch.device("meta"):
+            matching = MatchingBranch(framepainter.spatial_sites(expected), head_width, device="meta")
     except KeyError as error:  # the host's detection asks for tensors by name
-        raise _differs(path, "FramePainter UNet", [f"missing {error.args[0]}"]) from None
+        raise file.differs("FramePainter UNet", [f"missing {error.args[0]}"]) from None
     except Exception as error:  # and trips in other ways over a UNet with holes
-        raise _differs(path, "FramePainter UNet", [f"its layout cannot be read ({type(error).__name__}: {error})"]
-                       ) from None
+        raise file.differs("FramePainter UNet", [f"its layout cannot be read ({type(error).__name__}: {error})"]) from None
     problems = framepainter.differences(expected, shapes)
-    with torch.device("meta"):
-        matching = MatchingBranch(framepainter.spatial_sites(expected), head_width, device="meta")
     problems += framepainter.differences({n: tuple(p.shape) for n, p in matching.state_dict().items()},
-                                         {new: header.tensors[old].shape for new, old in names.matching.items()})
+                                         file.shapes_of(names.matching))
     if problems:
-        raise _differs(path, "FramePainter UNet", problems)
+        raise file.differs("FramePainter UNet", problems)
 
 
-def _check_encoder(path: Path, shapes: dict[str, tuple[int, ...]], unet_width: int) -> None:
+def _check_encoder(file: WeightFile, names: dict[str, str], unet_width: int) -> None:
+    shapes = file.shapes_of(names)
     try:
         widths = widths_from_shapes(shapes)
         with torch.device("meta"):
             expected = {n: tuple(p.shape) for n, p in ControlEncoder(widths, device="meta").state_dict().items()}
     except KeyError as error:
-        raise _differs(path, "control encoder", [f"missing {error.args[0]}"]) from None
+        raise file.differs("control encoder", [f"missing {error.args[0]}"]) from None
+    except Exception as error:  # shapes that no such network has
+        raise file.differs("control encoder", [f"its layout cannot be read ({type(error).__name__}: {error})"]) from None
     problems = framepainter.differences(expected, shapes)
     if problems:
-        raise _differs(path, "control encoder", problems)
+        raise file.differs("control encoder", problems)
     if widths.out != unet_width:
-        raise WeightsError(f"'{path.name}' is a control encoder for a UNet of {widths.out} channels; the chosen UNet "
+        raise WeightsError(f"'{file.name}' is a control encoder for a UNet of {widths.out} channels; the chosen UNet "
                            f"has {unet_width}. Choose the two files of one release: {WHERE['encoder']}.")
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | None,
@@ -202,36 +140,49 @@ def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | 
     Raises:
         WeightsError: any of the files is wrong, broken, incomplete or does not fit the others.
     """
-    header = _header(model_path)
-    names, head_width = _sorted_names(model_path, header)
-    _check_unet(model_path, header, names, head_width)
+    return from_files(WeightFile.open(model_path), *(None if path is None else WeightFile.open(path)
+                                                     for path in (encoder_path, clip_and_vae_path)), dtype)
 
-    inside = under(header, framepainter.ENCODER)
-    if encoder_path is None and not inside:
-        raise WeightsError(f"'{model_path.name}' holds no control encoder. Choose one as 'encoder_file': {WHERE['encoder']}.")
-    encoder_file = encoder_path or model_path
-    encoder_header = header if encoder_path is None else _header(encoder_file)
-    if encoder_path is not None and framepainter.file_kind(_shapes(encoder_header)) == "single file":
-        encoder_names = under(encoder_header, framepainter.ENCODER)
-    elif encoder_path is not None:
-        encoder_names = {n: n for n in encoder_header.tensors}
-        if framepainter.file_kind(_shapes(encoder_header)) != "encoder":
-            raise _wrong_kind(encoder_file, encoder_header, "encoder")
+
+def from_files(file: WeightFile, encoder: WeightFile | None, clip_and_vae: WeightFile | None,
+               dtype: torch.dtype | None) -> Loaded:
+    """`load`, from files that are open already."""
+    places = _places(file)
+    names, head_width = places
+    _check_unet(file, names, head_width)
+    if encoder is None:
+        encoder, encoder_names = file, file.under(framepainter.ENCODER)
+        if not encoder_names:
+            raise WeightsError(f"'{file.name}' holds no control encoder. Choose one as 'encoder_file': {WHERE['encoder']}.")
+    elif encoder.kind == "single file":
+        encoder_names = encoder.under(framepainter.ENCODER)
+    elif encoder.kind == "encoder":
+        encoder_names = encoder.under("")
     else:
-        encoder_names = inside
-    injection = f"input_blocks.{names.layout.injection_block}.0.op.weight"
-    unet_width = header.tensors[names.unet[injection]].shape[0]
-    _check_encoder(encoder_file, {n: encoder_header.tensors[o].shape for n, o in encoder_names.items()}, unet_width)
+        raise encoder.wrong_kind("encoder")
+    unet_width = file.shapes[names.unet[f"input_blocks.{names.layout.injection_block}.0.op.weight"]][0]
+    _check_encoder(encoder, encoder_names, unet_width)
 
-    model = _load_unet(model_path, dtype)
+    model = _unet_of(file, places, dtype)
     used = model.model.get_dtype()
-    weights = FramePainterWeights(
-        build_matching(read_tensors(model_path, names.matching), used, head_width),
-        build_encoder(read_tensors(encoder_file, encoder_names), used),
-        model_path.stem,
-    )
-    clip_vision, vae = load_clip_and_vae(clip_and_vae_path or model_path)
-    return Loaded(attach_matching(model, weights.matching, "release", 1.0), weights, clip_vision, vae)
+    weights = FramePainterWeights(build_matching(file.read(names.matching), used, head_width),
+                                  build_encoder(encoder.read(encoder_names), used), file.path.stem)
+    return Loaded(attach_matching(model, weights.matching, "release", 1.0), weights, *clip_and_vae_of(clip_and_vae or file))
+
+
+def _load_unet(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
+    """The UNet of a model file that has been checked. Newer hosts call this again for an independent copy."""
+    file = WeightFile.open(path)
+    return _unet_of(file, _places(file), dtype, disable_dynamic)
+
+
+def _unet_of(file: WeightFile, places: tuple[UNetNames, int], dtype: torch.dtype | None, disable_dynamic: bool = False
+             ) -> ModelPatcher:
+    names, head_width = places
+    epsilon = file.header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
+    model = build_unet(file.read(names.unet), dtype, head_width, epsilon, disable_dynamic)
+    model.cached_patcher_init = (_load_unet, (file.path, dtype))
+    return model
 
 
 def load_clip_and_vae(path: Path) -> tuple[Any, Any]:
@@ -240,24 +191,28 @@ def load_clip_and_vae(path: Path) -> tuple[Any, Any]:
     Raises:
         WeightsError: the file is broken, of another kind, or either part in it is incomplete.
     """
-    header = _header(path)
-    if framepainter.file_kind(_shapes(header)) not in ("svd checkpoint", "single file", "framepainter unet"):
-        raise _wrong_kind(path, header, "svd checkpoint")
-    vae_names = under(header, framepainter.VAE)
-    clip_names = {n: n for n in header.tensors if n.startswith(framepainter.CLIP_VISION)}
-    clip, vae = Absent("CLIP_VISION", path.name), Absent("VAE", path.name)
+    return clip_and_vae_of(WeightFile.open(path))
+
+
+def clip_and_vae_of(file: WeightFile) -> tuple[Any, Any]:
+    """`load_clip_and_vae`, from a file that is open already."""
+    if file.kind not in ("svd checkpoint", "single file", "framepainter unet"):
+        raise file.wrong_kind("svd checkpoint")
+    vae_names = file.under(framepainter.VAE)
+    clip_names = {name: name for name in file.under(framepainter.CLIP_VISION).values()}
+    clip, vae = Absent("CLIP_VISION", file.name), Absent("VAE", file.name)
     if clip_names:
-        tensors = read_tensors(path, clip_names)
+        tensors = file.read(clip_names)
         given = comfy.clip_vision.convert_to_transformers(dict(tensors), framepainter.CLIP_VISION)
-        clip = _complete(path, "CLIP image encoder", lambda: build_clip_vision(tensors), lambda built: built.model, given)
+        clip = _complete(file, "CLIP image encoder", lambda: build_clip_vision(tensors), lambda built: built.model, given)
     if vae_names:
-        tensors = read_tensors(path, vae_names)
+        tensors = file.read(vae_names)
         given = dict(tensors)
-        vae = _complete(path, "VAE", lambda: build_vae(tensors), lambda built: built.first_stage_model, given)
+        vae = _complete(file, "VAE", lambda: build_vae(tensors), lambda built: built.first_stage_model, given)
     return clip, vae
 
 
-def _complete(path: Path, what: str, build: Callable[[], Any], module: Callable[[Any], torch.nn.Module],
+def _complete(file: WeightFile, what: str, build: Callable[[], Any], module: Callable[[Any], torch.nn.Module],
               given: dict[str, Tensor]) -> Any:
     """Build a part and make sure that all its parameters came from the file. The host only logs it if not.
 
@@ -267,10 +222,10 @@ def _complete(path: Path, what: str, build: Callable[[], Any], module: Callable[
     try:
         built = build()
     except KeyError as error:  # asked for by name
-        raise _differs(path, what, [f"missing {error.args[0]}"]) from None
+        raise file.differs(what, [f"missing {error.args[0]}"]) from None
     except (RuntimeError, ValueError) as error:  # torch tells of shapes over several lines
-        raise _differs(path, what, [" ".join(str(error).split())]) from None
+        raise file.differs(what, [" ".join(str(error).split())]) from None
     missing = [n for n in module(built).state_dict() if n not in given and not n.endswith("position_ids")]
     if missing:
-        raise _differs(path, what, [f"missing {n}" for n in missing])
+        raise file.differs(what, [f"missing {n}" for n in missing])
     return built

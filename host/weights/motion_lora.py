@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sd
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core import atomic
+from ...core.names import printable
 from ...core.weights import motion_lora
+from ...core.weights.weight_file import WeightFile
 from ..network import unet_shapes
 
 
@@ -27,15 +28,14 @@ def load(path: Path, model: ModelPatcher) -> dict[str, Tensor]:
     """A motion LoRA file of either form, checked against a model.
 
     Raises:
-        LoraFileError, ValueError: not such a file, or another network's; the text names the file.
+        LoraFileError, WeightsError: not such a file, a broken one, or another network's; the text names the file.
     """
+    shapes = unet_shapes(model)
     if path.suffix.lower() in (".safetensors", ".sft"):
-        lora = comfy.utils.load_torch_file(str(path), safe_load=True)
-        if not any(name.endswith(".lora_down.weight") for name in lora):
-            raise motion_lora.LoraFileError(f"'{path.name}' holds no LoRA matrices.")
+        lora = WeightFile.open(path, "Copy it again, or train the LoRA again.").read()
     else:
-        lora = motion_lora.read_published(path, unet_shapes(model))
-    check_fits(model, lora, path.name)
+        lora = motion_lora.read_published(path, shapes)
+    motion_lora.check(lora, shapes, printable(path.name))
     return lora
 
 
@@ -47,19 +47,3 @@ def save_published(path: Path, lora: dict[str, Tensor], model: Any) -> None:
 def with_lora(model: ModelPatcher, lora: Mapping[str, Tensor], strength: float) -> ModelPatcher:
     """The model with a LoRA on it, by the host's own loader; a clone."""
     return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
-
-
-def check_fits(model: ModelPatcher, lora: Mapping[str, Tensor], name: str) -> None:
-    """Refuse a LoRA of another network, which the host would skip layer by layer with a line in its log.
-
-    Raises:
-        ValueError: the text names LoRA and layer.
-    """
-    shapes = unet_shapes(model)
-    for entry, tensor in lora.items():
-        if entry.endswith(".lora_down.weight"):
-            layer = entry.removeprefix("diffusion_model.").removesuffix(".lora_down.weight")
-            weight = shapes.get(f"{layer}.weight")
-            if weight is None or weight[1] != tensor.shape[1]:
-                raise ValueError(f"The motion LoRA '{name}' was trained on another network: its layer {layer} takes "
-                                 f"{tensor.shape[1]} channels, this model has {'no such layer' if weight is None else weight[1]}.")

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from ...core import atomic
 from ...core.weights import diffusers_svd, framepainter
-from ...core.weights.safetensors_header import read_header
+from ...core.weights.weight_file import WeightFile
 from .building import EPSILON_DIFFUSERS
-from .loading import Absent, FramePainterWeights, WeightsError, read_tensors, under
+from .loading import Absent, FramePainterWeights, WeightsError
 
 
 def save(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_vision: Any, vae: Any,
@@ -83,13 +83,13 @@ def save_pair(path: Path, model: ModelPatcher, weights: FramePainterWeights, met
         _check_room(path, model, weights, [])
         # Through the single file, so that LoRAs are merged by the host's own saving, whatever its version.
         _write(whole, model, weights, None, None, metadata)
-        header = read_header(whole)
-        unet = under(header, framepainter.UNET)
-        names = framepainter.join_diffusers_unet(unet, under(header, framepainter.MATCHING))
+        file = WeightFile.open(whole)
+        unet = file.under(framepainter.UNET)
+        names = framepainter.join_diffusers_unet(unet, file.under(framepainter.MATCHING))
         contents = {
             unet_file: {new: framepainter.UNET + old if old in unet else old for old, new in names.items()},
-            encoder_file: under(header, framepainter.ENCODER),
+            encoder_file: file.under(framepainter.ENCODER),
         }
         for partial, wanted in contents.items():
-            save_file(read_tensors(whole, wanted), str(partial), metadata=header.metadata)
+            save_file(file.read(wanted), str(partial), metadata=file.header.metadata)
     return files["unet"], files["encoder"]

@@ -16,10 +16,9 @@ from comfy.model_patcher import ModelPatcher
 from ...core.models import small_autoencoder
 from ...core.weights import text_to_image as names
 from ...core.weights.framepainter import Shapes, differences
-from ...core.weights.safetensors_header import BrokenFile, Header, read_header
+from ...core.weights.weight_file import WeightFile, WeightsError, briefly
 from . import folders
 from .building import build_clip, build_text_unet, build_vae, expected_text_unet, unet_config
-from .loading import WeightsError, read_tensors, under
 
 KINDS = (folders.OWN,)  # where such files are looked for
 
@@ -48,10 +47,14 @@ def listed() -> list[str]:
 
 def _is_one(path: Path) -> bool:
     try:
-        header = read_header(path)
-    except (BrokenFile, OSError):
+        file = _open(path)
+    except WeightsError:
         return False
-    return names.is_text_to_image(header.tensors, header.metadata)
+    return names.is_text_to_image(file.shapes, file.header.metadata)
+
+
+def _open(path: Path) -> WeightFile:
+    return WeightFile.open(path, "Install the pack again.")
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> TextToImage:
@@ -63,39 +66,50 @@ def load(path: Path, dtype: torch.dtype | None = None) -> TextToImage:
     Raises:
         WeightsError: the file is broken, of another kind, or incomplete.
     """
-    header = _checked(path)
-    text = read_tensors(path, under(header, names.TEXT))
-    vocabulary = read_tensors(path, {"ids": names.VOCABULARY})["ids"]
-    text[names.TABLE] = names.whole_table(text[names.TABLE], vocabulary)
-    return TextToImage(_load_unet(path, dtype), build_clip(text, int(header.metadata[names.HEADS])),
-                       build_vae(read_tensors(path, under(header, names.VAE))))
+    file = _open(path)
+    heads = _check(file)
+    text = file.read(file.under(names.TEXT))
+    vocabulary = file.read({"ids": names.VOCABULARY})["ids"]
+    try:
+        text[names.TABLE] = names.whole_table(text[names.TABLE], vocabulary)
+    except (ValueError, IndexError, RuntimeError, TypeError) as error:
+        raise _incomplete(file, [f"text encoder: its vocabulary does not fit its table ({error})"]) from None
+    return TextToImage(_unet_of(file, dtype), build_clip(text, heads), build_vae(file.read(file.under(names.VAE))))
 
 
 def _load_unet(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
     """The UNet of a file that has been checked. Newer hosts call this again for an independent copy."""
-    model = build_text_unet(read_tensors(path, under(read_header(path), names.UNET)), dtype, disable_dynamic)
-    model.cached_patcher_init = (_load_unet, (path, dtype))
+    return _unet_of(_open(path), dtype, disable_dynamic)
+
+
+def _unet_of(file: WeightFile, dtype: torch.dtype | None, disable_dynamic: bool = False) -> ModelPatcher:
+    model = build_text_unet(file.read(file.under(names.UNET)), dtype, disable_dynamic)
+    model.cached_patcher_init = (_load_unet, (file.path, dtype))
     return model
 
 
-def _checked(path: Path) -> Header:
-    try:
-        header = read_header(path)
-    except BrokenFile as error:
-        raise WeightsError(f"'{path.name}' is not usable: {error}. Install the pack again.") from None
-    if not names.is_text_to_image(header.tensors, header.metadata):
-        raise WeightsError(f"'{path.name}' is not a small text-to-image model of this pack. Load a Stable Diffusion 1.x "
+def _check(file: WeightFile) -> int:
+    """Refuse a file of another kind, or with other tensors than such a model has; the text encoder's heads."""
+    if not names.is_text_to_image(file.shapes, file.header.metadata):
+        raise WeightsError(f"'{file.name}' is not a small text-to-image model of this pack. Load a Stable Diffusion 1.x "
                            "checkpoint with Load Checkpoint, a FramePainter model with Load FramePainter.")
     problems = []
     for part, prefix in names.PARTS.items():
-        shapes = {new: header.tensors[old].shape for new, old in under(header, prefix).items()}
+        shapes = file.shapes_of(file.under(prefix))
         try:
             problems += [f"{part}: {p}" for p in differences(_EXPECTED[part](shapes), shapes)]
         except KeyError as error:  # asked for by name
             problems.append(f"{part}: missing {error.args[0]}")
         except Exception as error:  # the host's detection trips in other ways over a UNet with holes
             problems.append(f"{part}: its layout cannot be read ({type(error).__name__}: {error})")
+    heads = file.header.metadata[names.HEADS]
+    width = file.shapes.get(names.TEXT + names.TABLE, (0, 0))[-1]
+    if not (heads.isascii() and heads.isdigit() and len(heads) < 6 and int(heads) and width % int(heads) == 0):
+        problems.append(f"text encoder: '{heads[:20]}' heads do not divide its {width} channels")
     if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise WeightsError(f"'{path.name}' is incomplete: {shown}. Install the pack again.")
-    return header
+        raise _incomplete(file, problems)
+    return int(heads)
+
+
+def _incomplete(file: WeightFile, problems: list[str]) -> WeightsError:
+    return WeightsError(f"'{file.name}' is incomplete: {briefly(problems)}. {file.remedy}")

@@ -52,9 +52,8 @@ def test_strength_zero_is_the_unpatched_model(guidance, control, patches, edit, 
 
 
 def test_off_is_a_model_that_never_had_the_branch(pack, edit, plain, checkpoint):
-    loading, names = pack("host.weights.loading"), pack("core.weights.framepainter")
-    header = loading.read_header(checkpoint)
-    tensors = loading.read_tensors(checkpoint, names.split_single_file(header.tensors).unet)
+    file, names = pack("core.weights.weight_file").WeightFile.open(checkpoint), pack("core.weights.framepainter")
+    tensors = file.read(names.split_single_file(file.shapes).unet)
     assert torch.equal(sample(pack("host.weights.building").build_unet(tensors, torch.float32), edit), sample(plain, edit))
 
 

@@ -179,3 +179,107 @@ class Opens:
 
     def __reduce__(self):
         return (Opens.opened.append, (1,))
+
+
+@pytest.fixture
+def from_file(pack, loaded, tmp_path, monkeypatch):
+    """Load Motion LoRA on a file that a function has written."""
+    import folder_paths
+
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(folder)], {".safetensors", ".pt"}))
+    folder_paths.filename_list_cache.pop("loras", None)
+
+    def load(name: str, write):
+        write(folder / name)
+        return pack("nodes.motion_lora").LoadMotionLora.execute(loaded.model, name, 1.0).result
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def sound(pack, loaded):
+    """A LoRA of rank 2 on every temporal layer."""
+    module = pack("core.weights.motion_lora")
+    shapes, out = pack("host.network").unet_shapes(loaded.model), {}
+    for layer in module.published_order(shapes):
+        outer, inner = shapes[f"{layer}.weight"]
+        out |= module.named(layer, torch.full((outer, 2), 0.01), torch.full((2, inner), 0.01))
+    return out
+
+
+def changed(lora, part: str, value) -> dict:
+    """A LoRA with another tensor, or none, at the first layer's `part`."""
+    name = next(n for n in lora if n.endswith(part))
+    out = {n: t for n, t in lora.items() if n != name}
+    return out if value is None else {**out, name: value(lora[name])}
+
+
+BAD_LORAS = {
+    "no up": ("lora_up.weight", None, "has no up matrix"), "no down": ("lora_down.weight", None, "has no down matrix"),
+    "rank 0": ("lora_down.weight", lambda t: t[:0], "an up matrix .* and a down matrix \\[0"),
+    "disagreeing": ("lora_up.weight", lambda t: t[:, :1].contiguous(), "an up matrix .* and a down matrix"),
+    "too tall": ("lora_up.weight", lambda t: torch.cat([t, t]), "an up matrix"),
+    "other channels": ("lora_down.weight", lambda t: t[:, 1:].contiguous(), "was trained on another network.*takes \\d+ channels"),
+    "a vector": ("lora_down.weight", lambda t: t[0].contiguous(), "was trained on another network"),
+    "NaN": ("lora_up.weight", lambda t: t * float("nan"), "has values that are not finite"),
+    "infinite": ("lora_down.weight", lambda t: t / 0, "has values that are not finite"),
+    "NaN alpha": (".alpha", lambda t: t * float("nan"), "has values that are not finite"),
+    "alphas": (".alpha", lambda t: torch.ones(3), "numbers of layer .* are of another kind"),
+    "whole numbers": ("lora_up.weight", lambda t: t.to(torch.int32), "numbers of layer .* are of another kind"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LORAS)
+def test_a_lora_that_is_none_is_refused_by_name(from_file, sound, name):
+    from safetensors.torch import save_file
+
+    part, value, message = BAD_LORAS[name]
+    with pytest.raises(ValueError, match=f"^Load Motion LoRA: .*'style.safetensors'.*{message}"):
+        from_file("style.safetensors", lambda path: save_file(changed(sound, part, value), str(path)))
+
+
+def test_a_sound_one_is_taken_with_and_without_alphas(from_file, sound):
+    from safetensors.torch import save_file
+
+    for keep in (lambda n: True, lambda n: not n.endswith(".alpha")):
+        lora = {n: t for n, t in sound.items() if keep(n)}
+        model, read = from_file("style.safetensors", lambda path, lora=lora: save_file(lora, str(path)))
+        assert read.keys() == lora.keys() and len(model.patches) == sum(n.endswith("up.weight") for n in sound)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+@pytest.mark.parametrize("name", ["cut", "empty", "page", "zeros", "other form"])
+def test_a_broken_or_disguised_lora_is_refused_by_name(from_file, sound, ending, name):
+    from safetensors.torch import save_file
+
+    def write(path):
+        if ending == ".safetensors" or name == "other form" and ending == ".pt":
+            save_file(sound, str(path))
+        if ending == ".pt" and name != "other form" or ending == ".safetensors" and name == "other form":
+            torch.save([t for n, t in sound.items() if not n.endswith("alpha")], path)
+        data = path.read_bytes()
+        path.write_bytes({"cut": data[:len(data) // 2], "empty": b"", "page": b"<!DOCTYPE html><p>not found", "zeros": bytes(1000),
+                          "other form": data}[name])
+
+    with pytest.raises(ValueError, match=f"^Load Motion LoRA: 'style{ending}' (is not usable|cannot be read as a list)") as raised:
+        from_file(f"style{ending}", write)
+    assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["stride 0", "rank 0", "NaN"])
+def test_a_published_list_that_is_none(from_file, sound, name):
+    """With stride 0 a file of some kilobytes asked for gigabytes."""
+    values = [t for n, t in sound.items() if not n.endswith("alpha")]
+    if name == "stride 0":
+        values[0], values[1] = torch.zeros(1).expand(len(values[0]), 100_000), torch.zeros(1).expand(100_000, values[1].shape[1])
+        message = "cannot be read as a list of tensors .its tensors claim"
+    elif name == "rank 0":
+        values[0], values[1] = values[0][:, :0], values[1][:0]
+        message = "was made for another network: its matrices 0 and 1"
+    else:
+        values[3] = values[3] * float("nan")
+        message = "has values that are not finite"
+    with pytest.raises(ValueError, match=f"^Load Motion LoRA: 'style.pt' {message}"):
+        from_file("style.pt", lambda path: torch.save(values, path))
