@@ -82,7 +82,7 @@ def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) 
 def hit_rate(load: Callable[[str], Any], asked: list, pairs: Any) -> float:
     """Share of moved target tokens whose strongest source token is within one of the true one, on the finest maps."""
     losses, signals, correspondence = (
-        load(f"core.{m}") for m in ("training.framepainter.losses", "data.signals", "evaluation.correspondence"))
+        load(f"core.{m}") for m in ("training.framepainter.losses", "attention.correspondence", "evaluation.correspondence"))
     height, width = pairs.latents.shape[-2:]
     matches = signals.token_matches(pairs.flow.float(), pairs.visible, height, width)
     finest = [site for site in asked if site.q.shape[2] == height * width]

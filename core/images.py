@@ -148,3 +148,8 @@ def resize_control(control: Tensor, height: int, width: int) -> Tensor:
     out = F.interpolate(control, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
     peak_in, peak_out = control.amax((1, 2, 3), keepdim=True), out.amax((1, 2, 3), keepdim=True)
     return (out * torch.where(peak_out > 1e-6, peak_in / peak_out.clamp_min(1e-6), 1.0)).clamp(0.0, 1.0)
+
+
+def one_of(images: Tensor, index: int) -> Tensor:
+    """Item `index` of a batch as a batch of one; a batch of one serves every index."""
+    return images[index:index + 1] if len(images) > 1 else images

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+LARGEST = 8192 * 8192  # pixels: a file of some kilobytes can claim billions
 DEEP = ("I", "F")  # Pillow's modes of more than 8 bits; its convert() would cut them off at 255
 
 
@@ -26,6 +27,8 @@ def read_picture(path: Path, grey: bool = False) -> np.ndarray:
         OSError, ValueError and others: Pillow's decoders raise almost anything on damaged files.
     """
     with Image.open(path) as file:
+        if file.width * file.height > LARGEST:
+            raise ValueError(f"{file.width} x {file.height} pixels, at most {LARGEST} are unpacked")
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith(DEEP):
             pixels = _deep(np.asarray(image), image.mode)

@@ -46,8 +46,8 @@ def video_folder(name: str) -> Path:
     """
     place = input_folder(name)
     if place is None:
-        raise ValueError(f"videos is {shown(name)}, and there is no folder of that name. Give the folder's whole path, or its name under "
-                         "ComfyUI's input folder.")
+        raise ValueError(f"videos is {shown(name)}, and there is no folder of that name. Give the folder's whole path, or its "
+                         "name under ComfyUI's input folder.")
     return place
 
 

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..core.images import one_of
 from ..core.keeping.distance import feathered, grown
 from ..core.keeping.dual_clock import STRONG, WEAK
 from ..core.keeping.paste import blend_weights, keep_untouched
@@ -14,7 +15,7 @@ from ..core.signals.area import difference_area, signal_area
 from ..core.signals.edit_signal import EditSignal
 from ..host.keeping import attach_dual_clock, dual_clock_start, keep_latent
 from ..host.report import Steps
-from .schema import EditSignalType, batch_size, check_choice, one_of, schema
+from .schema import EditSignalType, batch_size, check_choice, schema
 
 # Sizes of "keep aspect" differ by so much from a picture's own; both show all of it.
 ASPECT_TOLERANCE = 0.1

@@ -99,11 +99,6 @@ def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
         raise ValueError(f"{name} is '{value}'; choose one of {', '.join(options)}.")
 
 
-def one_of(images: Any, index: int) -> Any:
-    """Item `index` of a batch as a batch of one; a batch of one serves every index."""
-    return images[index:index + 1] if len(images) > 1 else images
-
-
 def batch_size(**batches: Any) -> int:
     """Common length of the given batches, ones and Nones aside.
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..core.signals.area import changed_area
+from ..core.images import one_of
+from ..core.signals import coarse
 from ..core.signals.edit_signal import EditSignal
-from ..core.signals.pieces import place_clip, place_pieces, read_pieces
+from ..core.signals.pieces import read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
 from ..host.report import node_id, page_waits, send, warn
 from ..host.signals.control import apply_control
 from ..host.signals.drag import apply_drag
-from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, one_of, schema
+from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, schema
 
 ASPECT_TOLERANCE = 0.02
 BACKGROUNDS = ["auto", "plain", "picture"]
@@ -209,37 +209,24 @@ class CoarseEditSignal(io.ComfyNode):
                              "in the editor, or connect a roughly edited picture to 'edited'.")
         count = batch_size(edited=edited, picture=picture, uncovered=uncovered)
         height, width = (edited if picture is None else picture).shape[1:3]
-        notes = list(moved.notes)
+        picture = None if picture is None else picture[..., :3]
+        notes, stretch = list(moved.notes), size_mismatch == "stretch"
         if edited is None:
-            placed = place_pieces(moved, picture[..., :3], size_mismatch == "stretch")
-            control, hole, changed = placed.picture, placed.uncovered[None], placed.changed[None]
+            edit = coarse.of_pieces(moved, picture, stretch)
             if not moved.pieces and (uncovered is None or float(uncovered.max()) == 0):
                 notes.append("nothing is moved, so the edit is the picture itself. Move something in the editor, or connect "
                              "'edited'")
         else:
-            control = _fit("edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1)
-            hole = torch.zeros(1, height, width)
-            # Without a source there is nothing to compare with.
-            changed = torch.zeros(1, height, width) if picture is None else changed_area(control, picture[..., :3])
+            edit = coarse.of_edited(
+                _fit("edited", edited[..., :3].movedim(-1, 1), height, width, size_mismatch).movedim(1, -1), picture)
         if uncovered is not None:
             mode = size_mismatch if float(uncovered.max()) > 0 else "stretch"
-            left = _fit("uncovered", uncovered[:, None], height, width, mode)[:, 0]
-            control = control * (1 - left[..., None])
-            hole, changed = torch.maximum(hole, left), torch.maximum(changed, left)
+            edit = coarse.with_uncovered(edit, _fit("uncovered", uncovered[:, None], height, width, mode)[:, 0])
         _warn(notes)
-        controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in (control, hole, changed))
-        known = edited is None or picture is not None
-        signals = [EditSignal("coarse", c, area=a if known else None) for c, a in zip(controls, areas, strict=True)]
-        clips = []
-        for i in range(count):
-            source = one_of(control if picture is None else picture[..., :3], i)
-            if edited is None:
-                clips.append(place_clip(moved, source, frames, size_mismatch == "stretch"))
-            else:
-                later = (frames - 1, -1, -1)
-                followed = torch.cat([torch.ones(1, height, width), (areas[i] * (1 - one_of(hole, i))).expand(later)])
-                clips.append((torch.cat([source.float(), controls[i].expand(*later, -1)]), followed))
-        return io.NodeOutput(signals, controls, holes, areas, [c[0] for c in clips], [c[1] for c in clips], ui=seen)
+        controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in edit[:3])
+        clips = [coarse.clip_of(edit, moved if edited is None else None, picture, i, frames, stretch) for i in range(count)]
+        return io.NodeOutput([edit.signal(i) for i in range(count)], controls, holes, areas, [c[0] for c in clips],
+                             [c[1] for c in clips], ui=seen)
 
 
 class DragSignal(io.ComfyNode):

@@ -5,12 +5,11 @@ Legend: B pairs, h w tokens of an attention map, L = h*w, row-major.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..attention.correspondence import SiteAttention, TokenMatches, attention_matches, token_matches
+from ..attention.correspondence import TokenMatches
 
 
 class HitRate(NamedTuple):
@@ -62,37 +61,3 @@ def hit_rate(best: Tensor, truth: TokenMatches, height: int, width: int, toleran
 
 def _count(hit: Tensor, counted: Tensor) -> HitRate:
     return HitRate(int((hit & counted).sum()), int(counted.sum()))
-
-
-def hit_rates(sites: Mapping[str, SiteAttention], flow: Tensor, visible: Tensor, tolerance: int = 1) -> dict[str, BlockHits]:
-    """Hit rates of one edit, of each block and of each resolution.
-
-    Args:
-        sites: block path -> its attention, as `host.probe.look` returns it.
-        flow: (1, 2, H, W), visible: (1, H, W), the truth in pixels. H and W are multiples of every map's h and w.
-        tolerance: see `hit_rate`.
-
-    Returns:
-        Block path -> hits of its attention, mean over heads; and "h x w" -> hits of the attention averaged over all
-        blocks with maps of that size, finest first, as the Correspondence Map node shows it.
-
-    Raises:
-        ValueError: a map whose tokens do not divide the picture.
-    """
-    found = {}
-    sizes: dict[tuple[int, int], list[SiteAttention]] = {}
-    for path, site in sites.items():
-        if flow.shape[-2] % site.size[0] or flow.shape[-1] % site.size[1]:
-            raise ValueError(f"{path}: {site.size[1]} x {site.size[0]} tokens do not divide {flow.shape[-1]} x "
-                             f"{flow.shape[-2]} pixels")
-        sizes.setdefault(site.size, []).append(site)
-        found[path] = _hits([site], flow, visible, tolerance)
-    for size in sorted(sizes, reverse=True):
-        found[f"{size[0]} x {size[1]}"] = _hits(sizes[size], flow, visible, tolerance)
-    return found
-
-
-def _hits(sites: list[SiteAttention], flow: Tensor, visible: Tensor, tolerance: int) -> BlockHits:
-    height, width = sites[0].size
-    best = attention_matches(sites, 0).best
-    return hit_rate(best, token_matches(flow, visible, height, width), height, width, tolerance)

@@ -57,8 +57,3 @@ def read_drags(text: str | None, height: int, width: int, stretch: bool = False)
         raise ValueError(f"{NAME} has no drag that goes anywhere; the {len(drags)} in it start and end at the same "
                          "point. Drag their targets elsewhere.")
     return Drags(torch.tensor([kept], dtype=torch.float32) / torch.tensor(limits), tuple(notes))
-
-
-def parse_drags(text: str, height: int, width: int) -> Tensor:
-    """`read_drags` without its notes: (1, K, 4)."""
-    return read_drags(text, height, width).points

@@ -61,11 +61,6 @@ def drift(frames: Tensor, reference: Tensor) -> Drift:
     return Drift(colour, contrast, sharpness(frames) / max(sharpness(reference), 1e-6), likeness)
 
 
-def drift_of_clips(clips: Sequence[Tensor], reference: Tensor) -> list[Drift]:
-    """One entry a clip; see `drift`."""
-    return [drift(clip, reference) for clip in clips]
-
-
 def match_colour(frames: Tensor, reference: Tensor, strength: float = 1.0) -> Tensor:
     """Move mean and deviation of every channel to the reference's (Reinhard et al. 2001, in RGB).
 

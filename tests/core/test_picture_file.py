@@ -69,3 +69,19 @@ def test_hidden_colours(read, tmp_path, form):
 def test_other_forms_of_colour(read, tmp_path, form):
     Image.new("RGB", (8, 8), (255, 255, 255)).convert(form).save(tmp_path / ("p.jpg" if form != "1" else "p.png"))
     assert read(tmp_path / ("p.jpg" if form != "1" else "p.png")).min() > 0.98
+
+
+def test_a_small_file_of_a_billion_pixels_is_not_unpacked(pack, tmp_path):
+    """The header claims 30 000 x 30 000; nothing of it is read."""
+    import struct
+    import zlib
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    chunks = b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+                      for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(3_751 * 1_000))), (b"IEND", b"")))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(Exception, match="30000 x 30000 pixels|decompression bomb"):
+        pack("core.picture_file").read_picture(tmp_path / "bomb.png")
+    Image.new("1", (9000, 8000)).save(tmp_path / "large.png")  # below Pillow's own limit
+    with pytest.raises(ValueError, match="9000 x 8000 pixels, at most"):
+        pack("core.picture_file").read_picture(tmp_path / "large.png")

@@ -80,8 +80,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_dot_in_the_prefix_is_part_of_the_name(savers, output, node, prefix):
     """It was taken for the ending, and `style v1.safetensors` overwritten."""
     (output / "folder").mkdir()
-    others = ["style v1.safetensors", "style v1.pt", "folder/a.b.safetensors", "style v1.5.safetensors", "style v1_unet.safetensors",
-              "style v1.5_.safetensors", "style v1.whole.safetensors"]
+    others = ["style v1.safetensors", "style v1.pt", "folder/a.b.safetensors", "style v1.5.safetensors", "style v1.5_.safetensors",
+              "style v1_unet.safetensors", "style v1.whole.safetensors"]
     for other in others:
         (output / other).write_bytes(b"mine")
     for number in (1, 2):
@@ -158,8 +158,8 @@ def test_a_name_of_nothing_is_a_sentence(readers, output, node, name):
 
 @pytest.mark.parametrize("name", [n for n in WRONG if n not in ("empty", "here")])
 def test_fingerprints_of_such_names_do_not_fail(pack, output, name):
-    data = pack("nodes.data")
-    for node, key in ((data.DatasetPreview, "dataset"), (data.BuildDataset, "videos"), (pack("nodes.training").TrainFramePainter, "dataset"),
+    data, train = pack("nodes.data"), pack("nodes.training").TrainFramePainter
+    for node, key in ((data.DatasetPreview, "dataset"), (data.BuildDataset, "videos"), (train, "dataset"),
                       (pack("nodes.inversion").LoadTrajectory, "file"), (pack("nodes.video_text").LoadTunedVideo, "file")):
         node.fingerprint_inputs(**{key: WRONG[name]})
 

@@ -15,7 +15,7 @@ def drag(pack):
 
 @pytest.fixture(scope="module")
 def parse(pack):
-    return pack("core.signals.points").parse_drags
+    return lambda *given: pack("core.signals.points").read_drags(*given).points
 
 
 def test_points_fall_into_the_tokens_they_lie_in(drag):
