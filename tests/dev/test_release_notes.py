@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tools.release_notes import main, notes, version
 
 CHANGELOG = """# Changelog

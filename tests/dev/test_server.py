@@ -458,7 +458,7 @@ def test_the_module_needs_nothing_but_the_standard_library(repo: Path) -> None:
     """It is loaded from its path, without the `tools` package, and run by bare interpreters."""
     script = (
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('alone', {str(repo / 'tools' / 'server.py')!r})\n"
+        f"spec = importlib.util.spec_from_file_location('alone', {str(repo / 'tools' / 'hosting' / 'server.py')!r})\n"
         "module = importlib.util.module_from_spec(spec); sys.modules['alone'] = module\n"
         "spec.loader.exec_module(module); assert 'tools' not in sys.modules; print(module.Server.__name__)"
     )
