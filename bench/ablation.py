@@ -38,13 +38,13 @@ SIGMAS = (0.5, 2.0, 8.0)
 BATCH = 8
 
 
-def denoise(network: Any, pairs: Any, z: Any, sigma: Any, record: bool = False) -> tuple[Any, list]:
-    """The clean latents that the network sees in noisy ones."""
-    s = sigma.reshape(-1, 1, 1, 1, 1)
-    root = (s**2 + 1).sqrt()
+def denoise(load: Callable[[str], Any], network: Any, pairs: Any, noise: Any, sigma: Any, record: bool) -> tuple[Any, list]:
+    """The clean latents that the network sees in noisy ones, and what its matching attentions asked."""
+    edm, asking = load("core.edm"), load("core.training.network")
+    noised, s = edm.add_noise(pairs.latents, noise, sigma), edm.broadcast(sigma, noise)
     control = None if pairs.control is None else pairs.control.float() / 255
-    v, asked = network(z / root, 0.25 * sigma.log(), pairs.image, pairs.embedding, control, record)
-    return z / (s**2 + 1) - v * s / root, asked
+    v, attention = network(asking.NetworkInput(noised.x, noised.t, pairs.image, pairs.embedding, control, record=record))
+    return edm.denoised_from_v(pairs.latents + s * noise, v, s), attention
 
 
 def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) -> dict[str, float]:
@@ -71,21 +71,21 @@ def measure(load: Callable[[str], Any], network: Any, pairs: Any, folder: Path) 
         moved = (flow.norm(dim=1, keepdim=True) > 1) & pairs.visible[:, None]
         area = torch.nn.functional.avg_pool2d(moved.float(), 8) > 0.5
         for level in SIGMAS:
-            guess, asked = denoise(network, pairs, truth + level * noise, torch.full((len(pairs),), level), level == 2.0)
+            guess, attention = denoise(load, network, pairs, noise, torch.full((len(pairs),), level), level == 2.0)
             wrong = (guess - truth)[:, 1].pow(2).mean(1, keepdim=True)
             out[f"latent error moved, sigma {level:g}"] = float(wrong[area].mean())
-            if asked:
-                out["hit rate moved"] = hit_rate(load, asked, pairs)
+            if attention:
+                out["hit rate moved"] = hit_rate(load, attention, pairs)
     return out
 
 
-def hit_rate(load: Callable[[str], Any], asked: list, pairs: Any) -> float:
+def hit_rate(load: Callable[[str], Any], attention: list, pairs: Any) -> float:
     """Share of moved target tokens whose strongest source token is within one of the true one, on the finest maps."""
-    losses, signals, correspondence = (
+    losses, truth, correspondence = (
         load(f"core.{m}") for m in ("training.framepainter.losses", "attention.correspondence", "evaluation.correspondence"))
     height, width = pairs.latents.shape[-2:]
-    matches = signals.token_matches(pairs.flow.float(), pairs.visible, height, width)
-    finest = [site for site in asked if site.q.shape[2] == height * width]
+    matches = truth.token_matches(pairs.flow.float(), pairs.visible, height, width)
+    finest = [site for site in attention if site.q.shape[2] == height * width]
     weights = sum(losses.attention_weights(site.q[:, -1], site.k, site.heads) for site in finest)
     return correspondence.hit_rate(weights.argmax(-1), matches, height, width).moved.rate
 

@@ -108,8 +108,7 @@ def effect(load, options) -> dict:
     import comfy.sample
     import torch
 
-    motion_node, trainer, presets = (load(f"{m}") for m in ("host.training.motion_lora", "host.training.motion_lora",
-                                                            "core.training.motion_lora.presets"))
+    trainer, presets = (load(m) for m in ("host.training.motion_lora", "core.training.motion_lora.presets"))
     with torch.inference_mode():
         small = ROOT / "models" / "framepainter_small_base.safetensors"
         loaded = load("host.weights.loading").load(small, None, None, torch.float32)
@@ -129,8 +128,8 @@ def effect(load, options) -> dict:
         begun = time.time()
         settings = presets.choose("small network", **changes)
         with torch.inference_mode():
-            loras[name] = [motion_node.train(trainer.MotionInputs(loaded.model, loaded.clip_vision, loaded.vae, c.frames), settings,
-                                             options.folder / "runs", 1.0) for c in clips]
+            loras[name] = [trainer.train(trainer.MotionInputs(loaded.model, loaded.clip_vision, loaded.vae, c.frames), settings,
+                                         options.folder / "runs", 1.0) for c in clips]
         minutes[name] = (time.time() - begun) / 60 / len(clips)
         print(name, f"{minutes[name]:.1f} min a clip", flush=True)
     values: dict[str, list[list[Error]]] = {}
@@ -256,8 +255,8 @@ def measured(load, shape: str, way: str) -> dict:
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
     made = network(load, shape, way, lambda name, size: random_model.parameter(name, size, "bench").to(
         dtype if len(size) > 1 else torch.float32)).to(device)
-    called = load("host.training.motion_lora")._evaluated(made, device, "bf16" if cuda else "fp32")
-    loss = load("core.training.motion_lora.objective").batch_loss(called, clip_of(load, shape, device), device=device)
+    made.precision = "bf16" if cuda else "fp32"
+    loss = load("core.training.motion_lora.objective").batch_loss(made, clip_of(load, shape, device), device=device)
     loop = load("core.training.loop")
     trainer = loop.Trainer({n: p for n, p in made.named_parameters() if p.requires_grad},
                            loop.TrainSettings(steps=99, learning_rate=5e-4, clip=0.0))
@@ -297,11 +296,11 @@ def counted(load, shape: str, way: str, half: bool) -> dict:
     with FakeTensorMode():
         made = network(load, shape, way, lambda _, size: torch.empty(
             size, dtype=torch.bfloat16 if half and len(size) > 1 else torch.float32))
-        called = load("host.training.motion_lora")._evaluated(made, torch.device("cpu"), "bf16" if half else "fp32")
+        made.precision = "bf16" if half else "fp32"
         clip, latents = clip_of(load, shape, "cpu"), SHAPES[shape][1:]
         with live_bytes(made.parameters()) as live:
-            value = motion.motion_loss(called, clip, torch.ones(1), torch.randn(1, latents[0], 4, *latents[1:]),
-                                       torch.randn(1, 4, *latents[1:]), torch.tensor([motion.NUMBERS["release"]]))
+            value = motion.motion_loss(made, clip, torch.ones(1), torch.randn(1, latents[0], 4, *latents[1:]),
+                                       torch.randn(1, 4, *latents[1:]), torch.tensor([motion.MICRO_CONDS["release"]]))
             kept = live.now
             value.backward()
     resting = sum(p.numel() * (p.element_size() + (8 if p.requires_grad else 0)) for p in made.parameters())

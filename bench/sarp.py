@@ -115,7 +115,7 @@ def condition(first, generator):
 # ---- network ---------------------------------------------------------------------------------------------------------
 
 
-def network(procedural):
+def network(load):
     """The host's SVD UNet, small; its first layer starts from the best linear filters of some noise levels."""
     import comfy.ops
     import torch
@@ -128,7 +128,7 @@ def network(procedural):
                                  operations=comfy.ops.disable_weight_init))
     torch.nn.init.zeros_(model.out[2].weight)
     torch.nn.init.zeros_(model.out[2].bias)
-    filters, first = noise_filters(procedural), model.input_blocks[0][0]
+    filters, first = noise_filters(load), model.input_blocks[0][0]
     with torch.no_grad():
         first.weight[:len(filters)] = filters
         first.bias[:len(filters)] = 0
@@ -146,7 +146,7 @@ def share_norms(model):
     return model
 
 
-def noise_filters(procedural):
+def noise_filters(load):
     """3 x 3 filters (4 * levels, 8, 3, 3) that tell the prediction's target from input and condition with least squares.
 
     Sensor noise is a four-hundredth of what the grey values are; a few thousand steps would not find it from random weights.
@@ -155,11 +155,11 @@ def noise_filters(procedural):
     import torch.nn.functional as F
 
     generator = torch.Generator().manual_seed(99)
-    grey, first = clips(procedural, 32, TRAINED_SIDE, generator)
+    grey, first = clips(load("core.data.procedural"), 32, TRAINED_SIDE, generator)
     x0, image = latents(grey).flatten(0, 1), condition(first, generator)
     out = []
     for sigma in LEVELS:
-        taken, target = noised(x0, torch.full((len(x0),), sigma), generator)
+        taken, _, target = noised(load, x0, torch.full((len(x0),), sigma), generator)
         seen = F.unfold(torch.cat([taken, image], 1), 3).movedim(1, -1).flatten(0, 1).double()
         wanted = target[:, :, 1:-1, 1:-1].flatten(2).movedim(1, -1).flatten(0, 1).double()
         square = seen.T @ seen / len(seen) + 1e-7 * torch.eye(seen.shape[1], dtype=torch.float64)
@@ -167,13 +167,11 @@ def noise_filters(procedural):
     return torch.cat(out)
 
 
-def noised(x0, sigma, generator):
-    """Network input and the v to predict, both (B, 4, h, w)."""
+def noised(load, x0, sigma, generator):
+    """Network input, timestep and the v to predict of latents (B, 4, h, w) at levels (B,)."""
     import torch
 
-    s = sigma[:, None, None, None]
-    x = x0 + s * torch.randn(x0.shape, generator=generator)
-    return x / (s**2 + 1).sqrt(), (x / (s**2 + 1) - x0) * (s**2 + 1).sqrt() / s
+    return load("core.edm").add_noise(x0, torch.randn(x0.shape, generator=generator), sigma)
 
 
 def vector():
@@ -196,7 +194,7 @@ def train(load, steps: int, further: bool) -> None:
     from safetensors.torch import load_file, save_file
 
     procedural = load("core.data.procedural")
-    model, before = network(procedural), 0
+    model, before = network(load), 0
     if further:
         model.load_state_dict({n: t.float() for n, t in load_file(str(NETWORK)).items()})
         with safe_open(str(NETWORK), framework="pt") as file:
@@ -214,8 +212,8 @@ def train(load, steps: int, further: bool) -> None:
         share, faint = torch.rand(BATCH, generator=generator), torch.rand(BATCH, generator=generator) < 0.75
         sigma = torch.where(faint, LOW * (MIDDLE / LOW) ** share, MIDDLE * (HIGH / MIDDLE) ** share)
         sigma = sigma.repeat_interleave(FRAMES)
-        taken, target = noised(latents(grey).flatten(0, 1), sigma, generator)
-        v = model(torch.cat([taken, condition(first, generator)], 1), 0.25 * sigma.log(), context=context, y=y,
+        taken, t, target = noised(load, latents(grey).flatten(0, 1), sigma, generator)
+        v = model(torch.cat([taken, condition(first, generator)], 1), t, context=context, y=y,
                   num_video_frames=FRAMES, transformer_options={})
         loss = (v - target).pow(2).mean()
         optimiser.zero_grad()

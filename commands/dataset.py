@@ -105,7 +105,7 @@ def from_videos(args: argparse.Namespace) -> int:
     clips = videos.find_clips(args.folder, args.fps)
     motion = estimator(args)
     writer = shards.ShardWriter(args.out, pairs.pair_settings(settings, motion))
-    pairs.build_from_clips(writer, clips, motion, settings, pairs.Watch(progress=progress))
+    pairs.build_from_clips(writer, clips, motion, settings, core("callbacks").Callbacks(progress=progress))
     return told(writer)
 
 
@@ -113,7 +113,7 @@ def from_scenes(args: argparse.Namespace) -> int:
     pairs, shards = core("data.procedural_pairs"), core("data.shard_writer")
     settings = chosen(args, pairs.ProceduralSettings).checked()
     writer = shards.ShardWriter(args.out, pairs.procedural_settings(settings))
-    pairs.build_procedural(writer, settings, core("data.pairs").Watch(progress=progress))
+    pairs.build_procedural(writer, settings, core("callbacks").Callbacks(progress=progress))
     return told(writer)
 
 

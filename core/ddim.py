@@ -1,7 +1,8 @@
 """Video-P2P's noise schedule and the DDIM step, in both directions.
 
 Two ways of writing a noisy latent x = sqrt(a) x0 + sqrt(1 - a) e are in use. DDIM's own is x itself, here called a latent.
-ComfyUI's samplers hold x / sqrt(a), which has the noise level sigma = sqrt((1 - a) / a); there a DDIM step is an Euler step.
+ComfyUI's samplers hold x / sqrt(a), which has the noise level sigma = sqrt((1 - a) / a), so that 1 / a = sigma^2 + 1; there a
+DDIM step is an Euler step.
 
 The schedule differs from the host's `ddim_uniform`: its last level is a[0], not 1, so sampling ends at sigma 0.0292.
 """
@@ -15,6 +16,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .edm import deviation
 
 TRAIN_STEPS = 1000
 BETA_FIRST, BETA_LAST = 0.00085, 0.012
@@ -77,7 +80,7 @@ def latents(states: Tensor, sigmas: Sequence[float]) -> Tensor:
     Args:
         states: (K, ...), one for each level.  sigmas: K levels.
     """
-    factors = torch.tensor([1.0 / math.sqrt(s**2 + 1.0) for s in sigmas], dtype=torch.float64)
+    factors = torch.tensor([1.0 / deviation(s) for s in sigmas], dtype=torch.float64)
     return states * factors.to(states).view(-1, *[1] * (states.ndim - 1))
 
 

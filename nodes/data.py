@@ -139,7 +139,7 @@ class BuildDataset(io.ComfyNode):
         clips = _clips(videos, images, fps, flow is not None or tracks is not None)
         motion = _motion(images, flow, tracks, flow_source, clips)
         text = building.build(folder, pairs.pair_settings(settings, motion),
-                              lambda writer: pairs.build_from_clips(writer, clips, motion, settings, building.watch()))
+                              lambda writer: pairs.build_from_clips(writer, clips, motion, settings, building.callbacks()))
         return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
 
 
@@ -236,7 +236,7 @@ class ProceduralDataset(io.ComfyNode):
             count, width, height, sprites=(min_sprites, max_sprites), shift=(round(max_shift * 0.2 / 0.55, 6), max_shift),
             turn=turn, growth=growth, texture=texture, background=background, drags=drag_points, holes=holes, seed=seed)
         text = building.build(folder, procedural_settings(settings),
-                              lambda writer: build_procedural(writer, settings, building.watch()))
+                              lambda writer: build_procedural(writer, settings, building.callbacks()))
         return io.NodeOutput(str(folder), text, ui=ui.PreviewText(text))
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..core.training.framepainter.presets import MATCHING, PRECISIONS, PRESETS, PURPOSE, SIGNALS, WHAT, choose
 from ..host import outputs
-from ..host.training.framepainter import train
+from ..host.training.framepainter import Inputs, train
 from .schema import FramePainterType, advanced, check_choice, schema
 
 PRESET = "as the preset"
@@ -118,9 +118,8 @@ class TrainFramePainter(io.ComfyNode):
             matching_weight=given(matching_weight, -1.0), ema=given(ema, -1.0), accumulate=given(accumulate, 0),
             precision=given(precision, PRESET), checkpointing=SWITCH[checkpointing], save_every=save_every,
             preview_every=preview_every, seed=seed, rank=rank, semantics=semantics)
-        made = train(model, framepainter, clip_vision, vae, outputs.dataset(dataset),
-                     outputs.new_folder(RUNS, run_name, "run_name"), settings)
-        return io.NodeOutput(made.model, made.weights, made.curve, made.previews, made.report)
+        inputs = Inputs(model, framepainter, clip_vision, vae, outputs.dataset(dataset))
+        return io.NodeOutput(*train(inputs, outputs.new_folder(RUNS, run_name, "run_name"), settings))
 
 
 NODES = [TrainFramePainter]

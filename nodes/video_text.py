@@ -117,7 +117,7 @@ class TuneOnVideo(io.ComfyNode):
         inputs = OneShotInputs(model, text_of(positive, "positive"), frames)
         made = tune(inputs, settings, output() / RUNS,
                     Settings(window=window, streamed=streamed))
-        return io.NodeOutput(*made)
+        return io.NodeOutput(made.model, made.trained, made.curve, made.report)
 
 
 class SaveTunedVideo(io.ComfyNode):

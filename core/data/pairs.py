@@ -13,13 +13,14 @@ import bisect
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..callbacks import SILENT, Callbacks
 from ..flow.consistency import FlowError
 from ..video.source import Clip, VideoError
 from .motion import Measures, Motion, MotionSource, measure, still_length
@@ -108,14 +109,6 @@ def seed_number(text: str) -> int:
 # ---- from clips ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Watch:
-    """Where a build reports to. check: may raise to stop.  progress: told (pairs' worth of work done, all)."""
-
-    check: Callable[[], None] = lambda: None
-    progress: Callable[[int, int], None] = lambda done, count: None
-
-
 def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Iterator[tuple[int, int]]:
     """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name."""
     draw = random.Random(f"{settings.seed}/{name}")  # noqa: S311
@@ -139,10 +132,10 @@ def _nearest(times: Sequence[float], first: int, gap: float) -> int:
     return min(options, key=lambda i: abs(times[i] - times[first] - gap))
 
 
-def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, watch: Watch,
+def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, callbacks: Callbacks,
                rejected: Counter[str]) -> Iterator[Sample]:
     """The pairs of one clip, as they are found. Raises VideoError."""
-    times = clip.times(watch.check)
+    times = clip.times(callbacks.check_stop)
     drawn = candidates(times, settings, clip.name)
     stem, kept = key_stem(clip.name), 0
     size = settings.height, settings.width
@@ -150,9 +143,9 @@ def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, watc
         chosen = [pair for _, pair in zip(range(settings.pairs - kept), drawn, strict=False)]
         if not chosen:
             break
-        frames = clip.read(sorted({n for pair in chosen for n in pair}), *size, watch.check)
+        frames = clip.read(sorted({n for pair in chosen for n in pair}), *size, callbacks.check_stop)
         for pair in chosen:
-            watch.check()
+            callbacks.check_stop()
             if any(n not in frames for n in pair):
                 rejected["a frame cannot be decoded"] += 1
                 continue
@@ -176,16 +169,16 @@ def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, watc
 
 
 def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: MotionSource, settings: PairSettings,
-                     watch: Watch | None = None) -> None:
+                     callbacks: Callbacks = SILENT) -> None:
     """Add the pairs of clips to a set; clips that it has already are not opened again.
 
     A clip that cannot be used is named in the set's summary. One that gave nothing and has changed since is tried again.
     """
-    watch, clips = watch or Watch(), list(clips)
+    clips = list(clips)
     total = len(clips) * settings.pairs
     for number, clip in enumerate(clips):
-        watch.progress(number * settings.pairs, total)
-        watch.check()
+        callbacks.progress(number * settings.pairs, total)
+        callbacks.check_stop()
         known = writer.done.get(clip.name)
         if known is not None and (known["samples"] or known["stamp"] == clip.stamp):
             continue
@@ -194,11 +187,11 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
         rejected: Counter[str] = Counter()
         skipped = None
         try:
-            found = samples_of(clip, motion_of, settings, watch, rejected)
+            found = samples_of(clip, motion_of, settings, callbacks, rejected)
             for i, sample in enumerate(found, 1):
                 sample.info["settings"] = writer.hash
                 writer.add(sample)
-                watch.progress(number * settings.pairs + i, total)
+                callbacks.progress(number * settings.pairs + i, total)
         except (VideoError, FlowError, OSError) as error:
             writer.drop()
             skipped = str(error)
@@ -206,7 +199,7 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
             writer.drop()
             raise
         writer.finish_source(clip.name, skipped, rejected, clip.stamp)
-    watch.progress(total, total)
+    callbacks.progress(total, total)
     writer.finish()
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..callbacks import SILENT, Callbacks
 from . import procedural
 from .motion import Motion
-from .pairs import PairSettings, Watch, make_sample, seed_number
+from .pairs import PairSettings, make_sample, seed_number
 from .sample import Sample
 from .shard_writer import ShardWriter
 from .signals import HOLES, IMPORTANCE
@@ -96,12 +97,11 @@ def procedural_samples(settings: ProceduralSettings, chunk: int) -> list[Sample]
     return out
 
 
-def build_procedural(writer: ShardWriter, settings: ProceduralSettings, watch: Watch | None = None) -> None:
+def build_procedural(writer: ShardWriter, settings: ProceduralSettings, callbacks: Callbacks = SILENT) -> None:
     """Write a set of procedural pairs."""
-    watch = watch or Watch()
     for chunk in range(-(-settings.count // SCENES)):
-        watch.progress(chunk * SCENES, settings.count)
-        watch.check()
+        callbacks.progress(chunk * SCENES, settings.count)
+        callbacks.check_stop()
         name = f"scenes {chunk:06d}"
         if name in writer.done:
             continue
@@ -109,5 +109,5 @@ def build_procedural(writer: ShardWriter, settings: ProceduralSettings, watch: W
             sample.info["settings"] = writer.hash
             writer.add(sample)
         writer.finish_source(name)
-    watch.progress(settings.count, settings.count)
+    callbacks.progress(settings.count, settings.count)
     writer.finish()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import atomic
+from ..edm import scale_input
 from ..parsing import json_object, json_value
 from .schedule import inversion_levels
 
@@ -89,7 +89,7 @@ class Trajectory:
     @property
     def inverted(self) -> Tensor:
         """The inverted noise (T, 4, h, w), ideally standard normal: the last state / sqrt(sigma_0^2 + 1)."""
-        return self.states[-1] / math.sqrt(self.sigmas[0] ** 2 + 1.0)
+        return scale_input(self.states[-1], self.sigmas[0])
 
     def schedule(self) -> str:
         return digest([repr(tuple(float(s) for s in self.sigmas))])

@@ -23,7 +23,7 @@ class Examples:
     visible: (N, H, W) bool, where that holds; None if unknown.
     drag: (N, K, 4) source x, y, target x, y as shares of width and height, NaN for a drag that is not there; None to
         train without.
-    numbers: (N, 3) fps - 1, motion bucket and augmentation level that each is conditioned on; None for the network's own.
+    micro_conds: (N, 3) fps - 1, motion bucket and augmentation level that each is conditioned on; None for the network's own.
     """
 
     latents: Tensor
@@ -33,7 +33,7 @@ class Examples:
     flow: Tensor | None = None
     visible: Tensor | None = None
     drag: Tensor | None = None
-    numbers: Tensor | None = None
+    micro_conds: Tensor | None = None
 
     def __len__(self) -> int:
         return self.latents.shape[0]

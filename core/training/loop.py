@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class TrainSettings:
     ema: float = 0.0                        # Decay of the averaged weights. 0 = none.
     seed: int = 0
     save_every: int = 250                   # Steps between states. 0 = only at the end.
-    tolerate: int = 0                       # Steps in a row that may be left out since they gave no numbers.
+    tolerate: int = 0                       # Steps in a row that may be skipped because the loss or a gradient is not finite.
     loss_scale: float = 0.0                 # First factor on the loss that keeps fp16 gradients in range. 0 = none.
 
     def rate(self, step: int) -> float:
@@ -52,7 +52,7 @@ class TrainSettings:
 class Step(NamedTuple):
     """What a finished step reports: its number (1-based), the losses' means, gradient norm before clipping, seconds.
 
-    left_out: why the step changed nothing, or empty. Its losses are then missing.
+    left_out: why the step was skipped and changed nothing, or empty. Its losses are then missing.
     """
 
     step: int
@@ -62,10 +62,11 @@ class Step(NamedTuple):
     left_out: str = ""
 
 
-class NotANumber(RuntimeError):
-    """A loss or gradient stopped being a number. The text says where, and from which state one can go on."""
+class NonFinite(RuntimeError):
+    """A loss, gradient or weight is inf or NaN. The text says where, and from which state one can continue."""
 
 
+REMEDY = "Lower learning_rate, or train in bf16 or fp32, and go on from the last saved state."
 SCALE_UP_EVERY = 200  # good steps after which the loss factor is doubled
 
 # (step, micro-batch, generator) -> named losses; "loss" is the one that is differentiated.
@@ -123,7 +124,7 @@ class Trainer:
         """One optimiser step.
 
         Raises:
-            NotANumber: before anything was changed.
+            NonFinite: before anything was changed.
         """
         start = time.perf_counter()
         number = self.step + 1
@@ -135,8 +136,7 @@ class Trainer:
         if problem:
             self.left_out += 1
             if self.left_out > self.settings.tolerate:
-                raise NotANumber(f"{problem}; the weights are still those of step {self.step - self.left_out + 1}. Lower "
-                                 "learning_rate, or train in bf16 or fp32, and go on from the last saved state.")
+                raise NonFinite(f"{problem}; the weights are still those of step {self.step - self.left_out + 1}. {REMEDY}")
             self.step = number
             return Step(number, {}, 0.0, time.perf_counter() - start, problem)
         self.left_out = 0
@@ -182,6 +182,21 @@ class Trainer:
 
     # ---- state ----
 
+    @property
+    def updates(self) -> int:
+        """Steps of the whole run that changed the weights; the others were skipped."""
+        return max((int(s["step"]) for s in self.optimizer.state.values() if "step" in s), default=0)
+
+    def check_finite(self) -> None:
+        """Refuse weights that must not be kept.
+
+        Raises:
+            NonFinite: a weight is inf or NaN.
+        """
+        bad = [name for name, p in self.parameters.items() if not bool(whole(p).isfinite().all())]
+        if bad:
+            raise NonFinite(f"At step {self.step} {len(bad)} trained weights are not finite, {bad[0]} the first. {REMEDY}")
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a continued run needs, by name. Of sharded parameters too, so every process must call it."""
         out = {f"parameter/{n}": whole(p) for n, p in self.parameters.items()}
@@ -224,7 +239,7 @@ def _binding(trainer: Trainer, identity: Mapping[str, Any] | None) -> dict:
 
 
 def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callable[[Step], None] | None = None,
-          check_stop: Callable[[], None] | None = None, identity: Mapping[str, Any] | None = None) -> Iterable[Step]:
+          check_stop: Callable[[], None] | None = None, identity: Mapping[str, Any] | None = None) -> list[Step]:
     """Run a trainer to its end, from the newest state in the folder if there is one.
 
     Args:
@@ -237,27 +252,34 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
         The steps that this call made.
 
     Raises:
-        NotANumber, StateError, WriteError: see there.
+        NonFinite: too many steps in a row were skipped, or all of them; the text names the folder.
+        StateError, WriteError: see there.
     """
-    binding, log = _binding(trainer, identity), folder / "stats.jsonl"
-    found = states(folder)
-    if found:
-        tensors, info = load_state(found[-1], binding)
-        trainer.restore(tensors, info["step"])
+    try:
+        return _train(trainer, batch_loss, folder, report, check_stop, _binding(trainer, identity))
+    except NonFinite as error:
+        raise NonFinite(f"{error} States: '{folder}'.") from None
+
+
+def _train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callable[[Step], None] | None,
+           check_stop: Callable[[], None] | None, binding: dict) -> list[Step]:
+    log = folder / "stats.jsonl"
+    _resume(trainer, folder, binding)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if trainer.rank == 0:
         sweep(folder)
         trim_log(log, trainer.step)
-    saved, made = trainer.step, []
+    tried, made = trainer.step, []
 
     def save() -> None:
-        nonlocal saved
-        if trainer.step > saved:
+        nonlocal tried
+        if trainer.step > tried and trainer.updates:  # a state of skipped steps alone would bar the way to another attempt
+            tried = trainer.step
+            trainer.check_finite()
             tensors = trainer.tensors()  # in all processes: shared parameters are gathered
             if trainer.rank == 0:
                 save_state(folder, trainer.step, tensors, binding)
-            saved = trainer.step
 
     try:
         while trainer.step < trainer.settings.steps:
@@ -273,4 +295,16 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
                 save()
     finally:
         save()
+    if trainer.step and not trainer.updates:
+        raise NonFinite(f"All {trainer.step} steps were skipped, as the loss or a gradient was not finite; nothing was learned. "
+                        "Lower learning_rate, or train in bf16 or fp32.")
     return made
+
+
+def _resume(trainer: Trainer, folder: Path, binding: dict) -> None:
+    """Restore the newest state in which a step has changed the weights; earlier versions saved others, too."""
+    for path in reversed(states(folder)):
+        tensors, info = load_state(path, binding)
+        if any(name.startswith("optimizer/") for name in tensors):
+            trainer.restore(tensors, info["step"])
+            return

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear
 from torch.nn.functional import dropout
+from torch.nn.utils import skip_init
 
 from ..weights.diffusers_svd import ATTENTION, TEMPORAL
 
@@ -78,8 +79,9 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None,
         outer, inner = layer.weight.shape
         kw = {"device": layer.weight.device, "dtype": torch.float32}  # small, and trained: never in half precision
         used = min(rank, inner, outer)
-        layer.lora_down = Linear(inner, used, bias=False, **kw)
-        layer.lora_up = Linear(used, outer, bias=False, **kw)
+        # Without torch's own first weights, which would be drawn from the global generator.
+        layer.lora_down = skip_init(Linear, inner, used, bias=False, **kw)
+        layer.lora_up = skip_init(Linear, used, outer, bias=False, **kw)
         with torch.no_grad():
             if normal:
                 first = torch.randn(used, inner, generator=generator) / used

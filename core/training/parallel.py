@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .examples import Examples
-from .framepainter.objective import Network, Objective, losses
 from .loop import BatchLoss, step_generator
 
 
@@ -80,25 +78,24 @@ def distribute(network: nn.Module, places: Processes, blocks: Iterable[nn.Module
     return fully_shard(network, mesh=mesh)
 
 
-def batch_loss(call: nn.Module, network: Network, examples: Examples, batch: int, accumulate: int, objective: Objective,
-               seed: int, device: torch.device | str, places: Processes) -> BatchLoss:
-    """As `objective.batch_loss`, for one of several processes.
+def shared(loss: BatchLoss, call: nn.Module, accumulate: int, seed: int, places: Processes) -> BatchLoss:
+    """A batch's loss as one of several processes computes it; for a single process the loss as it is.
 
     Args:
+        loss: of one process.
         call: what `distribute` returned; told when the gradients of a step are complete.
-        network: the function to evaluate, which calls it.
         accumulate: batches a step in each process.
     """
+    if places.count == 1:
+        return loss
+
     def one(step: int, micro: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        generator = step_generator(seed, step, micro * places.count + places.rank)
-        rows = torch.randint(0, len(examples), (batch,), generator=generator)
         last = micro == accumulate - 1
         if hasattr(call, "set_requires_gradient_sync"):  # FSDP
             call.set_requires_gradient_sync(last)
         elif isinstance(call, nn.parallel.DistributedDataParallel):
             call.require_backward_grad_sync = last
-        out = dict(losses(network, examples.take(rows, device), objective, generator))
-        return out if places.count == 1 else _mean(out, places)
+        return _mean(dict(loss(step, micro, step_generator(seed, step, micro * places.count + places.rank))), places)
 
     return one
 

@@ -9,26 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..edm import inverse_square_guidance, network_timestep
+from ..edm import denoised_from_v, inverse_square_guidance, karras_sigmas, network_timestep, scale_input
 from .examples import Examples
-from .framepainter.objective import Network
-
-SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # SVD's range of noise
+from .network import Network, NetworkInput
 
 
-def karras_sigmas(steps: int) -> Tensor:
-    """(steps + 1,) noise levels from SVD's largest to 0."""
-    ramp = torch.linspace(0, 1, steps) if steps > 1 else torch.zeros(1)
-    ends = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
-    return torch.cat([(ends[0] + ramp * (ends[1] - ends[0])) ** RHO, torch.zeros(1)])
+def denoise(network: Network, z: Tensor, sigma: Tensor, given: NetworkInput) -> Tensor:
+    """The network's guess of the clean latents: z (B, T, 4, h, w) at noise level sigma (a number tensor).
 
-
-def denoise(network: Network, z: Tensor, sigma: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
-            drag: Tensor | None = None) -> Tensor:
-    """The network's guess of the clean latents: z (B, T, 4, h, w) at noise level sigma (a number tensor)."""
-    root = (sigma**2 + 1).sqrt()
-    v, _ = network(z / root, network_timestep(sigma).expand(len(z)).to(z), image, embedding, control, False, drag)
-    return z / root**2 - v.float() * sigma / root
+    Args:
+        given: what it is shown besides; its x and t are not used.
+    """
+    t = network_timestep(sigma).expand(len(z)).to(z)
+    return denoised_from_v(z, network(given._replace(x=scale_input(z, sigma), t=t)).v, sigma)
 
 
 @torch.no_grad()
@@ -39,16 +32,17 @@ def sample(network: Network, batch: Examples, steps: int, scale: float, seed: in
         steps: noise levels.  scale: guidance at the first step; 1 is without.  seed: of the noise, drawn on the CPU.
     """
     noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(seed)).to(batch.latents.device)
-    sigmas = karras_sigmas(steps)
+    sigmas = torch.tensor(karras_sigmas(steps)).to(noise)
     z = noise * sigmas[0]
-    image, embedding = batch.image.float(), batch.embedding.float()
     control = None if batch.control is None else batch.control.float() / 255
-    for i in range(steps):
-        sigma = sigmas[i].to(z)
-        guess = denoise(network, z, sigma, image, embedding, control, batch.drag)
+    given = NetworkInput(z, sigmas, batch.image.float(), batch.embedding.float(), control, batch.drag, batch.micro_conds)
+    without = given._replace(image=torch.zeros_like(given.image), embedding=torch.zeros_like(given.embedding), control=None,
+                             drag=None)
+    for i, sigma in enumerate(sigmas[:-1]):
+        guess = denoise(network, z, sigma, given)
         weight = inverse_square_guidance(scale, i, steps)
         if weight != 1.0:
-            plain = denoise(network, z, sigma, torch.zeros_like(image), torch.zeros_like(embedding), None)
+            plain = denoise(network, z, sigma, without)
             guess = plain + weight * (guess - plain)
-        z = z + (sigmas[i + 1].to(z) - sigma) * (z - guess) / sigma
+        z = z + (sigmas[i + 1] - sigma) * (z - guess) / sigma
     return z

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,26 @@ def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tenso
     return tensors, info
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The steps in a log: each with `step` and `losses` by name. Lines that cannot be read are passed over."""
+    return [entry for _, entry in _lines(path)]
+
+
 def trim_log(path: Path, step: int) -> None:
-    """Drop the lines of a log beyond a step, as a continued run will write them again; a torn last line too."""
+    """Drop the lines of a log beyond a step, as a continued run will write them again; damaged lines too."""
+    if path.is_file():
+        atomic.write_text(path, "".join(line + "\n" for line, entry in _lines(path) if entry["step"] <= step))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A log's sound lines and what they say. A killed run or a full disk may leave a torn one."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json_object(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+            entry = json_object(line)
+            sound = isinstance(entry["step"], int) and all(isinstance(v, int | float) for v in entry["losses"].values())
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue
-    atomic.write_text(path, "".join(kept))
+        if sound:
+            yield line, entry

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..parsing import json_value
+from ..randomness import seeded
 
 KIND, FORMAT = "tuned video", "1"
 UP, DOWN = ".up", ".down"
@@ -85,8 +86,7 @@ def to_low_rank(tuned: Mapping[str, Tensor], start: Mapping[str, Tensor], rank: 
     """
     out: dict[str, Tensor] = {}
     lost = added = 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for name, tensor in tuned.items():
             if tensor.ndim != 2:
                 out[name] = tensor

@@ -8,14 +8,14 @@ from typing import Any
 
 import comfy.model_management as mm
 
-from ...core.data.pairs import Watch
+from ...core.callbacks import Callbacks
 from ...core.data.shard_writer import ShardWriter, report
 from ..report import Steps
 
 
-def watch() -> Watch:
+def callbacks() -> Callbacks:
     """Progress bar and cancel button."""
-    return Watch(mm.throw_exception_if_processing_interrupted, Steps(1).show)
+    return Callbacks(mm.throw_exception_if_processing_interrupted, Steps(1).show)
 
 
 def build(folder: Path, settings: dict[str, Any], run: Callable[[ShardWriter], None]) -> str:

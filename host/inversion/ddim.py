@@ -18,6 +18,7 @@ from ...core import ddim
 from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.ddim import Schedule
 from ...core.digest import digest
+from ...core.edm import deviation, scale_input
 from ...core.inversion import null_text
 from ...core.inversion.ddim import invert_ddim
 from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
@@ -69,7 +70,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
     except ValueError as error:
         raise TrajectoryError(f"'steps' does not work: {error}.") from None
     samples = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
-    held = samples * (sigmas[-1] ** 2 + 1.0) ** 0.5
+    held = samples * deviation(sigmas[-1])
     start = Start(held, sigmas, source, identity)
     return run_kept(model, positive, start, list(reversed(sigmas)), invert_ddim, folder)
 
@@ -85,7 +86,7 @@ def clean_latent(held: Tensor, sigma: float) -> dict[str, Tensor]:
     Args:
         held: (rows, 4, h, w) samples of the sampler's LATENT.  sigma: the last level.
     """
-    return {"samples": held / (sigma**2 + 1.0) ** 0.5}
+    return {"samples": scale_input(held, sigma)}
 
 
 def latents_of(found: Trajectory) -> Tensor:

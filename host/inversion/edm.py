@@ -5,7 +5,6 @@ The host hands a sampler `latents * 0.18215` and takes the state back divided by
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...core.edm import deviation
 from ...core.inversion.euler import invert_euler
 from ...core.inversion.schedule import inversion_levels
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
@@ -51,7 +51,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: 
 
 def full_noise(sigma: float) -> float:
     """Deviation of a LATENT that holds unit noise at full strength of a level, as start_latent gives it."""
-    return math.sqrt(sigma**2 + 1.0) / comfy.supported_models.SVD_img2vid.latent_format().scale_factor
+    return deviation(sigma) / comfy.supported_models.SVD_img2vid.latent_format().scale_factor
 
 
 def start_latent(found: Trajectory) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ Legend: N steps of the whole schedule, E edits, F frames, h w latent pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from ...core.attention.prompt import (
     token_weights,
     word_tokens,
 )
+from ...core.edm import scale_input
 from ...core.inversion.null_text import guided
 from ...core.inversion.trajectory import Trajectory
 from ...core.keeping.paste import latent_cells
@@ -149,7 +149,7 @@ class EditRun:
         """The state of the source's inversion; between two levels on the line that an Euler step takes."""
         states, last = self.plan.trajectory.states, self.levels[-1]
         if sigma < last * (1.0 - TOLERANCE):  # a last level that was forced to 0
-            return clean(states[0], last).to(like)
+            return scale_input(states[0], last).to(like)
         if sigma <= last * (1.0 + TOLERANCE):
             return states[0].to(like)
         step, own = self.locate(sigma)
@@ -271,8 +271,3 @@ class EditRun:
         self.plan.read_out.masks = None if self.masks is None else self.masks.cpu()
         self.source, self._anchor, self._pass = None, None, None
         self._edits.clear()
-
-
-def clean(states: Tensor, sigma: float) -> Tensor:
-    """DDIM's latents of states as ComfyUI holds them: x / sqrt(a) times sqrt(a)."""
-    return states / math.sqrt(sigma**2 + 1.0)

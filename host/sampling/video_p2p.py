@@ -21,6 +21,7 @@ from ...core.attention.align import TOKENS
 from ...core.attention.edit import Edit
 from ...core.attention.prompt import mapped_sites
 from ...core.attention.sites import attention_sites
+from ...core.edm import scale_input
 from ...core.inversion.null_text import NullText
 from ...core.inversion.trajectory import Trajectory, TrajectoryError, describe
 from ...core.weights.inflated import layout_from_comfy
@@ -30,7 +31,7 @@ from ..attention.inflated import check_model, network_digest, settings_of
 from ..attention.prompt import apply_with_source
 from ..network import unet_shapes
 from ..source import Unguided
-from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings, clean
+from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings
 
 NODE = "Prompt Attention"
 KEY = f"{keys.PREFIX}_prompt_attention"
@@ -76,7 +77,7 @@ def _finished(run: EditRun, samples: Tensor, model: Any) -> Tensor:
     if source is None:
         return samples
     if last > 0.0 and abs(last - run.levels[-1]) <= TOLERANCE * last:
-        samples, source = clean(samples, run.levels[-1]), clean(source, run.levels[-1])
+        samples, source = (scale_input(x, run.levels[-1]) for x in (samples, source))
     return run.outside_exact(samples, model.process_latent_out(source).to(samples))
 
 

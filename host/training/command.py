@@ -18,7 +18,7 @@ from ...core.atomic import replacing
 from ...core.training import curve, parallel
 from ...core.training.framepainter.cache import CacheError
 from ...core.training.framepainter.presets import RunSettings, choose, setting_names
-from ...core.training.loop import NotANumber, Step
+from ...core.training.loop import NonFinite, Step
 from ...core.training.parallel import Processes
 from ...core.training.state import StateError
 from ...core.weights.weight_file import WeightFile
@@ -27,7 +27,7 @@ from ..weights import loading, saving
 from ..weights.loading import Absent, WeightsError
 from . import framepainter, progress
 from .framepainter import estimated, open_dataset
-from .run import Finished, Watch, differentiable
+from .run import RunCallbacks, RunResult
 
 STOPPED = 130  # exit status of a run that was asked to stop
 TELL_EVERY = 10.0  # seconds between lines
@@ -75,7 +75,7 @@ class _Tell:
         if not self.quiet:
             print(text, flush=True)
 
-    def cached(self, done: int, count: int) -> None:
+    def prepared(self, done: int, count: int) -> None:
         if done == count or time.monotonic() - self.last > TELL_EVERY:
             self.last = time.monotonic()
             self.say(f"prepared {done} of {count} pairs")
@@ -92,7 +92,7 @@ class _Tell:
 
 
 def export(options: argparse.Namespace, inputs: framepainter.Inputs, settings: RunSettings,
-           finished: Finished) -> list[Path]:
+           finished: RunResult) -> list[Path]:
     """Write the run's results; returns the files."""
     model, weights = framepainter.export(finished, inputs.model, settings, options.out.name)
     path = options.out / "framepainter.safetensors"
@@ -123,9 +123,8 @@ def train(options: argparse.Namespace, places: Processes, index: Any, stop: dict
         if parallel.any_asks(stop["asked"], places, device):
             raise Stopped
 
-    watch = Watch(tell.cached, tell.stepped, tell.preview, check_stop)
-    with differentiable():
-        finished = framepainter.run(inputs, settings, options.out, index, watch, places, options.fsdp)
+    callbacks = RunCallbacks(check_stop, tell.prepared, tell.stepped, tell.preview)
+    finished = framepainter.run(inputs, settings, options.out, index, callbacks, places, options.fsdp)
     if places.rank == 0:
         with torch.inference_mode():
             for path in export(options, inputs, settings, finished):
@@ -145,7 +144,7 @@ def main(options: argparse.Namespace, open_dataset: Any = open_dataset) -> int:
         if places.rank == 0:
             print(f"stopped; run it again to go on. The state is in {options.out}", flush=True)
         return STOPPED
-    except (CacheError, StateError, NotANumber, WeightsError, WrongModel, ValueError, OSError) as error:
+    except (CacheError, StateError, NonFinite, WeightsError, WrongModel, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)
         return 1
     finally:

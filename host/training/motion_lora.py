@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,86 +10,37 @@ import comfy.model_management as mm
 import torch
 from comfy.ldm.modules.attention import FeedForward
 from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.amp import autocast
 
 from ...core.digest import digest
+from ...core.edm import network_timestep, scale_input
 from ...core.inversion.schedule import sampling_step, source_step
 from ...core.inversion.trajectory import Trajectory
-from ...core.models.control_encoder import sinusoidal_embedding
-from ...core.training import curve, loop
+from ...core.training import loop
 from ...core.training.examples import Examples
 from ...core.training.in_parts import in_parts
-from ...core.training.loop import NotANumber
 from ...core.training.lora import add_lora, is_lora, lora_file, temporal_layers, without_lora
 from ...core.training.motion_lora import objective
 from ...core.training.motion_lora.presets import MotionSettings
+from ...core.training.network import NetworkInput
+from ...core.training.preview import sample
 from ...core.video import geometry
-from .. import keys
 from ..attention.skip_interval import Memory
 from ..attention.watched import watch_plain
 from ..conditioning import clip_embedding
 from ..network import model_digest, multiple, svd_layout
 from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet
-from .network import TrainingNetwork
-from .progress import Progress, as_image, read_log
-from .run import Watch, differentiable
+from .network import DTYPES, TrainingNetwork
+from .progress import NodeResult, Progress, finished_or_run
+from .run import BY_VAE, SILENT, RunCallbacks, RunResult, Task, check_finite, decoded, differentiable
+from .run import run as run_task
 
 FILE = "motion_lora.safetensors"
-
-
-class Made(NamedTuple):
-    """The node's outputs; pictures are (1, H, W, 3) in [0, 1]."""
-
-    model: ModelPatcher
-    lora: dict[str, Tensor]
-    curve: Tensor
-    previews: Tensor
-    report: str
-
-
-def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: float) -> Made:
-    """Train a LoRA, or take the finished one of an equal run.
-
-    Args:
-        runs: folder of all runs; a run's own is named after a digest of models, frames and settings.
-
-    Raises:
-        ValueError: clip, models or state do not fit.
-        NotANumber: the last good state is kept.
-    """
-    begun = time.time()
-    folder = runs / key(inputs, settings)
-    file = folder / FILE
-    if file.is_file():
-        lora, what = load_file(str(file)), "taken from an equal run, finished earlier"
-        steps, series = read_log(folder)
-        previews = Progress(folder, settings.steps).last_preview()
-    else:
-        progress = Progress(folder, settings.steps)
-        watch = Watch(None, progress.stepped, progress.preview, mm.throw_exception_if_processing_interrupted)
-        try:
-            finished = run(inputs, settings, folder, watch)
-        except NotANumber as error:
-            raise NotANumber(f"{error} States: '{folder}'.") from None
-        lora = finished.lora
-        write(file, lora)
-        steps, series = read_log(folder)
-        left_out = f"; {finished.left_out} steps gave no numbers and were left out" if finished.left_out else ""
-        what = f"{finished.steps} steps{left_out}, this call {(time.time() - begun) / 60:.1f} min"
-        previews = progress.last_preview()
-    losses = [v for v in series.get("loss", []) if v == v]
-    tail = losses[-max(1, len(losses) // 5):]
-    report = "\n".join([what, f"loss, mean of the last fifth: {sum(tail) / max(1, len(tail)):.4g}", f"file: {file}"])
-    model = with_lora(inputs.model, lora, strength)
-    return Made(model, lora, as_image(curve.draw_curve(steps, series)), previews, report)
-
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LOSS_SCALE = 2.0**14  # the first factor for fp16
-TOLERATED = 5         # steps in a row without numbers
+TOLERATED = 5         # steps in a row whose loss or gradients are not finite
 
 
 class MotionInputs(NamedTuple):
@@ -103,19 +52,12 @@ class MotionInputs(NamedTuple):
     frames: Tensor
 
 
-class Finished(NamedTuple):
-    """lora: in ComfyUI's form.  steps: of the whole run.  left_out: steps of this call that gave no numbers."""
-
-    lora: dict[str, Tensor]
-    steps: int
-    left_out: int
-
-
 def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionClip:
     """The clip's latents, its first frame's latent and embedding.
 
     Raises:
         ValueError: fewer than two frames, or a size that the network cannot take.
+        NotEncodable: latents or embedding are not finite.
     """
     frames = inputs.frames[..., :3]
     if len(frames) < 2:
@@ -135,6 +77,8 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
         latents = torch.cat(encoded)
         embedding = clip_embedding(inputs.clip_vision, shown[:1]).float().cpu()
         scaled = inputs.model.model.process_latent_in(latents)
+    check_finite("the clip 'frames'", {"latents": latents}, BY_VAE)
+    check_finite("the clip 'frames'", {"image embedding": embedding}, "Load CLIP vision in fp32.")
     return objective.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone())
 
 
@@ -145,9 +89,8 @@ def key(inputs: MotionInputs, settings: MotionSettings) -> str:
                   settings.steps, settings.learning_rate, settings.seed)
 
 
-def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.device | str = "cpu",
-                 watched: bool = False) -> TrainingNetwork:
-    """A frozen network in the run's precision with a new LoRA on its temporal layers, which trains in fp32.
+def make_network(model: ModelPatcher, settings: MotionSettings, watched: bool = False) -> TrainingNetwork:
+    """A frozen network in the run's precision with a new LoRA on its temporal layers, which trains in fp32; on the CPU.
 
     Args:
         watched: let a memory add keys and values to its temporal self-attention.
@@ -156,7 +99,8 @@ def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.de
         WrongModel: not an SVD model.
     """
     svd_layout(model)
-    network = TrainingNetwork(plain_unet(model, DTYPES[settings.precision]), checkpointing=settings.checkpointing)
+    network = TrainingNetwork(plain_unet(model, DTYPES[settings.precision]), checkpointing=settings.checkpointing,
+                              precision=settings.precision)
     if watched:
         watch_plain(network.unet)
     network.requires_grad_(False)
@@ -166,108 +110,110 @@ def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.de
         parameter.requires_grad_(is_lora(name))
     if settings.checkpointing:  # inside the transformers, which are computed again as wholes
         in_parts(network.unet, FeedForward)
-    return network.to(device)
+    return network
 
 
-def source_pass(network: TrainingNetwork, past: Trajectory, step: int, device: torch.device | str) -> None:
+def source_pass(network: TrainingNetwork, past: Trajectory, step: int) -> None:
     """One evaluation of a source at an inversion step, without LoRA and gradients, for what the memory notes of it."""
-    state, level, source = past.states[step].to(device), past.levels[step], past.conditioning
-    root = (level**2 + 1) ** 0.5
-    frames = len(state)
-    image = source.image_latents.to(state).expand(frames, -1, -1, -1)
-    numbers = [source.numbers["fps"] - 1, source.numbers["motion_bucket_id"], source.numbers["augmentation_level"]]
-    y = torch.cat([sinusoidal_embedding(torch.tensor([n], device=device), 256) for n in numbers], 1)
+    source, level, device = past.conditioning, past.levels[step], network.micro_conds.device
+    told = [source.numbers["fps"] - 1, source.numbers["motion_bucket_id"], source.numbers["augmentation_level"]]
+    state, image, embedding, micro_conds, t = (x.to(device, torch.float32) for x in (
+        past.states[step], source.image_latents, source.embedding, torch.tensor([told]), torch.tensor([network_timestep(level)])))
     with torch.no_grad(), without_lora(network.unet):
-        network.unet(torch.cat([state / root, image], 1), timesteps=torch.full((frames,), 0.25 * math.log(level), device=device),
-                     context=source.embedding.to(state).expand(frames, -1, -1), y=y.expand(frames, -1),
-                     transformer_options={"patches": {}, "cond_or_uncond": [0], keys.MEMORY: network.memory},
-                     num_video_frames=frames, image_only_indicator=torch.zeros(1, frames, device=device))
+        # The embedding expanded, not repeated: matrix products round otherwise, and runs of earlier versions continue bit for bit.
+        network(NetworkInput(scale_input(state, level)[None], t, image[None], embedding.expand(len(state), -1, -1)[None],
+                             micro_conds=micro_conds))
 
 
-def with_memory(network: TrainingNetwork, past: Trajectory, device: torch.device | str) -> Callable[[float], None]:
+def with_memory(network: TrainingNetwork, past: Trajectory) -> Callable[[float], None]:
     """What to call with a step's noise level before the network is asked: clip 0's keys and values of the paired step are then
     in its temporal attention (I2VEdit, section 4.3; released pairing)."""
     def remember(sigma: float) -> None:
         network.memory = Memory()
-        source_pass(network, past, source_step(sampling_step(sigma, past.sigmas), past.steps), device)
+        source_pass(network, past, source_step(sampling_step(sigma, past.sigmas), past.steps))
         network.memory.recording = False
 
     return remember
 
 
-def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Watch = Watch(),  # noqa: B008
-        past: Trajectory | None = None) -> Finished:
+@differentiable()
+def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, callbacks: RunCallbacks = SILENT,
+        past: Trajectory | None = None) -> RunResult:
     """Train to the end, from the newest state in the folder if there is one.
 
     Args:
         past: clip 0's inversion at the size of training, to learn a later clip beside it.
 
+    Returns:
+        The LoRA in ComfyUI's form.
+
     Raises:
-        StateError, NotANumber, WrongModel, ValueError: see there.
+        StateError, NonFinite, WrongModel, ValueError: see there.
     """
-    with differentiable():
-        clip = prepare(inputs, settings)
-        if mm.get_torch_device().type != "cpu":  # VAE and image encoder have done their work
-            mm.unload_all_models()
-            mm.soft_empty_cache()
-        device = torch.device(mm.get_torch_device())
-        network = make_network(inputs.model, settings, device, past is not None)
-        trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
-                    "model": model_digest(inputs.model, True)}
-        if past is not None:
-            identity["past"] = digest({"states": past.states})
-        clip = objective.MotionClip(*(t.to(device) for t in (clip.latents, clip.image, clip.embedding)))
-        trainer = loop.Trainer(trained, loop.TrainSettings(
-            steps=settings.steps, learning_rate=settings.learning_rate, clip=0.0, seed=settings.seed,
-            save_every=settings.save_every, tolerate=TOLERATED,
-            loss_scale=LOSS_SCALE if settings.precision == "fp16" else 0.0))
-        evaluated = _evaluated(network, device, settings.precision)
-        before = None if past is None else with_memory(network, past, device)
-        loss = objective.batch_loss(evaluated, clip, settings.numbers, device=device, before=before)
-        show = _previewer(inputs, settings, clip, evaluated, device, watch)
-
-        def stepped(step: loop.Step) -> None:
-            if watch.stepped is not None:
-                watch.stepped(step)
-            if show is not None and (step.step % settings.preview_every == 0 or step.step == settings.steps):
-                show(step.step)
-
-        made = loop.train(trainer, loss, folder, stepped, watch.check_stop, identity)
-        tensors = {n.removeprefix("unet."): p.detach().cpu().clone() for n, p in trained.items()}
-        return Finished(lora_file(tensors), trainer.step, sum(bool(s.left_out) for s in made))
+    clip = prepare(inputs, settings)
+    network = make_network(inputs.model, settings, past is not None)
+    identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
+                "model": model_digest(inputs.model, True)}
+    before = None
+    if past is not None:
+        identity["past"] = digest({"states": past.states})
+        before = with_memory(network, past)
+    task = Task(
+        network, lambda call, device: objective.batch_loss(call, clip.to(device), settings.numbers, device=device, before=before),
+        loop.TrainSettings(steps=settings.steps, learning_rate=settings.learning_rate, clip=0.0, seed=settings.seed,
+                           save_every=settings.save_every, tolerate=TOLERATED,
+                           loss_scale=LOSS_SCALE if settings.precision == "fp16" else 0.0),
+        identity, preview=lambda device: preview(inputs, settings, clip.to(device), network),
+        preview_every=settings.preview_every)
+    result = run_task(task, folder, callbacks)
+    return result._replace(tensors=lora_file({n.removeprefix("unet."): t for n, t in result.tensors.items()}))
 
 
-def _evaluated(network: TrainingNetwork, device: torch.device, precision: str) -> Callable:
-    def call(*inputs: Any) -> tuple[Tensor, list]:
-        with autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            v, asked = network(*inputs)
-        return v.float(), asked
-
-    return call
-
-
-def _previewer(inputs: MotionInputs, settings: MotionSettings, clip: objective.MotionClip, network: Callable,
-               device: torch.device, watch: Watch) -> Callable[[int], None] | None:
-    """Samples the clip again from its first frame; first, middle and last frame beside the true ones."""
-    if watch.preview is None or not settings.preview_every:
-        return None
-    from ...core.training import preview as previews
-
-    numbers = torch.tensor([objective.NUMBERS[settings.numbers]], device=device)
-    batch = Examples(latents=clip.latents[None], image=clip.image[None], embedding=clip.embedding[None])
+def preview(inputs: MotionInputs, settings: MotionSettings, clip: objective.MotionClip, network: TrainingNetwork) -> Tensor:
+    """The clip sampled again from its first frame: first, middle and last frame, above the true ones."""
+    micro_conds = torch.tensor([objective.MICRO_CONDS[settings.numbers]], device=clip.latents.device)
+    batch = Examples(latents=clip.latents[None], image=clip.image[None], embedding=clip.embedding[None], micro_conds=micro_conds)
     shown = [0, len(clip.latents) // 2, len(clip.latents) - 1]
+    sampled = sample(network, batch, 10, 1.0, settings.seed)[0]
+    rows = [torch.cat(list(decoded(inputs.vae, inputs.model, z[shown])), 1) for z in (sampled, clip.latents)]
+    return torch.cat(rows, 0).clamp(0, 1).clone()
 
-    def told(*given: Any) -> tuple[Tensor, list]:
-        return network(*given, *[None] * (7 - len(given)), numbers)
 
-    def show(step: int) -> None:
-        made = previews.sample(told, batch, 10, 1.0, settings.seed)[0]
-        with torch.inference_mode():
-            rows = [inputs.vae.decode(inputs.model.model.process_latent_out(z[shown].float().cpu())).float().cpu()
-                    for z in (made, clip.latents)]
-        if device.type != "cpu":
-            mm.unload_all_models()
-        watch.preview(step, torch.cat([torch.cat(list(r), 1) for r in rows], 0).clamp(0, 1).clone())
+# ---- the node --------------------------------------------------------------------------------------------------------
 
-    return show
+
+def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: float) -> NodeResult:
+    """Train a LoRA, or take the finished one of an equal run.
+
+    Args:
+        runs: folder of all runs; a run's own is named after a digest of models, frames and settings.
+
+    Raises:
+        ValueError: clip, models or state do not fit.
+        NonFinite: the last good state is kept.
+    """
+    folder = runs / key(inputs, settings)
+    progress = Progress(folder, settings.steps)
+
+    def made(callbacks: RunCallbacks) -> tuple[dict[str, Tensor], RunResult]:
+        result = run(inputs, settings, folder, callbacks)
+        return result.tensors, result
+
+    lora, report = finished_or_run(progress, folder / FILE, kept_lora, made, write)
+    return NodeResult(with_lora(inputs.model, lora, strength), lora, progress.curve(), progress.last_preview(), report)
+
+
+def kept_lora(file: Path) -> dict[str, Tensor]:
+    """The LoRA that an equal run has kept.
+
+    Raises:
+        ValueError: it is damaged, has learned nothing, or holds inf or NaN, as earlier versions could write it.
+    """
+    try:
+        lora = load_file(str(file))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{file}' cannot be read ({error})") from None
+    ups = [t for name, t in lora.items() if name.endswith(".lora_up.weight")]
+    if not all(bool(t.isfinite().all()) for t in lora.values()) or not any(bool(t.any()) for t in ups):
+        raise ValueError(f"'{file}' holds inf or NaN, or nothing that was learned")
+    return lora

@@ -8,19 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import comfy.model_management as mm
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.digest import digest
-from ...core.training import loop
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
 from ..attention.inflated import is_inflated, network_digest
 from ..network import model_digest
 from .inflated import InflatedNetwork, copy_of
-from .run import Finished, Watch, differentiable
+from .run import BY_VAE, SILENT, RunCallbacks, RunResult, Task, check_finite, differentiable
+from .run import run as run_task
 
 
 class OneShotInputs(NamedTuple):
@@ -35,11 +33,11 @@ class OneShotInputs(NamedTuple):
     latents: Tensor
 
 
-def trainer_of(network: InflatedNetwork, settings: OneShotSettings) -> loop.Trainer:
-    """The optimiser of a run; marks what trains in the network."""
-    trained = {name: p.requires_grad_(True) for name, p in network.named_weights().items()
-               if objective.trains(name, settings.what_trains)}
-    return loop.Trainer(trained, settings.loop())
+def mark(network: InflatedNetwork, settings: OneShotSettings) -> InflatedNetwork:
+    """Let what trains record gradients."""
+    for name, parameter in network.named_weights().items():
+        parameter.requires_grad_(objective.trains(name, settings.what_trains))
+    return network
 
 
 def identity_of(inputs: OneShotInputs, settings: OneShotSettings) -> dict[str, str]:
@@ -48,7 +46,8 @@ def identity_of(inputs: OneShotInputs, settings: OneShotSettings) -> dict[str, s
     return {**settings.identity(), "data": digest({"latents": inputs.latents, "text": inputs.text}), "model": model}
 
 
-def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, watch: Watch = Watch()) -> Finished:  # noqa: B008
+@differentiable()
+def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, callbacks: RunCallbacks = SILENT) -> RunResult:
     """Tune to the end, from the newest state in the folder if there is one.
 
     Returns:
@@ -56,25 +55,15 @@ def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, watch: W
         `host.attention.inflated.with_tuned`.
 
     Raises:
-        StateError, NotANumber, WrongModel: see there.
+        StateError, NonFinite, WrongModel, NotEncodable: see there.
     """
-    device = torch.device(mm.get_torch_device())
-    with differentiable():
-        network = copy_of(inputs.model, settings.precision, settings.checkpointing, settings.seed, settings.random_bias)
-        identity = identity_of(inputs, settings)
-        if device.type != "cpu":  # the VAE and the text encoder have done their work
-            mm.unload_all_models()
-            mm.soft_empty_cache()
-        network = network.to(device)
-        trainer = trainer_of(network, settings)
-        latents = inputs.model.model.process_latent_in(inputs.latents.clone().float()).to(device)
-        loss = objective.batch_loss(network, latents, inputs.text.clone().float().to(device))
-        loop.train(trainer, loss, folder, watch.stepped, watch.check_stop, identity)
-        return Finished(tuned_tensors(network), trainer.step)
-
-
-def tuned_tensors(network: InflatedNetwork) -> dict[str, Tensor]:
-    """Everything in which a tuned network differs from the one it came from."""
+    check_finite("the video", {"'latent'": inputs.latents}, BY_VAE)
+    check_finite("the prompt", {"'positive'": inputs.text}, "Connect CLIP Text Encode directly.")
+    network = mark(copy_of(inputs.model, settings.precision, settings.checkpointing, settings.seed, settings.random_bias), settings)
+    latents, text = inputs.model.model.process_latent_in(inputs.latents.clone().float()), inputs.text.clone().float()
     temporal = set(network.temporal.state_dict())
-    return {name: p.detach().cpu().clone() for name, p in network.named_weights().items()
-            if name in temporal or objective.trains(name, "all_trainable")}
+    task = Task(
+        network, lambda call, device: objective.batch_loss(call, latents.to(device), text.to(device)), settings.loop(),
+        identity_of(inputs, settings), network.named_weights,
+        comes_out=lambda name: name in temporal or objective.trains(name, "all_trainable"))
+    return run_task(task, folder, callbacks)

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import NamedTuple
-
-import comfy.model_management as mm
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ...core.digest import digest
-from ...core.training import curve
-from ...core.training.loop import NotANumber
 from ...core.training.one_shot.presets import OneShotSettings
-from ...core.weights.tuned_video import TunedVideo
+from ...core.weights.tuned_video import TunedFileError, TunedVideo
 from ..attention.inflated import Settings
 from ..weights.tuned_video import base_of, on_model, read, save
 from .one_shot import OneShotInputs, identity_of, run
-from .progress import Progress, as_image, read_log
-from .run import Watch
+from .progress import NodeResult, Progress, finished_or_run
+from .run import RunCallbacks, RunResult
 
 FILE = "tuned_video.safetensors"
 
 
-class Made(NamedTuple):
-    """The node's outputs; the curve is (1, H, W, 3) in [0, 1]."""
-
-    model: ModelPatcher
-    tuned: TunedVideo
-    curve: Tensor
-    report: str
-
-
-def tune(inputs: OneShotInputs, settings: OneShotSettings, runs: Path, layers: Settings) -> Made:
+def tune(inputs: OneShotInputs, settings: OneShotSettings, runs: Path, layers: Settings) -> NodeResult:
     """Tune on a video, or take the finished result of an equal run. A run that was cancelled or killed continues.
 
     Args:
@@ -42,28 +25,29 @@ def tune(inputs: OneShotInputs, settings: OneShotSettings, runs: Path, layers: S
 
     Raises:
         WrongModel, StateError: see there.
-        NotANumber: the last good state is kept.
+        NonFinite: the last good state is kept.
     """
-    begun = time.time()
     folder = runs / key(inputs, settings)
-    file = folder / FILE
-    if file.is_file():
-        tuned, what = read(file), "taken from an equal run, finished earlier"
-    else:
-        progress = Progress(folder, settings.steps)
-        watch = Watch(None, progress.stepped, None, mm.throw_exception_if_processing_interrupted)
-        try:
-            finished = run(inputs, settings, folder, watch)
-        except NotANumber as error:
-            raise NotANumber(f"{error} States: '{folder}'.") from None
-        tuned = TunedVideo(finished.tensors, base_of(inputs.model), settings.seed, settings.random_bias)
-        save(file, tuned, "fp32")
-        what = f"{finished.steps} steps, this call {(time.time() - begun) / 60:.1f} min"
-    steps, series = read_log(folder)
-    losses = [v for v in series.get("loss", []) if v == v]
-    tail = losses[-max(1, len(losses) // 5):]
-    report = "\n".join([what, f"loss, mean of the last fifth: {sum(tail) / max(1, len(tail)):.4g}", f"file: {file}"])
-    return Made(on_model(inputs.model, tuned, layers), tuned, as_image(curve.draw_curve(steps, series)), report)
+    progress = Progress(folder, settings.steps)
+
+    def made(callbacks: RunCallbacks) -> tuple[TunedVideo, RunResult]:
+        result = run(inputs, settings, folder, callbacks)
+        return TunedVideo(result.tensors, base_of(inputs.model), settings.seed, settings.random_bias), result
+
+    tuned, report = finished_or_run(progress, folder / FILE, kept_tuned, made, lambda file, value: save(file, value, "fp32"))
+    return NodeResult(on_model(inputs.model, tuned, layers), tuned, progress.curve(), progress.last_preview(), report)
+
+
+def kept_tuned(file: Path) -> TunedVideo:
+    """The result that an equal run has kept.
+
+    Raises:
+        TunedFileError: it is damaged, or holds inf or NaN.
+    """
+    tuned = read(file)
+    if not all(bool(t.isfinite().all()) for t in tuned.tensors.values()):
+        raise TunedFileError(f"'{file}' holds inf or NaN")
+    return tuned
 
 
 def key(inputs: OneShotInputs, settings: OneShotSettings) -> str:

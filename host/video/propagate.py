@@ -66,7 +66,7 @@ class Job:
         """All clips, one after another.
 
         Raises:
-            WriteError, TrajectoryError, StateError, NotANumber, ValueError: see there; finished stages are kept.
+            WriteError, TrajectoryError, StateError, NonFinite, ValueError: see there; finished stages are kept.
         """
         self.store.sweep()
         clips: list[Tensor] = []

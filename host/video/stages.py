@@ -33,7 +33,7 @@ from ..conditioning import ClipStart, MicroConds, edited_conditioning, source_co
 from ..inversion import edm
 from ..network import model_digest
 from ..training import motion_lora
-from ..training.run import Watch
+from ..training.run import RunCallbacks
 from ..weights.motion_lora import with_lora
 
 LORAS = ("one for all clips", "one a clip", "none")
@@ -132,11 +132,11 @@ class Stages:
             return found
         inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
         bar = report.Steps(motion.steps)
-        watch = Watch(None, lambda step: bar.reach(step.step), None, mm.throw_exception_if_processing_interrupted)
-        finished = motion_lora.run(inputs, motion, self.store.folder / f"training-{key}", watch, past)
-        self.store.put("lora", key, finished.lora)
+        callbacks = RunCallbacks(mm.throw_exception_if_processing_interrupted, stepped=lambda step: bar.show(step.step))
+        finished = motion_lora.run(inputs, motion, self.store.folder / f"training-{key}", callbacks, past)
+        self.store.put("lora", key, finished.tensors)
         self.told(f"clip {which + 1}: motion LoRA trained, {finished.steps} steps")
-        return finished.lora
+        return finished.tensors
 
     # ---- inversion ----
 

@@ -177,7 +177,6 @@ def test_the_result_samples(pack, loaded, dataset, output):
 
 def test_not_a_number_keeps_the_last_good_state(pack, loaded, dataset, output, monkeypatch):
     objective, loop = pack("core.training.framepainter.objective"), pack("core.training.loop")
-    parallel = pack("core.training.parallel")
     plain, calls = objective.losses, {"n": 0}
 
     def turns_bad(*args):
@@ -185,8 +184,8 @@ def test_not_a_number_keeps_the_last_good_state(pack, loaded, dataset, output, m
         out = dict(plain(*args))
         return {**out, "loss": out["loss"] * float("nan")} if calls["n"] == 3 else out
 
-    monkeypatch.setattr(parallel, "losses", turns_bad)
-    with pytest.raises(loop.NotANumber, match="FramePainter Train: At step 3 loss is nan.*Lower learning_rate.*States: "):
+    monkeypatch.setattr(objective, "losses", turns_bad)
+    with pytest.raises(loop.NonFinite, match="FramePainter Train: At step 3 loss is nan.*Lower learning_rate.*States: "):
         train(pack, loaded, dataset)
     assert (output / "framepainter_training" / "run" / "state-000002").is_dir()
     train(pack, loaded, dataset)  # and goes on from there

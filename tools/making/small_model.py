@@ -264,14 +264,14 @@ def _examples_part(load: Callable[[str], Any], folder: Path, count: int, seed: i
             "embedding": clip(pixel_values=images.clip_pixels(clips[:, 0].movedim(1, -1), CLIP["image_size"]))[2][:, None],
         }
     if signal is None:
-        out["numbers"] = _numbers(scenes, generator)
+        out["micro_conds"] = _micro_conds(scenes, generator)
     else:
         truth = procedural.correspondence(scenes, 0, frames - 1)
         out |= {"flow": truth.flow.half(), "visible": truth.visible, **signal_of(load, signal, scenes, clips, truth, generator)}
     return {name: t.contiguous() for name, t in out.items()}
 
 
-def _numbers(scenes: Any, generator: Any) -> Any:
+def _micro_conds(scenes: Any, generator: Any) -> Any:
     """fps - 1 at random, the motion bucket in proportion to the sprites' mean path, 127 at the average; augmentation."""
     import torch
 

@@ -1,7 +1,6 @@
 """From a batch of examples to the loss (FramePainter, section 3.1 equation 1 and section 3.2 equations 5 to 8).
 
-The network is a function of tensors, see `Network`; everything random is drawn on the CPU from the generator given, so
-that a step is the same on every device.
+Everything random is drawn on the CPU from the generator given, so that a step is the same on every device.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,28 +15,8 @@ from torch import Tensor
 from ...attention.correspondence import token_matches
 from ...edm import add_noise
 from ..examples import Examples
+from ..network import AttentionQK, Network, NetworkInput
 from .losses import MatchingLoss, diffusion_loss, matching_loss
-
-
-class Asked(NamedTuple):
-    """Queries and keys of one matching attention: q (B, T or T-1, L, C), k (B, L, C), heads."""
-
-    site: str
-    q: Tensor
-    k: Tensor
-    heads: int
-
-
-class Network(Protocol):
-    """Predicts v, (B, T, 4, h, w), and says what its matching attentions asked if `record` is set.
-
-    x: (B, T, 4, h, w) noisy latents.  t: (B,) timestep.  image: (B, 4, h, w).  embedding: (B, 1, D).
-    control: (B, 3, H, W) in [0, 1], all black for a video without signal, or None.  drag: (B, K, 4), or None.
-    numbers: (B, 3), or None.
-    """
-
-    def __call__(self, x: Tensor, t: Tensor, image: Tensor, embedding: Tensor, control: Tensor | None,
-                 record: bool, drag: Tensor | None, numbers: Tensor | None) -> tuple[Tensor, list[Asked]]: ...
 
 
 @dataclass(frozen=True)
@@ -78,23 +56,22 @@ def losses(network: Network, batch: Examples, objective: Objective, generator: t
         batch.control.float() / 255 * kept_control[:, None, None, None])
     drag = None if batch.drag is None else batch.drag.float().masked_fill(~kept_control[:, None, None], math.nan)
     match = objective.matching is not None and batch.flow is not None
-    v, asked = network(
+    predicted = network(NetworkInput(
         noised.x, noised.t, batch.image.float() * kept_image[:, None, None, None],
-        batch.embedding.float() * kept_image[:, None, None], control, match, drag,
-        batch.numbers)
-    out = {"diffusion": diffusion_loss(v, noised.v, objective.frame_weights)}
+        batch.embedding.float() * kept_image[:, None, None], control, drag, batch.micro_conds, match))
+    out = {"diffusion": diffusion_loss(predicted.v, noised.v, objective.frame_weights)}
     out["loss"] = out["diffusion"]
-    if match and asked:
-        out["matching"] = _matching(asked, batch, objective.matching)
+    if match and predicted.attention:
+        out["matching"] = _matching(predicted.attention, batch, objective.matching)
         out["loss"] = out["loss"] + objective.matching_weight * out["matching"]
     return out
 
 
-def _matching(asked: list[Asked], batch: Examples, kind: MatchingLoss) -> Tensor:
+def _matching(attention: list[AttentionQK], batch: Examples, kind: MatchingLoss) -> Tensor:
     """Mean over the attentions of their matching losses; the target is the last frame."""
     height, width = batch.latents.shape[-2:]
     known, parts = {}, []
-    for site in asked:
+    for site in attention:
         tokens = site.q.shape[2]
         if tokens not in known:  # the correspondence at this resolution
             scale = math.sqrt(height * width / tokens)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...models.control_encoder import ControlEncoder, EncoderWidths
+from ...randomness import seeded
 from ...weights.framepainter import spatial_sites
 
 PUBLISHED = {"projection": 128, "embedding": 256, "stem": (64, 64, 128), "stages": (128, 256)}
@@ -39,6 +40,5 @@ def new_encoder(out: int, seed: int, widths: Mapping | None = None) -> ControlEn
     Args:
         out: channels of the UNet's first level.  widths: of the inner layers; None takes the published ones.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return ControlEncoder(EncoderWidths(image=3, out=out, **(widths or PUBLISHED)))

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..framepainter.objective import Network
+from ...edm import SIGMA_MAX, SIGMA_MIN, add_noise, broadcast, denoised_from_v, loss_weight
+from ...randomness import seeded
+from ..network import Network, NetworkInput
 
-SIGMA_DATA = 0.5
-SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
+SNR_ONE = 0.5           # the noise level that the schedule counts as a signal-to-noise ratio of 1
 RESOLUTIONS = (32, 64)  # between whose noise schedules the draws go over
 AUGMENTATION = 0.02     # deviation of the noise on the image latent
 # fps - 1, motion bucket, augmentation as the network is told. The released training code has the last two exchanged.
-NUMBERS = {"release": (6.0, 0.02, 127.0), "corrected": (6.0, 127.0, 0.02)}
+MICRO_CONDS = {"release": (6.0, 0.02, 127.0), "corrected": (6.0, 127.0, 0.02)}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class MotionClip:
     image: Tensor
     embedding: Tensor
 
+    def to(self, device: torch.device) -> MotionClip:
+        return MotionClip(*(t.to(device) for t in (self.latents, self.image, self.embedding)))
+
 
 def noise_level(u: Tensor) -> Tensor:
     """Uniform draws in [0, 1] -> sigma, 700 at 0 and 0.002 at 1.
@@ -44,28 +48,28 @@ def noise_level(u: Tensor) -> Tensor:
 
     def cosine(resolution: int) -> Tensor:
         shift = 2 * math.log(resolution / 64)
-        low, high = (-2 * math.log(s / SIGMA_DATA) - shift for s in (SIGMA_MAX, SIGMA_MIN))
+        low, high = (-2 * math.log(s / SNR_ONE) - shift for s in (SIGMA_MAX, SIGMA_MIN))
         a, b = math.atan(math.exp(-low / 2)), math.atan(math.exp(-high / 2))
         return -2 * torch.log(torch.tan(a + u * (b - a))) + shift
 
     coarse, fine = (cosine(r) for r in RESOLUTIONS)
-    return (SIGMA_DATA * torch.exp(-((1 - u) * coarse + u * fine) / 2)).float()
+    return (SNR_ONE * torch.exp(-((1 - u) * coarse + u * fine) / 2)).float()
 
 
 def motion_loss(network: Network, clip: MotionClip, sigma: Tensor, noise: Tensor, image_noise: Tensor,
-                numbers: Tensor) -> Tensor:
-    """Weighted squared error of the clean latents, (1 + sigma^2) / sigma^2 as EDM has it for v-prediction.
+                micro_conds: Tensor) -> Tensor:
+    """Weighted squared error of the clean latents, see `edm.loss_weight`.
 
     Args:
-        sigma: (B,).  noise: (B, T, 4, h, w).  image_noise: (B, 4, h, w), standard normal.  numbers: (B, 3).
+        sigma: (B,).  noise: (B, T, 4, h, w).  image_noise: (B, 4, h, w), standard normal.  micro_conds: (B, 3).
     """
-    s = sigma.reshape(-1, 1, 1, 1, 1)
-    root = (s**2 + 1).sqrt()
-    noisy = clip.latents[None] + s * noise
-    v, _ = network(noisy / root, 0.25 * sigma.log(), clip.image[None] + AUGMENTATION * image_noise,
-                   clip.embedding[None].expand(len(sigma), -1, -1), None, False, None, numbers)
-    clean = noisy / (s**2 + 1) - v * s / root
-    return ((1 + s**2) / s**2 * (clean - clip.latents[None]).pow(2)).mean()
+    latents = clip.latents[None]
+    s = broadcast(sigma, noise)
+    noised = add_noise(latents, noise, sigma)
+    v = network(NetworkInput(noised.x, noised.t, clip.image[None] + AUGMENTATION * image_noise,
+                             clip.embedding[None].expand(len(sigma), -1, -1), micro_conds=micro_conds)).v
+    clean = denoised_from_v(latents + s * noise, v, s)
+    return (loss_weight(s) * (clean - latents).pow(2)).mean()
 
 
 def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch: int = 1,
@@ -74,11 +78,10 @@ def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch
     """How the training loop asks for a loss.
 
     Args:
-        clip: on the device.  order: of the three numbers, see NUMBERS.
+        clip: on the device.  order: of the micro-conditionings, see MICRO_CONDS.
         before: called with the noise level before the network is; then batch must be 1.
     """
-    numbers = torch.tensor([NUMBERS[order]] * batch, device=device)
-    devices = [device] if torch.device(device).type == "cuda" else []
+    micro_conds = torch.tensor([MICRO_CONDS[order]] * batch, device=device)
 
     def loss(step: int, micro: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         sigma = noise_level(torch.rand(batch, generator=generator))
@@ -88,9 +91,8 @@ def batch_loss(network: Network, clip: MotionClip, order: str = "release", batch
             before(float(sigma))
         seed = int(torch.randint(2**62, (), generator=generator))
         # Dropout draws from the global generators; checkpointing restores theirs when it computes a block again.
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            value = motion_loss(network, clip, *(x.to(device) for x in (sigma, noise, image_noise)), numbers)
+        with seeded(seed, device):
+            value = motion_loss(network, clip, *(x.to(device) for x in (sigma, noise, image_noise)), micro_conds)
         return {"loss": value}
 
     return loss

@@ -78,11 +78,11 @@ def folder(pack, tmp_path_factory):
     return place
 
 
-def build(pack, out, videos, settings, motion, **watch):
+def build(pack, out, videos, settings, motion, **callbacks):
     pairs, found = pack("core.data.pairs"), pack("core.video.source").find_clips(videos, FPS)
     writer = pack("core.data.shard_writer").ShardWriter(out, pairs.pair_settings(settings, motion), 3)
     try:
-        pairs.build_from_clips(writer, found, motion, settings, pairs.Watch(**watch))
+        pairs.build_from_clips(writer, found, motion, settings, pack("core.callbacks").Callbacks(**callbacks))
     finally:
         writer.close()
     return json.loads((out / "dataset.json").read_text())

@@ -147,7 +147,7 @@ def test_not_a_number_is_caught_before_it_spreads(loop, tmp_path):
         losses = good(step, micro, generator)
         return {**losses, "loss": losses["loss"] * math.nan} if step == 10 else losses
 
-    with pytest.raises(loop.NotANumber, match="At step 10 loss is nan.*weights are still those of step 9"):
+    with pytest.raises(loop.NonFinite, match="At step 10 loss is nan.*weights are still those of step 9"):
         loop.train(trainer, turns_bad, tmp_path)
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert same(run(loop, tmp_path), run(loop, tmp_path / "other"))  # and can go on from there
@@ -166,7 +166,7 @@ def test_a_bad_step_can_be_left_out(loop, tmp_path):
     def report(step):
         seen.append((step.step, bool(step.left_out), [p.detach().clone() for p in module.parameters()]))
 
-    with pytest.raises(loop.NotANumber, match="At step 12 loss is nan.*weights are still those of step 9"):
+    with pytest.raises(loop.NonFinite, match="At step 12 loss is nan.*weights are still those of step 9"):
         loop.train(trainer, turns_bad, tmp_path, report)
     assert [(n, left) for n, left, _ in seen if left] == [(5, True), (6, True), (10, True), (11, True)]
     weights = {n: w for n, _, w in seen}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -28,18 +29,25 @@ def seeded(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Answer(NamedTuple):
+    """As core.training.network has it."""
+
+    v: torch.Tensor
+    attention: list
+
+
 class Oracle:
     """Knows the clean latents, so its v is the true one; keeps what it was given."""
 
-    def __init__(self, latents, asked=()):
-        self.latents, self.asked, self.seen = latents, list(asked), None
+    def __init__(self, latents, attention=()):
+        self.latents, self.attention, self.seen = latents, list(attention), None
 
-    def __call__(self, x, t, image, embedding, control, record, *rest):
-        self.seen = {"x": x, "t": t, "image": image, "embedding": embedding, "control": control, "record": record}
-        sigma = torch.exp(4 * t).reshape(-1, 1, 1, 1, 1)
+    def __call__(self, given):
+        self.seen = given._asdict()
+        sigma = torch.exp(4 * given.t).reshape(-1, 1, 1, 1, 1)
         root = (sigma**2 + 1).sqrt()
-        noise = (x * root - self.latents) / sigma
-        return (noise - sigma * self.latents) / root, self.asked if record else []
+        noise = (given.x * root - self.latents) / sigma
+        return Answer((noise - sigma * self.latents) / root, self.attention if given.record else [])
 
 
 def test_the_true_v_costs_nothing(objective, batch):
@@ -80,10 +88,11 @@ def test_image_and_embedding_are_dropped_together(objective, batch):
 
 def test_matching_is_added_with_its_weight(objective, batch, pack):
     """Attention that knows the answer costs nothing; uniform attention costs ln(number of source tokens)."""
-    uniform = objective.Asked("a", torch.zeros(6, 2, 24, 8), torch.zeros(6, 24, 8), 2)
+    uniform = pack("core.training.network").AttentionQK("a", torch.zeros(6, 2, 24, 8), torch.zeros(6, 24, 8), 2)
     grid = torch.eye(24)[None] * 60
     # Query i is the key of its right neighbour; in the last column that is outside, and is not counted.
-    knowing = objective.Asked("b", torch.roll(grid, -1, 1)[:, None].expand(6, 2, 24, 24), grid.expand(6, 24, 24), 1)
+    right = torch.roll(grid, -1, 1)[:, None].expand(6, 2, 24, 24)
+    knowing = pack("core.training.network").AttentionQK("b", right, grid.expand(6, 24, 24), 1)
     for sites, expected in (([uniform], math.log(24)), ([knowing], 0.0), ([uniform, knowing], math.log(24) / 2)):
         out = objective.losses(Oracle(batch.latents, sites), batch, objective.Objective(matching_weight=0.25), seeded())
         assert float(out["matching"]) == pytest.approx(expected, abs=1e-4)
@@ -102,9 +111,9 @@ def test_matching_can_be_off_or_unknown(objective, batch):
 def test_source_reconstruction_can_be_left_out(objective, batch):
     """With frame weights (0, 1) an error on the source frame costs nothing."""
     class WrongOnSource(Oracle):
-        def __call__(self, *args):
-            v, asked = super().__call__(*args)
-            return v + torch.tensor([1.0, 0.0])[None, :, None, None, None], asked
+        def __call__(self, given):
+            answer = super().__call__(given)
+            return answer._replace(v=answer.v + torch.tensor([1.0, 0.0])[None, :, None, None, None])
 
     network = WrongOnSource(batch.latents)
     both = objective.losses(network, batch, objective.Objective(sigma_mean=0.0, sigma_std=0.5), seeded())
@@ -122,20 +131,15 @@ def test_a_step_is_its_generator(objective, batch):
     assert torch.equal(values(4), values(4)) and not torch.equal(values(4), values(5))
 
 
-def test_processes_share_the_batches_of_one(objective, batch, pack):
+def test_processes_share_the_batches_of_one(objective, batch, pack, monkeypatch):
     """Batch m of process r of 2 is batch 2 m + r of a single process; the loss reported by one process is its own."""
-    parallel = pack("core.training.parallel")
+    parallel, loop = pack("core.training.parallel"), pack("core.training.loop")
+    monkeypatch.setattr(parallel, "_mean", lambda out, _: out)  # nobody to talk to here
 
     def seen(places, micro):
         network = Oracle(batch.latents[:3] * 0)
-        one = parallel.batch_loss(None, network, batch, 3, 2, objective.Objective(), 7, "cpu", places)
-        if places.count > 1:  # nobody to talk to here
-            parallel_mean, parallel._mean = parallel._mean, lambda out, _: out
-        try:
-            one(5, micro, seeded())
-        finally:
-            if places.count > 1:
-                parallel._mean = parallel_mean
+        one = parallel.shared(objective.batch_loss(network, batch, 3, objective.Objective()), network, 2, 7, places)
+        one(5, micro, loop.step_generator(7, 5, micro, places.rank))
         return network.seen["x"]
 
     alone = [seen(parallel.Processes(), m) for m in range(4)]
@@ -145,8 +149,5 @@ def test_processes_share_the_batches_of_one(objective, batch, pack):
 
 
 def test_preview_sampling_finds_what_the_oracle_knows(batch, pack):
-    preview = pack("core.training.preview")
-    found = preview.sample(Oracle(batch.latents), batch, 8, 2.0, 0)
+    found = pack("core.training.preview").sample(Oracle(batch.latents), batch, 8, 2.0, 0)
     assert torch.allclose(found, batch.latents, atol=2e-2)
-    sigmas = preview.karras_sigmas(5)
-    assert sigmas[0] == pytest.approx(700, rel=1e-4) and sigmas[-2] == pytest.approx(0.002, rel=1e-3) and sigmas[-1] == 0

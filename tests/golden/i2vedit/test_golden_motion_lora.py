@@ -112,14 +112,14 @@ def test_one_training_step(pack, network, variant: str, checkpointing: bool, cas
     clip = motion.MotionClip(0.18215 * t["video_posterior_sample"], t["first_frame_posterior_sample"][0], t["image_embeds"])
     seen = []
 
-    def recorded(*inputs):
-        v, asked = net(*inputs)
-        seen.append(v.detach())
-        return v, asked
+    def recorded(given):
+        out = net(given)
+        seen.append(out.v.detach())
+        return out
 
     def loss():
         return motion.motion_loss(recorded, clip, torch.tensor([info["sigma"]]), t["noise"], t["condition_noise"][:, 0],
-                                  torch.tensor([motion.NUMBERS["release"]]))
+                                  torch.tensor([motion.MICRO_CONDS["release"]]))
 
     optimiser = info["optimiser"]
     trainer = loop.Trainer(parameters, loop.TrainSettings(
@@ -164,5 +164,5 @@ def test_numbers_in_the_corrected_order(pack, network, case: Case):
     clip = motion.MotionClip(0.18215 * t["video_posterior_sample"], t["first_frame_posterior_sample"][0], t["image_embeds"])
     with torch.no_grad():
         value = motion.motion_loss(net, clip, torch.tensor([info["sigma"]]), t["noise"], t["condition_noise"][:, 0],
-                                   torch.tensor([motion.NUMBERS["corrected"]]))
+                                   torch.tensor([motion.MICRO_CONDS["corrected"]]))
     assert abs(float(value) / info["loss_random_with_ids_6_127_0_02"] - 1) < case.info["tolerance"]["loss"]["relative"]

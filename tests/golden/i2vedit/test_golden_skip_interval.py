@@ -104,22 +104,22 @@ def test_training_of_a_second_clip(pack, model, case: Case):
     past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
     network = trainer.make_network(base, presets.MotionSettings(rank=2, precision="fp32", dropout=0.0, checkpointing=True),
                                    watched=True)
-    remember = trainer.with_memory(network, past, "cpu")
+    remember = trainer.with_memory(network, past)
     clip = motion.MotionClip(t["clip1_source_latents"][0], t["clip1_source_first_latents"][0],
                              t["clip1_source_image_embeds"].reshape(1, -1))
     for i, row in enumerate(p["training"]):
         seen = []
 
-        def recorded(*inputs, seen=seen):
-            out = network(*inputs)
-            seen.append(out[0].detach())
+        def recorded(given, seen=seen):
+            out = network(given)
+            seen.append(out.v.detach())
             return out
 
         assert pack("core.inversion.schedule").sampling_step(row["sigma"], past.sigmas) == row["denoising_index"]
         with torch.enable_grad():
             remember(row["sigma"])
             loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"],
-                                      t["train_condition_noise"][:, 0], torch.tensor([motion.NUMBERS["release"]]))
+                                      t["train_condition_noise"][:, 0], torch.tensor([motion.MICRO_CONDS["release"]]))
             loss.backward()
         check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
         assert abs(float(loss) / row["loss"] - 1) < 1e-5

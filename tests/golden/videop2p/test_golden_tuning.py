@@ -31,7 +31,8 @@ def test_tuning_step(pack, case: Case, run: str, checkpointing: bool):
         settings = presets.OneShotSettings(
             learning_rate=given["learning_rate"], clip=given["max_grad_norm"], precision="fp32",
             what_trains="as_released" if given["parameters_without_gradient"] else "all_trainable")
-        trainer = one_shot.trainer_of(network, settings)
+        trained = {n: p for n, p in one_shot.mark(network, settings).named_weights().items() if p.requires_grad}
+        trainer = pack("core.training.loop").Trainer(trained, settings.loop())
         assert len(trainer.parameters) == len(names) - given["parameters_without_gradient"]
         assert set(trainer.parameters) <= set(names.values())
         every = network.named_weights()

@@ -48,23 +48,24 @@ def settings(presets, **changes):
     return presets.choose("small network", **{"steps": 3, "batch": 1, **changes})
 
 
-def inputs(seed: int = 0):
-    """x at sigma 1.5, its timestep, image latent, embedding, control, all for one pair."""
+def inputs(pack, seed: int = 0):
+    """What the network is shown of one pair at sigma 1.5, with control, and sigma."""
     g = torch.Generator().manual_seed(seed)
     sigma = torch.tensor([1.5])
     control = torch.zeros(1, 3, 8 * H, 8 * W)
     control[:, :, 20:40, 30:34] = 1.0
-    return (torch.randn(1, 2, 4, H, W, generator=g), 0.25 * sigma.log(), torch.randn(1, 4, H, W, generator=g),
-            torch.randn(1, 1, 16, generator=g), control), sigma
+    return pack("core.training.network").NetworkInput(
+        torch.randn(1, 2, 4, H, W, generator=g), 0.25 * sigma.log(), torch.randn(1, 4, H, W, generator=g),
+        torch.randn(1, 1, 16, generator=g), control), sigma
 
 
 def host_v(model, given, sigma, options=None):
     """v by the host's own model code: apply_model gives x / (s^2 + 1) - v s / sqrt(s^2 + 1) of the noisy latents x."""
     import comfy.model_management as mm
 
-    x, _, image, embedding, _ = given
+    image, embedding = given.image, given.embedding
     root = (sigma**2 + 1).sqrt()
-    z = x[0] * root
+    z = given.x[0] * root
     with torch.inference_mode():
         mm.load_models_gpu([model, *(m for m in model.model_patches_models())])
         model.pre_run()
@@ -81,46 +82,47 @@ def test_without_extras_it_is_the_hosts_unet(pack, loaded, trainer, presets):
     plain = pack("host.attention.matching").attach_matching(loaded.model, None, "off", 1.0)
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets))
     network.matching = None
-    given, sigma = inputs()
-    v, asked = network(*given[:4])
-    assert not asked
+    given, sigma = inputs(pack)
+    v, attention = network(given._replace(control=None))
+    assert not attention
     assert torch.allclose(v[0], host_v(plain, given, sigma), atol=1e-5)
 
 
 @pytest.mark.parametrize("semantics", ["release", "paper"])
 def test_with_control_and_matching_it_is_the_patched_model(pack, control, loaded, trainer, presets, semantics):
     patches = pack("host.attention.matching")
-    given, sigma = inputs()
+    given, sigma = inputs(pack)
     model = patches.attach_matching(loaded.model, loaded.weights.matching, semantics, 1.0)
-    model = control.apply_control(model, loaded.weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, semantics)
+    model = control.apply_control(model, loaded.weights.encoder, given.control.movedim(1, -1), 1.0, 0.0, 1.0, semantics)
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets, semantics=semantics))
     expected = host_v(model, given, sigma)
-    assert torch.allclose(network(*given)[0][0], expected, atol=1e-5)
+    assert torch.allclose(network(given).v[0], expected, atol=1e-5)
     other = "paper" if semantics == "release" else "release"
     network.targets_only = other == "paper"
-    assert not torch.allclose(network(*given)[0][0], expected, atol=1e-3)  # the two do differ here
+    assert not torch.allclose(network(given).v[0], expected, atol=1e-3)  # the two do differ here
 
 
-def test_videos_of_a_batch_do_not_mix(loaded, trainer, presets):
+def test_videos_of_a_batch_do_not_mix(pack, loaded, trainer, presets):
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets))
-    (a, _), (b, _) = inputs(0), inputs(1)
-    b = (*b[:1], b[1] + 0.3, *b[2:])  # another noise level
-    both = network(*(torch.cat(pair) for pair in zip(a, b, strict=True)))[0]
+    (a, _), (b, _) = inputs(pack, 0), inputs(pack, 1)
+    b = b._replace(t=b.t + 0.3)  # another noise level
+    given = [torch.cat(pair) for pair in zip(a[:5], b[:5], strict=True)]
+    both = network(type(a)(*given)).v
     for one, together in zip((a, b), both, strict=True):
-        assert torch.allclose(network(*one)[0][0], together, atol=1e-5)
+        assert torch.allclose(network(one).v[0], together, atol=1e-5)
 
 
 def backward(network, given):
     """Loss and gradients of something that depends on v and on every recorded query and key."""
-    v, asked = network(*given, True)
-    loss = v.square().mean() + sum((site.q.square().mean() + (site.k**3).mean()) for site in asked)
+    v, attention = network(given._replace(record=True))
+    loss = v.square().mean() + sum((site.q.square().mean() + (site.k**3).mean()) for site in attention)
     network.zero_grad()
     loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}, asked
+    return loss.detach(), {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}, attention
 
 
-def test_checkpointing_changes_nothing(loaded, trainer, presets):
-    given, _ = inputs()
+def test_checkpointing_changes_nothing(pack, loaded, trainer, presets):
+    given, _ = inputs(pack)
     results = [backward(trainer.make_network(loaded.model, loaded.weights, settings(presets, checkpointing=on)), given)
                for on in (False, True)]
     (loss, gradients, asked), (loss_2, gradients_2, asked_2) = results
@@ -129,9 +131,9 @@ def test_checkpointing_changes_nothing(loaded, trainer, presets):
     assert [a.site for a in asked] == [a.site for a in asked_2] and len(asked) == 4
 
 
-def test_checkpointing_covers_temporal_blocks(loaded, trainer, presets):
+def test_checkpointing_covers_temporal_blocks(pack, loaded, trainer, presets):
     """Spatial and temporal attention and both convolutions run twice with it, once without."""
-    given, _ = inputs()
+    given, _ = inputs(pack)
     for on, times in ((False, 1), (True, 2)):
         network = trainer.make_network(loaded.model, loaded.weights, settings(presets, checkpointing=on))
         counts: dict[str, int] = {}
@@ -150,11 +152,11 @@ def test_checkpointing_covers_temporal_blocks(loaded, trainer, presets):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_recorded_attention_reaches_the_weights(loaded, trainer, presets, checkpointing):
+def test_recorded_attention_reaches_the_weights(pack, loaded, trainer, presets, checkpointing):
     """The matching loss alone trains the branch's queries and keys, and through them the UNet before it."""
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets, checkpointing=checkpointing))
-    given, _ = inputs()
-    _, asked = network(*given, True)
+    given, _ = inputs(pack)
+    asked = network(given._replace(record=True)).attention
     assert all(site.q.shape[1] == 2 and site.q.shape[-1] == 32 for site in asked)
     sum(site.q.square().mean() + site.k.square().mean() for site in asked).backward()
     for site in asked:
@@ -164,11 +166,11 @@ def test_recorded_attention_reaches_the_weights(loaded, trainer, presets, checkp
     assert network.unet.input_blocks[0][0].weight.grad.abs().max() > 0
 
 
-def test_attention_without_gradients_is_not_used(loaded, trainer, presets, monkeypatch):
+def test_attention_without_gradients_is_not_used(pack, loaded, trainer, presets, monkeypatch):
     """A server started with sage attention: forward only, so training takes torch's."""
     from comfy.ldm.modules import attention
 
-    given, _ = inputs()
+    given, _ = inputs(pack)
     network = trainer.make_network(loaded.model, loaded.weights, settings(presets))
     expected = backward(network, given)
 
@@ -228,9 +230,9 @@ def pack_unet(trainer, presets, model):
 def test_started_from_a_plain_model_nothing_is_changed_at_first(pack, loaded, trainer, presets):
     """Matching attention starts as a copy of the spatial one with its output closed."""
     network = trainer.make_network(loaded.model, None, settings(presets))
-    given, sigma = inputs()
+    given, sigma = inputs(pack)
     plain = pack("host.attention.matching").attach_matching(loaded.model, None, "off", 1.0)
-    assert torch.allclose(network(*given[:4])[0][0], host_v(plain, given, sigma), atol=1e-5)
+    assert torch.allclose(network(given._replace(control=None)).v[0], host_v(plain, given, sigma), atol=1e-5)
     site = network.matching.sites[0]
     assert torch.equal(network.matching.at(site).to_q.weight, network.unet.get_submodule(site).attn1.to_q.weight)
 
@@ -262,13 +264,16 @@ def batch(pack, count: int = 1, h: int = 4, w: int = 6):
         torch.stack([s.visible for s in index]))
 
 
-def fixed_batch_losses(pack, trainer, chosen, network, steps: int):
+def trained(network) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in network.named_parameters() if p.requires_grad}
+
+
+def fixed_batch_losses(pack, network, steps: int):
     """A few steps on one batch with the same noise every time."""
     objective, loop = pack("core.training.framepainter.objective"), pack("core.training.loop")
     fixed, aim = batch(pack), objective.Objective(drop_image=0, drop_control=0)
-    call = pack("host.training.run").in_precision(network, torch.device("cpu"), chosen.precision)
-    run = loop.Trainer(pack("host.training.run").trained(network), loop.TrainSettings(learning_rate=3e-3, weight_decay=0.0))
-    return [run.advance(lambda *_: objective.losses(call, fixed, aim, torch.Generator().manual_seed(1))).losses
+    run = loop.Trainer(trained(network), loop.TrainSettings(learning_rate=3e-3, weight_decay=0.0))
+    return [run.advance(lambda *_: objective.losses(network, fixed, aim, torch.Generator().manual_seed(1))).losses
             for _ in range(steps)]
 
 
@@ -278,7 +283,7 @@ def test_each_option_trains_and_leaves_the_rest(pack, loaded, trainer, presets, 
     chosen = settings(presets, what_trains=what, checkpointing=True)
     network = trainer.make_network(loaded.model, None, chosen)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
-    values = fixed_batch_losses(pack, trainer, chosen, network, 8)
+    values = fixed_batch_losses(pack, network, 8)
     for part in ("loss", "matching"):
         assert values[-1][part] < values[0][part] - 0.005, (part, [v[part] for v in values])
     changed = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
@@ -298,7 +303,7 @@ def test_mixed_precision(pack, loaded, trainer, presets):
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         for parameter in network.parameters():
             assert parameter.dtype == (dtype if parameter.ndim > 1 and not parameter.requires_grad else torch.float32)
-        found[precision] = fixed_batch_losses(pack, trainer, chosen, network, 2)
+        found[precision] = fixed_batch_losses(pack, network, 2)
     for a, b in zip(*found.values(), strict=True):
         assert all(a[name] == pytest.approx(b[name], rel=0.03) and a[name] != b[name] for name in a)
 
@@ -310,14 +315,14 @@ def test_what_was_trained_comes_out(pack, control, training_run, loaded, trainer
     before = [state(m) for m in (loaded.model, loaded.weights.matching, loaded.weights.encoder)]
     network = trainer.make_network(loaded.model, loaded.weights, chosen)
     with torch.no_grad():
-        for i, parameter in enumerate(training_run.trained(network).values()):
+        for i, parameter in enumerate(trained(network).values()):
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
     tensors = {n: p.detach().clone() for n, p in network.named_parameters()}
-    given, sigma = inputs()
+    given, sigma = inputs(pack)
     with torch.inference_mode():
-        model, weights = trainer.export(training_run.Finished(tensors, 1), loaded.model, chosen, "mine")
-        model = control.apply_control(model, weights.encoder, given[4].movedim(1, -1), 1.0, 0.0, 1.0, "release")
-    assert torch.allclose(host_v(model, given, sigma), network(*given)[0][0], atol=2e-5)
+        model, weights = trainer.export(training_run.RunResult(tensors, 1), loaded.model, chosen, "mine")
+        model = control.apply_control(model, weights.encoder, given.control.movedim(1, -1), 1.0, 0.0, 1.0, "release")
+    assert torch.allclose(host_v(model, given, sigma), network(given).v[0], atol=2e-5)
     after = [state(m) for m in (loaded.model, loaded.weights.matching, loaded.weights.encoder)]
     assert all(torch.equal(t, new[n]) for old, new in zip(before, after, strict=True) for n, t in old.items())
 
@@ -333,8 +338,8 @@ def test_saved_files_load_to_the_same(pack, training_run, loaded, trainer, prese
         pack(f"host.{m}") for m in ("weights.saving", "weights.loading", "conditioning"))
     picture = torch.rand(1, 64, 96, 3)
     with torch.inference_mode():
-        model, weights = trainer.export(
-            training_run.Finished({n: p.detach() for n, p in network.named_parameters()}, 1), loaded.model, chosen, "mine")
+        finished = training_run.RunResult({n: p.detach() for n, p in network.named_parameters()}, 1)
+        model, weights = trainer.export(finished, loaded.model, chosen, "mine")
         made = conditioning.edit_conditioning(loaded.clip_vision, loaded.vae, picture, 64, 96, 6, 128, 0.02, 0)
         single = saving.save(tmp_path / "one.safetensors", model, weights, loaded.clip_vision, loaded.vae, {})
         pair = saving.save_pair(tmp_path / "two.safetensors", model, weights, {})
@@ -350,10 +355,10 @@ def test_lora_file_does_what_the_merged_model_does(pack, training_run, loaded, t
     chosen = settings(presets, what_trains="matching, encoder and LoRA")
     network = trainer.make_network(loaded.model, loaded.weights, chosen)
     with torch.no_grad():
-        for name, parameter in training_run.trained(network).items():
+        for name, parameter in trained(network).items():
             if name.endswith("lora_up.weight"):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-    finished = training_run.Finished({n: p.detach().clone() for n, p in network.named_parameters()}, 1)
+    finished = training_run.RunResult({n: p.detach().clone() for n, p in network.named_parameters()}, 1)
     with torch.inference_mode():
         merged, _ = trainer.export(finished, loaded.model, chosen, "mine")
         with_lora, _ = comfy.sd.load_lora_for_models(loaded.model, None, trainer.lora_tensors(finished), 1.0, 0.0)

@@ -34,9 +34,9 @@ def settings(pack):
     return replace(pack("core.training.one_shot.presets").PRESETS["small network"], steps=6, learning_rate=1e-3, save_every=2)
 
 
-def tune(one_shot, model, settings, folder, **watch):
+def tune(one_shot, model, settings, folder, **callbacks):
     with torch.inference_mode():
-        return one_shot.run(one_shot.OneShotInputs(model, TEXT, LATENTS), settings, folder, one_shot.Watch(**watch))
+        return one_shot.run(one_shot.OneShotInputs(model, TEXT, LATENTS), settings, folder, one_shot.RunCallbacks(**callbacks))
 
 
 def test_the_loss_on_the_video_falls(pack, one_shot, plain, settings, tmp_path):

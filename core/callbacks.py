@@ -1,0 +1,21 @@
+"""What long work calls while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Callbacks of long work.
+
+    check_stop: called often; what it raises ends the work, and what was finished before is kept.
+    progress: (done, all) pieces of work.
+    """
+
+    check_stop: Callable[[], None] = lambda: None
+    progress: Callable[[int, int], None] = lambda done, count: None
+
+
+SILENT = Callbacks()

@@ -1,0 +1,35 @@
+"""Drawing from torch's global generators without moving them: some of torch's operations take no generator of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Set the global generators of the CPU and of a device to a seed; afterwards they are as they were.
+
+    `torch.manual_seed` inside `torch.random.fork_rng` would leave the generators of all other devices changed.
+    """
+    generators = [torch.default_generator, *_of(torch.device(device))]
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _of(device: torch.device) -> list[torch.Generator]:
+    if device.type == "mps":
+        return [torch.mps._get_default_mps_generator()]
+    if device.type not in ("cuda", "xpu"):
+        return []
+    module = torch.get_device_module(device)
+    module.init()
+    return [module.default_generators[module.current_device() if device.index is None else device.index]]
