@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..atomic import sweep, write_errors
+from ..finite import not_finite
 from .state import load_state, save_state, states, trim_log
 
 
@@ -193,7 +194,7 @@ class Trainer:
         Raises:
             NonFinite: a weight is inf or NaN.
         """
-        bad = [name for name, p in self.parameters.items() if not bool(whole(p).isfinite().all())]
+        bad = not_finite({name: whole(p) for name, p in self.parameters.items()})
         if bad:
             raise NonFinite(f"At step {self.step} {len(bad)} trained weights are not finite, {bad[0]} the first. {REMEDY}")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...core.digest import digest
 from ...core.edm import network_timestep, scale_input
+from ...core.finite import BY_CLIP_VISION, BY_VAE, check_finite, not_finite
 from ...core.inversion.schedule import sampling_step, source_step
 from ...core.inversion.trajectory import Trajectory
 from ...core.training import loop
@@ -35,7 +36,7 @@ from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet
 from .network import DTYPES, TrainingNetwork
 from .progress import NodeResult, Progress, finished_or_run
-from .run import BY_VAE, SILENT, RunCallbacks, RunResult, Task, check_finite, decoded, differentiable
+from .run import SILENT, RunCallbacks, RunResult, Task, decoded, differentiable
 from .run import run as run_task
 
 FILE = "motion_lora.safetensors"
@@ -57,11 +58,12 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
 
     Raises:
         ValueError: fewer than two frames, or a size that the network cannot take.
-        NotEncodable: latents or embedding are not finite.
+        NotFinite: latents or embedding contain inf or NaN.
     """
     frames = inputs.frames[..., :3]
     if len(frames) < 2:
         raise ValueError(f"'frames' has {len(frames)} frame; motion needs at least 2.")
+    check_finite("'frames'", {"pictures": frames}, "A node before this one made them; look at its result.")
     step = multiple(inputs.model)
     size = (settings.height, settings.width) if settings.height else tuple(
         max(step, side // step * step) for side in frames.shape[1:3])
@@ -78,7 +80,7 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
         embedding = clip_embedding(inputs.clip_vision, shown[:1]).float().cpu()
         scaled = inputs.model.model.process_latent_in(latents)
     check_finite("the clip 'frames'", {"latents": latents}, BY_VAE)
-    check_finite("the clip 'frames'", {"image embedding": embedding}, "Load CLIP vision in fp32.")
+    check_finite("the clip 'frames'", {"image embedding": embedding}, BY_CLIP_VISION)
     return objective.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone())
 
 
@@ -213,7 +215,7 @@ def kept_lora(file: Path) -> dict[str, Tensor]:
         lora = load_file(str(file))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"'{file}' cannot be read ({error})") from None
-    ups = [t for name, t in lora.items() if name.endswith(".lora_up.weight")]
-    if not all(bool(t.isfinite().all()) for t in lora.values()) or not any(bool(t.any()) for t in ups):
+    learned = any(bool(t.any()) for name, t in lora.items() if name.endswith(".lora_up.weight"))
+    if not_finite(lora) or not learned:
         raise ValueError(f"'{file}' holds inf or NaN, or nothing that was learned")
     return lora

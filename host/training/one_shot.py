@@ -12,12 +12,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.digest import digest
+from ...core.finite import BY_VAE, check_finite
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
 from ..attention.inflated import is_inflated, network_digest
 from ..network import model_digest
 from .inflated import InflatedNetwork, copy_of
-from .run import BY_VAE, SILENT, RunCallbacks, RunResult, Task, check_finite, differentiable
+from .run import SILENT, RunCallbacks, RunResult, Task, differentiable
 from .run import run as run_task
 
 
@@ -55,7 +56,7 @@ def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, callback
         `host.attention.inflated.with_tuned`.
 
     Raises:
-        StateError, NonFinite, WrongModel, NotEncodable: see there.
+        StateError, NonFinite, WrongModel, NotFinite: see there.
     """
     check_finite("the video", {"'latent'": inputs.latents}, BY_VAE)
     check_finite("the prompt", {"'positive'": inputs.text}, "Connect CLIP Text Encode directly.")

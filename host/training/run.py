@@ -132,27 +132,6 @@ def free_device() -> torch.device:
 # ---- what objectives share -------------------------------------------------------------------------------------------
 
 
-BY_VAE = "The VAE overflows, as it may in fp16: start ComfyUI with --fp32-vae or --bf16-vae, or connect another VAE."
-
-
-class NotEncodable(ValueError):
-    """What the host's models made of the input cannot be trained on. The text says what, and what to do."""
-
-
-def check_finite(what: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
-    """Refuse values that would spoil a run, before anything keeps them.
-
-    Args:
-        what: they belong to.  tensors: by the name to show.  remedy: a sentence.
-
-    Raises:
-        NotEncodable: one is inf or NaN.
-    """
-    bad = [name for name, t in tensors.items() if not bool(t.isfinite().all())]
-    if bad:
-        raise NotEncodable(f"{what} cannot be trained on: its {' and '.join(bad)} contain inf or NaN. {remedy}")
-
-
 def decoded(vae: Any, model: ModelPatcher, latents: Tensor) -> Tensor:
     """(B, 4, h, w) in the network's scale -> (B, H, W, 3) on the CPU."""
     with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...core.digest import digest
+from ...core.finite import not_finite
 from ...core.training.one_shot.presets import OneShotSettings
 from ...core.weights.tuned_video import TunedFileError, TunedVideo
 from ..attention.inflated import Settings
@@ -45,7 +46,7 @@ def kept_tuned(file: Path) -> TunedVideo:
         TunedFileError: it is damaged, or holds inf or NaN.
     """
     tuned = read(file)
-    if not all(bool(t.isfinite().all()) for t in tuned.tensors.values()):
+    if not_finite(tuned.tensors):
         raise TunedFileError(f"'{file}' holds inf or NaN")
     return tuned
 

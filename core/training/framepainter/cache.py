@@ -4,7 +4,8 @@
     <dataset>/cache-<hash>/000000.safetensors    of 32 examples: latents, image, embedding
 
 The hash covers the dataset, the VAE, the image encoder and the size, so another of these makes another cache. Files appear
-whole or not at all; making a cache goes on where it was stopped. Reading maps the files, so memory holds no copy.
+whole or not at all; making a cache goes on where it was stopped. inf and NaN are never kept, and files of earlier versions that
+hold them are made again. Reading maps the files, so memory holds no copy.
 
 Legend: N examples, H W pixels trained on, h w latent size.
 """
@@ -25,12 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import atomic
+from ...finite import BY_CLIP_VISION, BY_VAE, check_finite, not_finite
 from ...images import keep_aspect_size, resize_control
 from ...signals.drag import draw_drag
 from ..examples import Examples
 
 SHARD = 32  # examples a file
 MIXED = ("sketch", "coarse", "drag")
+CACHED = ("latents", "image", "embedding")
+KEPT = "The pairs before it are kept. If it is this pair alone, build the dataset without it."
 
 
 class CacheError(ValueError):
@@ -126,6 +130,9 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
         index: the dataset.  size: H, W.
         encode: (sample, number, H, W) -> latents (2, 4, h, w), image (4, h, w), embedding (1, D).
         report: told (done, all) after every example; may raise to stop, files that are whole stay.
+
+    Raises:
+        NotFinite: what was made of a pair contains inf or NaN; the text names it.
     """
     place = folder / f"cache-{key}"
     with atomic.write_errors(place):
@@ -134,10 +141,14 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
     count = len(index)
     for begin in range(0, count, SHARD):
         path, rows = place / f"{begin // SHARD:06d}.safetensors", range(begin, min(begin + SHARD, count))
-        if not _whole(path, len(rows)):
+        if not _sound(path, len(rows)):
             made = []
             for i in rows:
-                made.append(encode(index[i], i, *size))
+                sample = index[i]
+                made.append(encode(sample, i, *size))
+                pair = f"the pair '{getattr(sample, 'key', i)}'"
+                check_finite(pair, {n: made[-1][n] for n in ("latents", "image")}, f"{BY_VAE} {KEPT}")
+                check_finite(pair, {"embedding": made[-1]["embedding"]}, f"{BY_CLIP_VISION} {KEPT}")
                 if report is not None:
                     report(i + 1, count)
             tensors = {name: torch.stack([one[name] for one in made]).cpu().contiguous() for name in made[0]}
@@ -151,12 +162,14 @@ def make_cache(folder: Path, key: str, index: Sequence[Any], size: tuple[int, in
     return place
 
 
-def _whole(path: Path, rows: int) -> bool:
+def _sound(path: Path, rows: int) -> bool:
+    """Whether a file is there with all its examples, every number finite."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return file.get_slice("latents").get_shape()[0] == rows
+            tensors = [file.get_tensor(name) for name in CACHED]
     except (OSError, SafetensorError):
         return False
+    return all(len(t) == rows for t in tensors) and not not_finite(dict(zip(CACHED, tensors, strict=True)))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -181,7 +194,7 @@ class CachedExamples:
         if shard not in self._files:
             self._files[shard] = safe_open(str(self.place / f"{shard:06d}.safetensors"), framework="pt").__enter__()
         file = self._files[shard]
-        return {name: file.get_slice(name)[at] for name in ("latents", "image", "embedding")}
+        return {name: file.get_slice(name)[at] for name in CACHED}
 
     def take(self, rows: Tensor, device: torch.device | str = "cpu") -> Examples:
         """The examples at (B,) row numbers, on a device."""

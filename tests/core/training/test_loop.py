@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import Linear, Module, Parameter, Sequential, Tanh
 
 
@@ -132,6 +135,48 @@ def test_other_settings_do_not_continue(loop, state, tmp_path):
     assert run(loop, tmp_path, steps=8, save_every=0).step == 8  # its length may change
 
 
+BEGUN = Path(__file__).parents[2] / "data" / "run_of_0.1.0"
+
+
+def test_a_run_of_version_0_1_0_continues(loop, tmp_path):
+    """A state after 4 steps and the tensors after 9, both written by that version, with averages and a loss factor."""
+    module = network()
+    with torch.no_grad():  # where it began, without random numbers
+        for i, p in enumerate(module.parameters()):
+            p.copy_((torch.arange(p.numel()).reshape(p.shape) * (i + 3) % 17 - 8) / 16)
+    wanted = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 1.0, 1.0, -1.0], [0.3, 0.3, 0.3, 0.3]])
+
+    def batch_loss(step, micro, generator):
+        x = torch.randint(-8, 9, (8, 4), generator=generator) / 8
+        return {"loss": (module(x) - x @ wanted.T).pow(2).mean()}
+
+    state = tmp_path / "state-000004"
+    state.mkdir()
+    for name in ("state.json", "tensors.safetensors"):
+        (state / name).write_bytes((BEGUN / name).read_bytes())
+    (tmp_path / "stats.jsonl").write_bytes((BEGUN / "stats.jsonl").read_bytes())
+    settings = loop.TrainSettings(steps=9, learning_rate=1e-2, accumulate=2, ema=0.9, warmup=5, save_every=4, seed=3,
+                                  loss_scale=64.0, clip=0.0, weight_decay=0.05)
+    trainer = loop.Trainer(dict(module.named_parameters()), settings)
+    made = loop.train(trainer, batch_loss, tmp_path, identity={"data": "abc", "signal": "sketch"})
+    assert [s.step for s in made] == [5, 6, 7, 8, 9] and [s["step"] for s in log(tmp_path)] == list(range(1, 10))
+    finished, found = load_file(str(BEGUN / "finished.safetensors")), trainer.tensors()
+    assert found.keys() == finished.keys()
+    assert all(torch.allclose(found[n].double(), t.double(), rtol=1e-4, atol=1e-6) for n, t in finished.items())
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00\n", b'{"step": 15, "lo', b"5\n[]\nnull\n", b'{"step": 15, "losses": 3}\n'])
+def test_a_damaged_log_is_passed_over(loop, state, tmp_path, damage):
+    """By whoever draws the curve, and by a run that continues: it writes the lines of its own steps again."""
+    whole = run(loop, tmp_path / "whole")
+    run(loop, tmp_path / "torn", steps=14)
+    path = tmp_path / "torn" / "stats.jsonl"
+    path.write_bytes(path.read_bytes() + damage if damage else b"")
+    assert len(state.read_log(path)) == (14 if damage else 0)
+    assert same(run(loop, tmp_path / "torn"), whole)
+    assert [s["step"] for s in log(tmp_path / "torn")] == list(range(1 if damage else 15, 31))
+
+
 def test_only_the_newest_states_stay(loop, state, tmp_path):
     run(loop, tmp_path)
     assert [p.name for p in state.states(tmp_path)] == ["state-000028", "state-000030"]
@@ -172,6 +217,64 @@ def test_a_bad_step_can_be_left_out(loop, tmp_path):
     weights = {n: w for n, _, w in seen}
     assert all(torch.equal(a, b) for a, b in zip(weights[4], weights[6], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights[6], weights[7], strict=True))
+
+
+def test_a_run_that_learned_nothing_is_an_error_and_leaves_no_state(loop, state, tmp_path):
+    """Every step was skipped, fewer than may be in a row: nothing to hand out, and nothing that bars another attempt."""
+    module = network()
+    before = [p.detach().clone() for p in module.parameters()]
+    good = fit(module)
+    settings = loop.TrainSettings(**{**SETTINGS, "steps": 3, "tolerate": 5, "save_every": 1, "warmup": 0})
+
+    def bad(*args):
+        losses = good(*args)
+        return {**losses, "loss": losses["loss"] * math.nan}
+
+    with pytest.raises(loop.NonFinite, match="All 3 steps were skipped.*Lower learning_rate.*States: "):
+        loop.train(loop.Trainer(dict(module.named_parameters()), settings), bad, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True)) and not state.states(tmp_path)
+    assert same(run(loop, tmp_path, steps=3, tolerate=5), run(loop, tmp_path / "other", steps=3, tolerate=5))
+
+
+def test_a_kept_state_in_which_nothing_was_learned_is_not_continued(loop, state, tmp_path):
+    """As earlier versions saved it after steps that were all skipped."""
+    module = network()
+    trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**SETTINGS))
+    state.save_state(tmp_path, 5, trainer.tensors(), loop._binding(trainer, None))
+    whole = run(loop, tmp_path / "whole")
+    run(loop, tmp_path, stop_after=3)  # stopped before that step, and continued after it
+    assert same(run(loop, tmp_path), whole)
+    assert [s["step"] for s in log(tmp_path)] == list(range(1, 31))
+
+
+def test_weights_that_are_not_finite_are_never_saved(loop, state, tmp_path):
+    module = network()
+    trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**{**SETTINGS, "save_every": 2}))
+    good = fit(module)
+
+    def report(step):
+        if step.step == 4:  # as an overflow in the last step would
+            with torch.no_grad():
+                module[0].weight[0, 0] = math.inf
+
+    with pytest.raises(loop.NonFinite, match="At step 4 1 trained weights are not finite, 0.weight the first"):
+        loop.train(trainer, good, tmp_path, report)
+    assert [p.name for p in state.states(tmp_path)] == ["state-000002"]
+
+
+def test_a_full_disk_is_named_and_the_states_before_stay(loop, state, tmp_path, monkeypatch):
+    tried = []
+
+    def full(*args):
+        tried.append(args)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run(loop, tmp_path, steps=7)
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="state-000014' could not be written: No space left"):
+        patched.setattr(state, "save_file", full)
+        run(loop, tmp_path)
+    assert len(tried) == 1 and [p.name for p in state.states(tmp_path)] == ["state-000007"]
+    assert same(run(loop, tmp_path), run(loop, tmp_path / "whole"))
 
 
 def test_the_loss_factor_gives_way_to_overflow_and_cancels(loop, tmp_path):
