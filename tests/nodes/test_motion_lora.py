@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from framepainter_tests import tiny
+from framepainter_tests.runs import IDENTITIES, identity
 
 SETTINGS = {"preset": "small network", "steps": 6, "learning_rate": 2e-3, "rank": 4, "strength": 1.0, "seed": 0, "save_every": 2}
 
@@ -67,7 +70,6 @@ def test_trains_the_temporal_layers_and_nothing_else(pack, train, loaded, output
 
 
 def test_loss_falls_on_the_clip(pack, train):
-    import json
     from pathlib import Path
 
     report = train(steps=60, learning_rate=5e-3, rank=8, dropout=0.0)[4]
@@ -283,3 +285,99 @@ def test_a_published_list_that_is_none(from_file, sound, name):
         message = "has values that are not finite"
     with pytest.raises(ValueError, match=f"^Load Motion LoRA: 'style.pt' {message}"):
         from_file("style.pt", lambda path: torch.save(values, path))
+
+
+# ---- nothing bad is kept ---------------------------------------------------------------------------------------------
+
+
+def run_folder(output):
+    (folder,) = (output / "framepainter_motion").iterdir()
+    return folder
+
+
+@pytest.fixture
+def sick(pack, monkeypatch):
+    """Make the loss NaN, as an attention kernel may; a switch that can be turned off."""
+    objective, on = pack("core.training.motion_lora.objective"), {"sick": True}
+    plain = objective.motion_loss
+    monkeypatch.setattr(objective, "motion_loss", lambda *a: plain(*a) * (float("nan") if on["sick"] else 1.0))
+    return on
+
+
+def test_skipped_steps_alone_are_an_error_and_not_a_lora(train, sick, output):
+    """Four steps, of which five may be skipped in a row: no LoRA of zeros, and the next sound attempt learns."""
+    with pytest.raises(RuntimeError, match="Train Motion LoRA: All 4 steps were skipped.*Lower learning_rate.*States: "):
+        train(steps=4)
+    assert not list(run_folder(output).glob("*.safetensors")) and not list(run_folder(output).glob("state-*"))
+    sick["sick"] = False
+    _, lora, *_ = train(steps=4)
+    assert any(bool(t.any()) for n, t in lora.items() if n.endswith("lora_up.weight"))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda lora: {n: t * 0 if "lora_up" in n else t for n, t in lora.items()},
+    lambda lora: {n: t * float("nan") for n, t in lora.items()},
+    lambda lora: None,
+], ids=["zeros", "NaN", "an empty file"])
+def test_a_kept_lora_that_is_spoiled_is_made_again(train, output, spoil, caplog):
+    from safetensors.torch import load_file, save_file
+
+    _, first, *_ = train()
+    file = run_folder(output) / "motion_lora.safetensors"
+    spoiled = spoil(load_file(str(file)))
+    file.write_bytes(b"") if spoiled is None else save_file(spoiled, str(file))
+    _, again, _, _, report = train()
+    assert all(torch.equal(first[n], again[n]) for n in first) and "finished earlier" not in report
+    assert "the result of an equal run cannot be used and is made again" in caplog.text
+    assert "finished earlier" in train()[4]
+
+
+def test_a_torn_log_and_preview_do_not_bar_the_next_queue(train, output):
+    train(preview_every=3)
+    folder = run_folder(output)
+    with (folder / "stats.jsonl").open("a") as log:
+        log.write('{"step": 7, "lo')
+    (folder / "preview-000006.png").write_bytes(b"")
+    *_, curve, previews, report = train()
+    assert "finished earlier" in report and curve.std() > 0.01 and previews.shape[1] == 2 * 32  # of step 3
+
+
+def test_pictures_and_latents_that_are_not_finite_are_named(train, frames, loaded, output, monkeypatch):
+    holes = frames.clone()
+    holes[1, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="Train Motion LoRA: 'frames' cannot be used: inf or NaN in its pictures"):
+        train(frames=holes)
+    encode = loaded.vae.encode
+    monkeypatch.setattr(loaded.vae, "encode", lambda pixels: encode(pixels) * float("inf"))
+    message = "Train Motion LoRA: the clip 'frames' cannot be used: inf or NaN in its latents.*--fp32-vae"
+    with pytest.raises(ValueError, match=message):
+        train()
+    assert not list((output / "framepainter_motion").rglob("*.safetensors"))
+
+
+def test_a_full_disk_names_node_and_state(pack, train, output, monkeypatch):
+    state = pack("core.training.state")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(ValueError, match="Train Motion LoRA: '.*state-000002' could not be written: No space left.*make room"):
+        train()
+
+
+def test_the_users_random_numbers_do_not_move(train):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    train(preview_every=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- runs of earlier versions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, changes", [("motion", {}), ("motion, fp16", {"precision": "fp16"})])
+def test_identities_are_those_of_version_0_1_0(train, output, kind, changes):
+    """What a saved state must agree with to be continued. Digests depend on the machine's rounding, so their lengths."""
+    train(**changes)
+    assert identity(run_folder(output)) == json.loads(IDENTITIES.read_text())[kind]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from framepainter_tests import tiny
+from framepainter_tests.runs import IDENTITIES, identity
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,41 @@ def test_sizes_that_do_not_fit(pack, loaded, dataset, output, monkeypatch):
     monkeypatch.setattr(pack("host.training.framepainter"), "open_dataset", lambda _: index)
     with pytest.raises(ValueError, match="pictures are 48 x 40; this network needs sides that are multiples of 16"):
         train(pack, loaded, dataset)
+
+
+def test_the_users_random_numbers_do_not_move(pack, loaded, dataset, output):
+    """New encoder and LoRA, the cache, steps and previews."""
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    train(pack, loaded, dataset, steps=2, preview_every=1, framepainter=None, what_trains="matching, encoder and LoRA")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind, changes", [
+    ("everything", {}),
+    ("LoRA", {"what_trains": "matching, encoder and LoRA", "signal": "mixed", "ema": 0.9, "precision": "bf16"})])
+def test_identities_are_those_of_version_0_1_0(pack, loaded, dataset, output, kind, changes):
+    """What a saved state must agree with to be continued. Digests depend on the machine's rounding, so their lengths."""
+    train(pack, loaded, dataset, steps=1, accumulate=2, checkpointing="on", **changes)
+    assert identity(output / "framepainter_training" / "run") == json.loads(IDENTITIES.read_text())[kind]
+
+
+def test_a_vae_that_overflows_is_named_and_nothing_is_kept(pack, loaded, dataset, output, monkeypatch):
+    encode = loaded.vae.encode
+    with monkeypatch.context() as patched, pytest.raises(
+            ValueError, match="FramePainter Train: the pair 'clip_0' cannot be used: inf or NaN in its latents.*--fp32-vae"):
+        patched.setattr(loaded.vae, "encode", lambda pixels: encode(pixels) * float("nan"))
+        train(pack, loaded, dataset)
+    assert not list(output.rglob("*.safetensors"))
+    assert "step 1 of 1" in train(pack, loaded, dataset, steps=1)[4]
+
+
+def test_a_torn_log_does_not_bar_the_next_queue(pack, loaded, dataset, output):
+    whole = weights(*train(pack, loaded, dataset, steps=2)[:2])
+    with (output / "framepainter_training" / "run" / "stats.jsonl").open("ab") as torn:
+        torn.write(b'{"step": 3, "losses": {"lo\xff')
+    assert equal(weights(*train(pack, loaded, dataset, steps=2)[:2]), whole)
+    assert [e["step"] for e in log(output, "run")] == [1, 2]
 
 
 def test_everything_is_explained(pack):

@@ -236,12 +236,11 @@ def text_to_image_loss(parts: Any, load: Callable[[str], Any], data: dict, batch
         parts: "unet" and "text", trained together.  data: see `examples`.
     """
     import torch
-    from comfy.model_sampling import ModelSamplingDiscrete
     from torch.amp import autocast
 
     captions = load("core.data.captions")
     rows, watched = {word: i for i, word in enumerate(vocabulary(captions))}, WordMaps()
-    kept = 1 / (ModelSamplingDiscrete().sigmas ** 2 + 1)
+    kept = torch.tensor(load("core.ddim").cumulative_alphas())
 
     def loss(step: int, micro: int, generator: torch.Generator) -> dict:
         chosen = torch.randint(len(data["latents"]), (batch,), generator=generator)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from framepainter_tests import tiny
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,44 @@ def test_points_may_be_outside_or_none(draw):
     assert torch.isfinite(picture).all() and picture[:, 4, 5].tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=r"two \(K, 2\) lists; got source \(1, 2\), target \(2, 2\)"):
         draw(torch.zeros(1, 2), torch.zeros(2, 2), 8, 8)
+
+
+# ---- values that are not finite --------------------------------------------------------------------------------------
+
+
+def spoiled(name: str, pair: int):
+    def encode_badly(sample, number, height, width):
+        made = encode(sample, number, height, width)
+        return {**made, name: made[name] * torch.nan} if number == pair else made
+
+    return encode_badly
+
+
+@pytest.mark.parametrize("name, cause", [
+    ("latents", "--fp32-vae"), ("image", "--fp32-vae"), ("embedding", "CLIP vision.*--force-fp32")])
+def test_what_is_not_finite_is_refused_and_not_kept(pack, cache, pairs, tmp_path, name, cause):
+    """The pair and the remedy are named; the next sound attempt goes on after the files before it."""
+    message = f"the pair '{pairs[40].key}' cannot be used: inf or NaN in its {name}.*{cause}.*pairs before it"
+    with pytest.raises(ValueError, match=message):
+        make(cache, tmp_path, pairs, encode=spoiled(name, 40))
+    assert sorted(p.name for p in (tmp_path / "cache-key").iterdir()) == ["000000.safetensors"]
+    place = make(cache, tmp_path, pairs)
+    assert cache.CachedExamples(pairs, place, "coarse", (16, 24)).take(torch.tensor([40])).latents.unique().tolist() == [40]
+
+
+@pytest.mark.parametrize("name", ["latents", "image", "embedding"])
+def test_kept_values_that_are_not_finite_are_made_again(cache, pairs, tmp_path, name):
+    """As earlier versions could keep them; the sound files stay."""
+    place = make(cache, tmp_path, pairs)
+    path = place / "000001.safetensors"
+    tensors = load_file(str(path))
+    tensors[name][3, 0] = torch.inf
+    save_file(tensors, str(path))
+    asked = []
+
+    def counting(sample, number, height, width):
+        asked.append(number)
+        return encode(sample, number, height, width)
+
+    make(cache, tmp_path, pairs, encode=counting)
+    assert asked == list(range(32, 64)) and bool(load_file(str(path))[name].isfinite().all())

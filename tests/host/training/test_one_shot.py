@@ -130,6 +130,19 @@ def test_precision_and_checkpointing(one_shot, plain, settings, tmp_path, precis
     assert all(t.dtype == torch.float32 for t in made.tensors.values())
 
 
+def test_the_users_random_numbers_do_not_move(one_shot, plain, settings, tmp_path):
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    tune(one_shot, plain, replace(settings, checkpointing=True), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_latents_that_are_not_finite_are_named(one_shot, plain, settings, tmp_path):
+    with pytest.raises(ValueError, match="the video cannot be used: inf or NaN in its 'latent'.*--fp32-vae"):
+        one_shot.run(one_shot.OneShotInputs(plain, TEXT, LATENTS * float("nan")), settings, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_family_is_refused(one_shot, edit, settings, tmp_path):
     with pytest.raises(ValueError, match="the 'model' input is a SVD_img2vid model"):
         tune(one_shot, edit.loaded.model, settings, tmp_path)
