@@ -64,10 +64,10 @@ class Step(NamedTuple):
 
 
 class NonFinite(RuntimeError):
-    """A loss, gradient or weight is inf or NaN. The text says where, and from which state one can continue."""
+    """A loss, gradient or weight is inf or NaN. The text says where, and from which state one can resume."""
 
 
-REMEDY = "Lower learning_rate, or train in bf16 or fp32, and go on from the last saved state."
+REMEDY = "Lower learning_rate, or train in bf16 or fp32, and resume from the last saved state."
 SCALE_UP_EVERY = 200  # good steps after which the loss factor is doubled
 
 # (step, micro-batch, generator) -> named losses; "loss" is the one that is differentiated.

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Linear
 from torch.nn.functional import dropout
-from torch.nn.utils import skip_init
 
 from ..weights.diffusers_svd import ATTENTION, TEMPORAL
 
@@ -77,11 +76,9 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None,
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
         outer, inner = layer.weight.shape
-        kw = {"device": layer.weight.device, "dtype": torch.float32}  # small, and trained: never in half precision
         used = min(rank, inner, outer)
-        # Without torch's own first weights, which would be drawn from the global generator.
-        layer.lora_down = skip_init(Linear, inner, used, bias=False, **kw)
-        layer.lora_up = skip_init(Linear, used, outer, bias=False, **kw)
+        layer.lora_down = _projection(inner, used, layer.weight.device)
+        layer.lora_up = _projection(used, outer, layer.weight.device)
         with torch.no_grad():
             if normal:
                 first = torch.randn(used, inner, generator=generator) / used
@@ -91,6 +88,13 @@ def add_lora(model: nn.Module, rank: int, seed: int, alpha: float | None = None,
             layer.lora_up.weight.zero_()
         layer.forward = _Added(layer, (used if alpha is None else alpha) / used, drop)
     return {name: p for name, p in model.named_parameters() if is_lora(name)}
+
+
+def _projection(inner: int, outer: int, device: torch.device) -> nn.Module:
+    """Small, and trained: never in half precision. Without torch's first weights, which the global generator would draw."""
+    out = Linear(inner, outer, bias=False, device="meta")
+    out.weight = nn.Parameter(torch.empty(outer, inner, dtype=torch.float32, device=device))
+    return out
 
 
 @contextmanager

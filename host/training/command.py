@@ -142,7 +142,7 @@ def main(options: argparse.Namespace, open_dataset: Any = open_dataset) -> int:
         return 0
     except Stopped:
         if places.rank == 0:
-            print(f"stopped; run it again to go on. The state is in {options.out}", flush=True)
+            print(f"stopped; run it again to resume. The state is in {options.out}", flush=True)
         return STOPPED
     except (CacheError, StateError, NonFinite, WeightsError, WrongModel, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)

@@ -229,7 +229,7 @@ def estimated(settings: RunSettings, model: ModelPatcher, height: int, width: in
 
 
 def train(inputs: Inputs, folder: Path, settings: RunSettings) -> NodeResult:
-    """Run or go on with a run, and hand out what it trained.
+    """Begin or resume a run, and hand out what it trained.
 
     Raises:
         ValueError: dataset, models or settings do not fit.

@@ -63,7 +63,6 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
     frames = inputs.frames[..., :3]
     if len(frames) < 2:
         raise ValueError(f"'frames' has {len(frames)} frame; motion needs at least 2.")
-    check_finite("'frames'", {"pictures": frames}, "A node before this one made them; look at its result.")
     step = multiple(inputs.model)
     size = (settings.height, settings.width) if settings.height else tuple(
         max(step, side // step * step) for side in frames.shape[1:3])

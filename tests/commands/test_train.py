@@ -144,7 +144,7 @@ def test_asked_to_stop(whole):
     pid = whole.start("stopped", accumulate=2, save_every=1000)
     whole.until("stopped", 3, pid)
     os.kill(pid, signal.SIGTERM)
-    assert whole.wait(pid) == 130 and "stopped; run it again to go on" in whole.said()
+    assert whole.wait(pid) == 130 and "stopped; run it again to resume" in whole.said()
     assert len(list((whole.folder / "stopped").glob("state-*"))) == 1
     assert whole.run("stopped", accumulate=2, save_every=1000) == 0
     assert equal(whole.result("stopped"), whole.result("whole"))

@@ -97,12 +97,14 @@ def test_a_second_clip(pack, model, branches: str, case: Case):
 
 
 @each
-def test_training_of_a_second_clip(pack, model, case: Case):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_of_a_second_clip(pack, model, case: Case, precision: str):
+    """The recorded numbers in fp32; in bf16, the node's default, the same loss to its rounding."""
     t, p, base = case.tensors, case.info["parameters"], model(case)
     trainer, motion = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective")
     presets = pack("core.training.motion_lora.presets")
     past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
-    network = trainer.make_network(base, presets.MotionSettings(rank=2, precision="fp32", dropout=0.0, checkpointing=True),
+    network = trainer.make_network(base, presets.MotionSettings(rank=2, precision=precision, dropout=0.0, checkpointing=True),
                                    watched=True)
     remember = trainer.with_memory(network, past)
     clip = motion.MotionClip(t["clip1_source_latents"][0], t["clip1_source_first_latents"][0],
@@ -121,7 +123,8 @@ def test_training_of_a_second_clip(pack, model, case: Case):
             loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"],
                                       t["train_condition_noise"][:, 0], torch.tensor([motion.MICRO_CONDS["release"]]))
             loss.backward()
-        check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
-        assert abs(float(loss) / row["loss"] - 1) < 1e-5
+        if precision == "fp32":
+            check(seen[0], t[f"train_output_{i}"], case, f"output {i}")
+        assert abs(float(loss) / row["loss"] - 1) < {"fp32": 1e-5, "bf16": 2e-2}[precision]
         ups = [q for n, q in network.named_parameters() if n.endswith("attn1.to_v.lora_up.weight") and "time_stack" in n]
         assert all(q.grad is not None and float(q.grad.norm()) > 0 for q in ups)
