@@ -208,13 +208,17 @@ def kept_lora(file: Path) -> dict[str, Tensor]:
     """The LoRA that an equal run has kept.
 
     Raises:
-        ValueError: it is damaged, has learned nothing, or holds inf or NaN, as earlier versions could write it.
+        ValueError: it is damaged, has learned nothing, or holds inf or NaN.
     """
     try:
         lora = load_file(str(file))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"'{file}' cannot be read ({error})") from None
-    learned = any(bool(t.any()) for name, t in lora.items() if name.endswith(".lora_up.weight"))
-    if not_finite(lora) or not learned:
+    if not usable(lora):
         raise ValueError(f"'{file}' holds inf or NaN, or nothing that was learned")
     return lora
+
+
+def usable(lora: dict[str, Tensor]) -> bool:
+    """Whether a LoRA is finite and has learned something; earlier versions could keep others."""
+    return not not_finite(lora) and any(bool(t.any()) for name, t in lora.items() if name.endswith(".lora_up.weight"))

@@ -127,7 +127,7 @@ class Stages:
         past = self._past(which)
         key = digest(self.model_key, {"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
                      motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
-        found = self._found("lora", key, f"clip {which + 1}: motion LoRA")
+        found = self._found("lora", key, f"clip {which + 1}: motion LoRA", motion_lora.usable)
         if found is not None:
             return found
         inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
@@ -265,10 +265,15 @@ class Stages:
         anchor = (self.footage.edited, settings.anchor) if settings.anchor and number else None
         return edited_conditioning(models.clip_vision, models.vae, start, settings.numbers(settings.fps - 1), noise, anchor)
 
-    def _found(self, stage: str, key: str, name: str) -> dict[str, Tensor] | None:
+    def _found(self, stage: str, key: str, name: str,
+               usable: Callable[[dict[str, Tensor]], bool] = lambda _: True) -> dict[str, Tensor] | None:
         found = self.store.get(stage, key)
-        if found is not None:
-            self.told(f"{name} taken from the disk")
+        if found is None:
+            return None
+        if not usable(found):
+            self.told(f"{name} on the disk cannot be used and is made again")
+            return None
+        self.told(f"{name} taken from the disk")
         return found
 
 

@@ -96,3 +96,20 @@ def test_inversions_but_the_first_leave_memory(job):
         gc.collect()
         assert [ref() is not None for ref in refs] == [True, False, False]
         assert stages.inversion(0) is refs[0]()
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan")])
+def test_a_kept_lora_that_learned_nothing_is_made_again(job, pack, factor):
+    """Earlier versions kept the zeros of a run whose steps were all skipped."""
+    motion = pack("core.training.motion_lora.presets").MotionSettings(steps=2, rank=2, precision="fp32")
+    first = job(lora="one for all clips", motion=motion)
+    with torch.inference_mode():
+        learned = first.stages.lora(0)
+        (path,) = first.store.folder.glob("lora-*")
+        key = path.stem.removeprefix("lora-")
+        first.store.put("lora", key, {n: t * factor if "lora_up" in n else t for n, t in learned.items()})
+        again = job(lora="one for all clips", motion=motion)
+        found = again.stages.lora(0)
+    assert all(torch.equal(t, found[n]) for n, t in learned.items())
+    assert any("on the disk cannot be used" in line for line in again.lines)
+    assert all(torch.equal(t, again.store.get("lora", key)[n]) for n, t in learned.items())
