@@ -1,7 +1,7 @@
 """A quick look at what a network has learned: a few sampling steps on known examples.
 
 Euler steps on Karras' noise levels (Karras et al. 2022, equations 3 and 5), with FramePainter's guidance schedule.
-Legend: B examples, T = 2 frames, h w latent size.
+Legend: B examples, T frames, h w latent size.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from .. import report
 from ..attention.inflated import network_digest
 from ..conditioning import check_latent
 from ..training.inflated import copy_of
-from ..training.run import differentiable
+from ..training.run import differentiable, free_device
 from .kept import Start, run_kept
 
 UNSUPPORTED = ("control", "gligen", "area", "mask")  # parts of a conditioning that a trajectory does not keep
@@ -133,10 +133,8 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
             keep = _keep(path, done, key)
         steps.step()
 
-    device = torch.device(mm.get_torch_device())
+    device = free_device()
     with differentiable():
-        if device.type != "cpu":
-            mm.unload_all_models()
         network = copy_of(model, precision, checkpointing).to(device)
         text, empty, trajectory = (t.clone().to(device) for t in (found.conditioning.embedding, empty, trajectory))
         state = NullText([t.to(device) for t in state.embeddings], [t.to(device) for t in state.latents], state.losses)

@@ -42,7 +42,7 @@ class CacheError(ValueError):
 
 
 def dataset_digest(folder: Path) -> str:
-    """Of a dataset's settings and the names, sizes and ends of its shards."""
+    """A digest of a dataset's settings and of the names, sizes and contents of its shards."""
     if not (folder / "dataset.json").is_file():
         raise CacheError(f"'{folder}' is no dataset: it has no dataset.json. Give the path that Build Dataset or Procedural "
                          "Dataset puts out.")

@@ -26,7 +26,7 @@ class Objective:
     matching: MatchingLoss | None = "cross entropy"     # None trains without the matching loss.
     matching_weight: float = 0.1
     frame_weights: tuple[float, ...] | None = None      # One a frame; (0, 1) is without source reconstruction.
-    sigma_mean: float = 1.0                             # Of ln(sigma), normally distributed.
+    sigma_mean: float = 1.0                             # Mean of ln(sigma), which is normally distributed.
     sigma_std: float = 1.6
     drop_image: float = 0.1                             # Share of examples without picture and embedding, for guidance.
     drop_control: float = 0.1                           # Share of the others without the editing signal.

@@ -29,12 +29,12 @@ class RunSettings:
     matching_loss: str = "cross entropy"
     matching_weight: float = 0.1        # Chosen here: the paper's text has lost its number.
     ema: float = 0.0                    # Decay of the averaged weights. 0 = none.
-    precision: str = "bf16"             # Of the arithmetic; what is trained is always kept in fp32.
+    precision: str = "bf16"             # Precision of the arithmetic; what is trained is kept in fp32.
     checkpointing: bool = True
     save_every: int = 250               # Steps between states.
     preview_every: int = 250            # Steps between preview pictures. 0 = none.
     seed: int = 0
-    rank: int = 16                      # Of the LoRA.
+    rank: int = 16                      # Rank of the LoRA.
     semantics: str = "release"          # Or "paper": matching and control on the target frame only.
     pixels: int = 0                     # Largest picture area; larger pictures are scaled down. 0 = as they are.
 
@@ -97,7 +97,7 @@ def setting_names() -> list[str]:
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
-FULL_CHANNELS = 320     # Of SVD's first level; activations of a narrower network shrink in proportion.
+FULL_CHANNELS = 320     # Channels of SVD's first level; activations of a narrower network shrink in proportion.
 # Bytes a latent position of one frame in bf16, derived by counting the full UNet's activations at 14 frames of 512 x 896:
 # all kept 45.6 GB; checkpointed, 3.1 GB of block inputs plus 3.0 GB inside the largest block.
 KEPT, CHECKPOINTED = 454e3, 61e3
@@ -118,7 +118,7 @@ class Cost(NamedTuple):
         return self.weights + self.gradients_and_moments + self.activations
 
     def hours(self, flops: float) -> float:
-        """Of a run, at a card's sustained arithmetic rate in FLOP a second."""
+        """Hours of a run, at a card's sustained arithmetic rate in FLOP a second."""
         return self.flop / flops / 3600
 
 

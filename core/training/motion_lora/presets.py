@@ -17,7 +17,7 @@ class MotionSettings:
     rank: int = 32
     dropout: float = 0.1
     numbers: str = "release"        # Order of motion bucket and augmentation, see core/training/motion_lora/objective.py.
-    precision: str = "bf16"         # Of the arithmetic; the LoRA is kept in fp32.
+    precision: str = "bf16"         # Precision of the arithmetic; the LoRA is kept in fp32.
     checkpointing: bool = True
     height: int = 0                 # Pixels of training; 0 is the clip's own.
     width: int = 0

@@ -20,7 +20,7 @@ class OneShotSettings:
     learning_rate: float = 3e-5
     what_trains: What = "all_trainable"     # See objective.py.
     clip: float = 1.0                       # Largest gradient norm.
-    precision: str = "bf16"                 # Of the arithmetic; what trains is kept in fp32.
+    precision: str = "bf16"                 # Precision of the arithmetic; what trains is kept in fp32.
     checkpointing: bool = True
     seed: int = 33
     save_every: int = 100
