@@ -194,7 +194,7 @@ class Trainer:
         Raises:
             NonFinite: a weight is inf or NaN.
         """
-        bad = not_finite({name: whole(p) for name, p in self.parameters.items()})
+        bad = [name for name, p in self.parameters.items() if not_finite({name: whole(p)})]  # gathered one at a time
         if bad:
             raise NonFinite(f"At step {self.step} {len(bad)} trained weights are not finite, {bad[0]} the first. {REMEDY}")
 
