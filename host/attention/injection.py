@@ -25,7 +25,8 @@ from ...core.attention.sites import attention_sites
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
-from ..network import model_digest, svd_layout
+from ..identity import made_by, model_digest
+from ..network import svd_layout
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, MatchRun, Plan, ReadOut, Settings, apply, evaluate_matched
@@ -142,8 +143,9 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
     if trajectory.reached != trajectory.steps:
         raise TrajectoryError(f"the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert EDM to its end.")
-    plain, patched = model_digest(model, False), model_digest(model, True)
-    if trajectory.model not in (plain, patched):
+    made_plain = made_by(trajectory.model, model, False)
+    if not made_plain and not made_by(trajectory.model, model, True):
+        plain, patched = (model_digest(model, p, fresh=False) for p in (False, True))
         raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
                               f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
                               + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
@@ -159,7 +161,7 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
     before = clone.get_attachment(keys.READ_OUT)
     gate = Gate() if before is None else before.gate
     read_out = ReadOut()
-    if trajectory.model == plain:
+    if made_plain:
         bypass_patches(clone, gate)
     watch_attention(clone)
     plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, change, stay, gate, read_out,

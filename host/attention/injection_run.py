@@ -62,6 +62,10 @@ class ReadOut:
 
     sites: dict[str, list] = field(default_factory=dict)
 
+    def identity(self) -> tuple:
+        """Nothing of it changes a result; see host/identity.py."""
+        return ()
+
     def add(self, site: Site, difference: Tensor, weight: Tensor, size: tuple[int, int]) -> None:
         found = self.sites.get(site.path)
         if found is None or found[0].shape != difference.shape:

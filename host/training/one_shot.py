@@ -18,7 +18,7 @@ from ...core.training import loop
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
 from ..attention.inflated import is_inflated, network_digest
-from ..network import model_digest
+from ..identity import model_digest
 from .inflated import InflatedNetwork, copy_of
 from .run import Finished, Watch, differentiable
 
