@@ -82,8 +82,8 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
     """
     if not made_by(trajectory.model, model, True):
         given = model_digest(model, True, fresh=False)
-        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is {given[:SHOWN]}. Connect "
-                              "the model that the clip was inverted with, without the edit's LoRAs.")
+        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is {given[:SHOWN]}. "
+                              "Connect the model that the clip was inverted with, without the edit's LoRAs.")
     record = AttentionRecord(folder, kind, budget, record_source(trajectory))
     steps = Steps(trajectory.steps)
     try:

@@ -12,7 +12,8 @@ def checksum(pack):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8191, 8192, 8193, 20_001])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.int64,
+                                   torch.bool])
 def test_every_value_counts(checksum, count, dtype):
     """One flipped bit at each of some places, the ends of rows among them."""
     places = sorted({p for p in (0, count // 3, count - 2, count - 1, 4095, 4096, 8191, 8192) if 0 <= p < count})

@@ -250,7 +250,7 @@ def test_a_run_leaves_the_identity(pack, identity, model):
     host = pack("host.conditioning")
     positive, negative = host.svd_conditioning(torch.randn(1, 1, 16, generator=generator),
                                                torch.randn(1, 4, HEIGHT, WIDTH, generator=generator), host.MicroConds(8, 127, 0.02))
-    source = trajectory.Trajectory(states, tuple(karras), pack("host.inversion.source").source_of(positive, 2),
+    source = trajectory.Trajectory(states, tuple(karras), pack("host.source").source_of(positive, 2),
                                    identity.model_digest(model, True))
     settings = pack("host.attention.injection_run").Settings(branches="one after another", coarse_scale=2)
     injected = injection.match_attention(model, source, settings)

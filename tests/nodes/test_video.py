@@ -291,7 +291,8 @@ def test_nan_of_the_vae_ends_the_job_and_is_not_kept(job, loaded, output, monkey
         out[-1, 1, 2, 0] = float("nan")
         return out
 
-    with monkeypatch.context() as sick, pytest.raises(ValueError, match=f"Propagate Edit: what the VAE's {way}r gave .*1 of .* values"):
+    said = f"Propagate Edit: what the VAE's {way}r gave .*1 of .* values"
+    with monkeypatch.context() as sick, pytest.raises(ValueError, match=said):
         sick.setattr(loaded.vae, way, broken)
         job(**settings)
     assert files(output).get("edit", 0) == 0
