@@ -1,36 +1,33 @@
-"""Inf and NaN are caught where they arise, so that they neither spread nor stay on a disk."""
+"""inf and NaN: found where they arise, before anything keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-SENDER = "Look at the node that it comes from."
+BY_VAE = "A VAE may overflow in fp16: start ComfyUI with --fp32-vae or --bf16-vae, or connect another VAE."
+BY_CLIP_VISION = "CLIP vision may overflow in fp16: start ComfyUI with --force-fp32, or connect another one."
 
 
 class NotFinite(ValueError):
-    """Inf or NaN where numbers should be. The text says what holds it, and what to do."""
+    """Values that would spoil all that is made of them. The text says whose they are, and what to do."""
 
 
-def check_finite(values: Tensor, what: str, remedy: str) -> Tensor:
-    """The values, if all are finite.
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that contain inf or NaN."""
+    return [name for name, t in tensors.items() if not bool(t.isfinite().all())]
+
+
+def check_finite(what: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Refuse inf and NaN.
 
     Args:
-        what: they are, as the beginning of a sentence, such as "'images'".  remedy: a sentence.
+        what: the tensors belong to.  tensors: by the name to show.  remedy: what to do about it; sentences.
 
     Raises:
-        NotFinite: the text also says how many are not, and in which entry of a batch.
+        NotFinite: see there.
     """
-    if torch.isfinite(values).all():  # over all at once, as there is hardly ever one
-        return values
-    bad = ~torch.isfinite(values)
-    entries = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else []
-    where = f" in {len(entries)} of {len(bad)} entries, the first is number {entries[0]}" if len(bad.shape) > 1 else ""
-    raise NotFinite(f"{what} has inf or NaN for {int(bad.sum())} of {bad.numel()} values{where}. {remedy}")
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The name of the first tensor with inf or NaN in it, or ""."""
-    return next((n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()), "")
+    bad = not_finite(tensors)
+    if bad:
+        raise NotFinite(f"{what} cannot be used: inf or NaN in its {' and '.join(bad)}. {remedy}")

@@ -9,12 +9,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..core.finite import SENDER, check_finite
+from ..core.finite import BY_CLIP_VISION, check_finite
 from ..core.images import clip_pixels
 from ..core.inversion import condition
 from ..core.inversion.sarp import Pictures
 from ..core.inversion.trajectory import TrajectoryError
-from .vae import encode
+from .vae import BY_SENDER, encode
 
 SVD_REMEDY = "Connect Source Conditioning, or VAE Encode with SVD's VAE."
 AUGMENTATION_SPAN = 2.0  # the noise is meant for pixels in [-1, 1]; ComfyUI's VAE takes [0, 1]
@@ -67,7 +67,8 @@ def clip_embedding(clip_vision: Any, image: Tensor) -> Tensor:
                          tuple(clip_vision.image_std))
     out = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
     embedding = out[2].to(mm.intermediate_device()).float().unsqueeze(1)
-    return check_finite(embedding, "what the CLIP image encoder gave", "Load it in another precision.")
+    check_finite("the picture", {"image embedding": embedding}, BY_CLIP_VISION)
+    return embedding
 
 
 def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, width: int, fps_id: int,
@@ -82,7 +83,7 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
         seed: of that noise, drawn on the CPU so that every card gives the same picture.
     """
     mm.throw_exception_if_processing_interrupted()  # a batch is many of these
-    check_finite(image, "'image'", SENDER)
+    check_finite("'image'", {"pixels": image}, BY_SENDER)
     embedding = clip_embedding(clip_vision, image)
     pixels = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
     if augmentation > 0:
@@ -149,4 +150,5 @@ def check_latent(latent: dict[str, Any], family: str = "SVD", remedy: str = SVD_
         shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
         raise TrajectoryError(f"'latent' is {shape}; a clip for {family} is [frames, 4, height / 8, width / 8]. "
                               f"{remedy}")
-    return check_finite(samples, "'latent'", SENDER).detach().float().clone()
+    check_finite("'latent'", {"samples": samples}, BY_SENDER)
+    return samples.detach().float().clone()

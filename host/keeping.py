@@ -14,12 +14,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.finite import SENDER, check_finite
+from ..core.finite import check_finite
 from ..core.keeping.dual_clock import clock_steps
 from ..core.keeping.paste import latent_cells
 from . import keys
 from .network import svd_layout
-from .vae import encode
+from .vae import BY_SENDER, encode
 
 
 class DualClock:
@@ -78,7 +78,8 @@ def attach_dual_clock(model: ModelPatcher, region: Tensor, weak: float, strong: 
 def encode_frames(vae: Any, pictures: Tensor, height: int, width: int) -> Tensor:
     """Pictures (T, H, W, 3) -> latents (T, 4, height / 8, width / 8), one by one, resized (Lanczos) to height x width."""
     out = []
-    for picture in check_finite(pictures[..., :3], "a picture", SENDER):
+    check_finite("a picture", {"pixels": pictures}, BY_SENDER)
+    for picture in pictures[..., :3]:
         pixels = picture[None].movedim(-1, 1)
         if pixels.shape[-2:] != (height, width):
             pixels = comfy.utils.common_upscale(pixels, width, height, "lanczos", "disabled")

@@ -7,9 +7,9 @@ from typing import Any
 import comfy.model_management as mm
 from torch import Tensor
 
-from ..core.finite import SENDER, check_finite
+from ..core.finite import BY_VAE, check_finite
 
-PRECISION = "A VAE in half precision can overflow: start ComfyUI with --bf16-vae or --fp32-vae, or use another VAE."
+BY_SENDER = "Look at the result of the node that it comes from."
 
 
 def encode(vae: Any, pictures: Tensor, what: str = "the picture") -> Tensor:
@@ -22,8 +22,10 @@ def encode(vae: Any, pictures: Tensor, what: str = "the picture") -> Tensor:
         NotFinite: inf or NaN in the pictures, or in what the VAE makes of them.
     """
     mm.throw_exception_if_processing_interrupted()
-    check_finite(pictures, what, SENDER)
-    return check_finite(vae.encode(pictures), f"what the VAE's encoder gave for {what}", PRECISION)
+    check_finite(what, {"pixels": pictures}, BY_SENDER)
+    latents = vae.encode(pictures)
+    check_finite(what, {"encoded latents": latents}, BY_VAE)
+    return latents
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -33,5 +35,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
         NotFinite: inf or NaN in the latents, or in what the VAE makes of them.
     """
     mm.throw_exception_if_processing_interrupted()
-    check_finite(latents, "the latent that sampling gave", "Load the model with weight_dtype fp32 or bf16, or use more steps.")
-    return check_finite(vae.decode(latents), "what the VAE's decoder gave", PRECISION).float().cpu()
+    check_finite("what was sampled", {"latents": latents}, "Load the model with weight_dtype fp32 or bf16, or use more steps.")
+    pictures = vae.decode(latents)
+    check_finite("what was sampled", {"decoded pictures": pictures}, BY_VAE)
+    return pictures.float().cpu()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import atomic
 from ..digest import digest
-from ..finite import NotFinite, not_finite
+from ..finite import check_finite, not_finite
 
 VALUES = "values"  # metadata: digest of the tensors
 LOOK_EVERY = 0.5   # seconds between two looks at a stage that another job holds
@@ -56,7 +56,7 @@ class Store:
             self._tell(f"'{path}' is damaged: its values are not the ones that were written; this stage is computed again.")
             return None
         if wrong := not_finite(tensors):
-            self._tell(f"'{path}' holds inf or NaN in '{wrong}'; this stage is computed again.")
+            self._tell(f"'{path}' holds inf or NaN in '{wrong[0]}'; this stage is computed again.")
             return None
         return tensors
 
@@ -67,8 +67,7 @@ class Store:
             NotFinite: there is inf or NaN among them.
             WriteError: disk full, folder read-only and the like. Nothing half written stays.
         """
-        if wrong := not_finite(tensors):
-            raise NotFinite(f"the stage '{stage}' gave inf or NaN in '{wrong}'; it is not kept.")
+        check_finite(f"the result of the stage '{stage}'", tensors, "It is not kept.")
         path = self.path(stage, key)
         kept = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
         with atomic.replacing(path, remedy=REMEDY) as partial:

@@ -13,14 +13,11 @@ import comfy.model_management as mm
 import torch
 from comfy.ldm.modules.attention import FeedForward
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.amp import autocast
 
-from ...core.atomic import remove
 from ...core.digest import digest
-from ...core.finite import not_finite
 from ...core.inversion.schedule import sampling_step, source_step
 from ...core.inversion.trajectory import Trajectory
 from ...core.models.control_encoder import sinusoidal_embedding
@@ -31,16 +28,15 @@ from ...core.training.loop import NotANumber
 from ...core.training.lora import add_lora, is_lora, lora_file, temporal_layers, without_lora
 from ...core.training.motion_lora import objective
 from ...core.training.motion_lora.presets import MotionSettings
-from ...core.training.state import states
 from ...core.video import geometry
-from .. import keys, report
+from .. import keys
 from ..attention.skip_interval import Memory
 from ..attention.watched import watch_plain
 from ..conditioning import clip_embedding
 from ..earlier import sampled_digest
 from ..identity import model_digest, part_of, weights_of
 from ..network import multiple, svd_layout
-from ..vae import encode
+from ..report import warn
 from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet
 from .network import TrainingNetwork
@@ -70,12 +66,11 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
         ValueError: clip, models or state do not fit.
         NotANumber: the last good state is kept.
     """
-    begun = time.monotonic()
+    begun = time.time()
     folder = folder_of(inputs, settings, runs)
     file = folder / FILE
-    lora = _finished(file)
-    if lora is not None:
-        what = "taken from an equal run, finished earlier"
+    if file.is_file():
+        lora, what = load_file(str(file)), "taken from an equal run, finished earlier"
         steps, series = read_log(folder)
         previews = Progress(folder, settings.steps).last_preview()
     else:
@@ -89,13 +84,13 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
         write(file, lora)
         steps, series = read_log(folder)
         left_out = f"; {finished.left_out} steps gave no numbers and were left out" if finished.left_out else ""
-        what = f"{finished.steps} steps{left_out}, this call {(time.monotonic() - begun) / 60:.1f} min"
+        what = f"{finished.steps} steps{left_out}, this call {(time.time() - begun) / 60:.1f} min"
         previews = progress.last_preview()
     losses = [v for v in series.get("loss", []) if v == v]
     tail = losses[-max(1, len(losses) // 5):]
-    text = "\n".join([what, f"loss, mean of the last fifth: {sum(tail) / max(1, len(tail)):.4g}", f"file: {file}"])
+    report = "\n".join([what, f"loss, mean of the last fifth: {sum(tail) / max(1, len(tail)):.4g}", f"file: {file}"])
     model = with_lora(inputs.model, lora, strength)
-    return Made(model, lora, as_image(curve.draw_curve(steps, series)), previews, text)
+    return Made(model, lora, as_image(curve.draw_curve(steps, series)), previews, report)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -139,7 +134,8 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
         shown = geometry.to_working(frames, geometry.fit(*frames.shape[1:3], size, settings.keep_aspect))
         encoded = []
         for i in range(len(shown)):
-            encoded.append(encode(inputs.vae, shown[i:i + 1], f"frame {i} of the clip").float().cpu())
+            mm.throw_exception_if_processing_interrupted()
+            encoded.append(inputs.vae.encode(shown[i:i + 1]).float().cpu())
         latents = torch.cat(encoded)
         embedding = clip_embedding(inputs.clip_vision, shown[:1]).float().cpu()
         scaled = inputs.model.model.process_latent_in(latents)
@@ -147,32 +143,24 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
 
 
 def folder_of(inputs: MotionInputs, settings: MotionSettings, runs: Path) -> Path:
-    """A run's folder, named after everything that decides its result. One that an earlier version made is taken over."""
+    """A run's folder, named after everything that decides its result. One that an earlier version made is taken over.
+
+    Where a model carries something that cannot be identified it is a new folder each time.
+    """
     parts = [weights_of(inputs.model), part_of(inputs.vae), part_of(inputs.clip_vision)]
+    given = [{"frames": inputs.frames}, settings.identity(), settings.steps, settings.learning_rate, settings.seed]
     unknown = [name for part in parts for name in part.unknown]
     if unknown:
-        report.warn(f"the models carry patches by other nodes that cannot be identified ({', '.join(unknown)}), so the run starts "
-                    "from the beginning and cannot be continued.")
-    run_of = [{"frames": inputs.frames}, settings.identity(), settings.steps, settings.learning_rate, settings.seed]
-    folder = runs / digest(*(part.digest for part in parts), *run_of, *([uuid.uuid4()] if unknown else []))
-    if not folder.exists() and runs.is_dir() and not unknown:
+        warn(f"the models carry patches by other nodes that cannot be identified ({', '.join(unknown)}), so no earlier run can be "
+             "continued, nor this one later.")
+        return runs / digest(uuid.uuid4())
+    folder = runs / digest(*(part.digest for part in parts), *given)
+    if runs.is_dir() and not folder.exists():
         earlier = runs / digest(sampled_digest(inputs.model, True), inputs.vae.first_stage_model.state_dict(),
-                                inputs.clip_vision.model.state_dict(), *run_of)
+                                inputs.clip_vision.model.state_dict(), *given)
         if earlier.is_dir():
             earlier.rename(folder)
     return folder
-
-
-def _finished(file: Path) -> dict[str, Tensor] | None:
-    """The LoRA of a finished run; None if there is none, or its file is damaged, so that it is written again."""
-    try:
-        lora = load_file(str(file))
-    except FileNotFoundError:
-        return None
-    except (OSError, SafetensorError) as error:
-        report.warn(f"'{file}' cannot be read ({error}); it is written again from the run's last state.")
-        return None
-    return None if not_finite(lora) else lora
 
 
 def make_network(model: ModelPatcher, settings: MotionSettings, device: torch.device | str = "cpu",
@@ -266,11 +254,6 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, watch: Wat
 
         made = loop.train(trainer, loss, folder, stepped, watch.check_stop, identity)
         tensors = {n.removeprefix("unet."): p.detach().cpu().clone() for n, p in trained.items()}
-        if not any(t.any() for name, t in tensors.items() if "lora_up" in name):  # they begin as zeros
-            for state in states(folder):
-                remove(state)
-            raise NotANumber(f"no step of {trainer.step} gave finite numbers, so nothing was learned. Train in fp32 or bf16, or "
-                             "with a lower learning_rate.")
         return Finished(lora_file(tensors), trainer.step, sum(bool(s.left_out) for s in made))
 
 

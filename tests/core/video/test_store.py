@@ -52,7 +52,7 @@ def test_damage_anywhere_is_noticed(store, lines, zeros):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_neither_kept_nor_taken(store, lines, value):
-    with pytest.raises(ValueError, match="the stage 'edit' gave inf or NaN in 'a'"):
+    with pytest.raises(ValueError, match="the result of the stage 'edit' cannot be used: inf or NaN in its a"):
         store.put("edit", "key", {**TENSORS, "a": torch.tensor([1.0, value])})
     assert list(store.folder.iterdir()) == []
     save_file({"a": torch.tensor([value])}, str(store.path("edit", "earlier")))  # as an earlier version kept it
