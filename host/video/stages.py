@@ -231,7 +231,7 @@ class Stages:
         if lora is not None:
             model = with_lora(model, lora, settings.lora_strength)
         if settings.matching:
-            model = injection.match_attention(model, source, settings.match)
+            model = injection.inject_attention(model, source, settings.match)
         if past is not None:
             model = skip_interval.remember_edit(model, past)
         return linear_guidance(model, 1.0)

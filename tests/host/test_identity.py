@@ -253,14 +253,14 @@ def test_a_run_leaves_the_identity(pack, identity, model):
     source = trajectory.Trajectory(states, tuple(karras), pack("host.source").source_of(positive, 2),
                                    identity.model_digest(model, True))
     settings = pack("host.attention.injection_run").Settings(branches="one after another", coarse_scale=2)
-    injected = injection.match_attention(model, source, settings)
+    injected = injection.inject_attention(model, source, settings)
     later = skip.remember_edit(injected, skip.PastEdit(states[:2], positive, negative, source))
     found = [identity.patches_of(m) for m in (model, injected, later)]
     assert len({f.digest for f in found}) == 3 and not any(f.unknown for f in found)
     for patched in (injected, later):
         sample(patched, Edit(None, positive, negative, torch.zeros(2, 4, HEIGHT, WIDTH)), steps=2)
     assert [identity.patches_of(m) for m in (model, injected, later)] == found
-    other = injection.match_attention(model, replace(source, states=states + 1), settings)
+    other = injection.inject_attention(model, replace(source, states=states + 1), settings)
     assert identity.patches_of(other).digest != found[1].digest
 
 
