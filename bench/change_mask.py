@@ -2,8 +2,8 @@
 
     <ComfyUI's python> bench/change_mask.py --host COMFYUI [--scenes N] [--write]
 
-Clips of one moving shape whose first frame is edited so that the truth of every frame can be drawn: other colours, a larger shape, a
-shape of another form, no shape. The mask is white where the shape is in source or truth, and two pixels around. Squared error
+Clips of one moving shape whose first frame is edited so that the truth of every frame can be drawn: other colours, a larger shape,
+a shape of another form, no shape. The mask is white where the shape is in source or truth, and two pixels around. Squared error
 against the truth as a share of the unedited clip's, frames after the first. --write puts the table into docs/i2vedit.md.
 """
 
@@ -56,7 +56,8 @@ def cases(load: Callable[[str], Any], edit: Callable[[Any], Any], count: int) ->
         source, truth = (procedural.render(d)[0].movedim(1, -1) for d in (drawn, edit(drawn)))
         if (source - truth).pow(2).mean() < 0.004:
             continue
-        there = [torch.stack([procedural.correspondence(d, 0, f).owner[0] > 0 for f in range(FRAMES)]) for d in (drawn, edit(drawn))]
+        there = [torch.stack([procedural.correspondence(d, 0, f).owner[0] > 0 for f in range(FRAMES)])
+                 for d in (drawn, edit(drawn))]
         mask = torch.stack([distance.grown(a | b, MARGIN) for a, b in zip(*there, strict=True)])
         out.append(Case(source, truth, mask.float()))
     return out
@@ -87,7 +88,8 @@ class Bench:
         positive, latents = host.source_conditioning(loaded.clip_vision, loaded.vae, pictures, host.MicroConds(8, 30, 0.02),
                                                      condition.pixel_noise(SIDE, SIDE, generator))
         source = edm.invert(loaded.model, positive, {"samples": latents}, torch.tensor(load("core.edm").karras_sigmas(STEPS)))
-        given = host.edited_conditioning(loaded.clip_vision, loaded.vae, host.ClipStart(case.truth[:1]), host.MicroConds(6, 30, 0.02),
+        start = host.ClipStart(case.truth[:1])
+        given = host.edited_conditioning(loaded.clip_vision, loaded.vae, start, host.MicroConds(6, 30, 0.02),
                                          condition.latent_noise(SIDE // 8, SIDE // 8, generator))
         masks = run.Masks() if way == "no mask" else run.Masks(case.mask)
         whole = run.inject_temporal

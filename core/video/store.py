@@ -38,6 +38,14 @@ class Store:
     def path(self, stage: str, key: str) -> Path:
         return self.folder / f"{stage}-{key}.safetensors"
 
+    def written(self, stage: str, key: str) -> tuple[int, int] | None:
+        """What changes when a stage's file is written; None if there is none."""
+        try:
+            found = self.path(stage, key).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
     def get(self, stage: str, key: str) -> dict[str, Tensor] | None:
         """A stage's tensors, or None."""
         return self._read(self.path(stage, key), checked=True)
@@ -84,21 +92,17 @@ class Store:
         return found
 
     @contextmanager
-    def claimed(self, stage: str, key: str, waiting: Callable[[], None]) -> Iterator[bool]:
+    def claimed(self, stage: str, key: str, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold a stage while it is computed, so that two jobs on one folder do not compute it at once. A holder that dies lets go.
 
         Args:
             waiting: called again and again while another job holds it; what it raises ends the wait.
-
-        Returns:
-            Whether another job held it meanwhile, so that it may be there now.
         """
-        lock, waited = FileLock(self.folder / f".{stage}-{key}.lock"), False
+        lock = FileLock(self.folder / f".{stage}-{key}.lock")
         while not self._held(lock):
-            waited = True
             waiting()
         try:
-            yield waited
+            yield
             atomic.remove(Path(lock.lock_file))  # while it is held: who opens it from now on finds the stage
         finally:
             lock.release()

@@ -142,10 +142,12 @@ class Kept:
         files = self.store if files is None else files
         if not key.name:
             return make()
+        before = self.store.written(stage, key.name)
         found = self._found(stage, key, name, files)
         if found is None:
-            with self.store.claimed(stage, key.name, self._waiting(name)) as waited:
-                found = self._found(stage, key, name, files) if waited else None
+            with self.store.claimed(stage, key.name, self._waiting(name)):
+                if self.store.written(stage, key.name) != before:  # by another job meanwhile
+                    found = self._found(stage, key, name, files)
                 if found is None:
                     found = make()
                     files.put(stage, key.name, found)

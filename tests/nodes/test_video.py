@@ -184,6 +184,44 @@ def test_a_cancelled_job_goes_on(job, output, monkeypatch):
     assert torch.equal(job()[0], whole)
 
 
+@pytest.mark.parametrize("evaluation", [1, 4, 9, 20])
+def test_cancelled_inside_a_sampler(job, output, monkeypatch, evaluation):
+    """In an evaluation of an inversion's or an edit's network: the host raises where it looks next."""
+    import comfy.model_base
+    import comfy.model_management as mm
+
+    whole = job(lora="none")[0]
+    (output / "framepainter_video").rename(output / "kept")
+    seen, apply = [], comfy.model_base.BaseModel._apply_model
+
+    def counted(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == evaluation:
+            mm.interrupt_current_processing()
+        return apply(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(mm.InterruptProcessingException):
+        patched.setattr(comfy.model_base.BaseModel, "_apply_model", counted)
+        job(lora="none")
+    assert len(seen) <= evaluation + 2, "goes on after a cancel"
+    assert not mm.processing_interrupted()
+    assert torch.equal(job(lora="none")[0], whole)
+    left = [p.name for p in (output / "framepainter_video").rglob("*") if not p.name.endswith(".safetensors")]
+    assert left == [], "nothing half done is left behind"
+
+
+def test_a_clock_that_jumps(job, output, monkeypatch):
+    import itertools
+    import time
+
+    whole = job()[0]
+    (output / "framepainter_video").rename(output / "kept")
+    jumps = itertools.cycle([0.0, 4e9, -1e6, 1.0])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    assert torch.equal(job()[0], whole)
+    assert job()[2].count("taken from the disk") >= 3
+
+
 def test_a_damaged_stage_is_made_again(job, output):
     whole = job()[0]
     for path in (output / "framepainter_video").glob("*.safetensors"):
@@ -354,3 +392,4 @@ def test_killed_twenty_times(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["moments"]) == 20 and found["equal"] and all(found["equal"])
     assert len({tuple(m) for m in found["moments"]}) >= 4, "always killed in the same stage"
+    assert found["together"] == {"different": 0, "trained": 3, "inverted": 3, "edited": 3}, "two jobs on one folder"
