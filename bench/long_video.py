@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without both": {"lora": "none", "skip_interval": False},
     "a LoRA for each clip": {"lora": "one a clip"},
     "a LoRA for each clip, without skip-interval": {"lora": "one a clip", "skip_interval": False},
-    "without matched attention": {"matching": False},
+    "without attention injection": {"matching": False},
     "pixels carried": {"carry": "pixels"},
     "colour match 1": {"colour_match": 1.0},
     "anchor 0.5": {"anchor": 0.5},

@@ -248,7 +248,7 @@ def clip_of(load, shape: str, device):
 def measured(load, shape: str, way: str) -> dict:
     """A training step's seconds, of processors if there is no GPU, and its peak bytes beyond what lies there before it."""
     import torch
-    from attention_matching import give_back
+    from attention_injection import give_back
     from run import PeakMemory, return_memory_at_once
 
     cuda = torch.cuda.is_available()

@@ -9,10 +9,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..core.finite import BY_CLIP_VISION, check_finite
 from ..core.images import clip_pixels
 from ..core.inversion import condition
 from ..core.inversion.sarp import Pictures
 from ..core.inversion.trajectory import TrajectoryError
+from .vae import BY_SENDER, encode
 
 SVD_REMEDY = "Connect Source Conditioning, or VAE Encode with SVD's VAE."
 AUGMENTATION_SPAN = 2.0  # the noise is meant for pixels in [-1, 1]; ComfyUI's VAE takes [0, 1]
@@ -64,7 +66,9 @@ def clip_embedding(clip_vision: Any, image: Tensor) -> Tensor:
     pixels = clip_pixels(image.to(clip_vision.load_device), clip_vision.image_size, tuple(clip_vision.image_mean),
                          tuple(clip_vision.image_std))
     out = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
-    return out[2].to(mm.intermediate_device()).float().unsqueeze(1)
+    embedding = out[2].to(mm.intermediate_device()).float().unsqueeze(1)
+    check_finite("the picture", {"image embedding": embedding}, BY_CLIP_VISION)
+    return embedding
 
 
 def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, width: int, fps_id: int,
@@ -79,13 +83,14 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
         seed: of that noise, drawn on the CPU so that every card gives the same picture.
     """
     mm.throw_exception_if_processing_interrupted()  # a batch is many of these
+    check_finite("'image'", {"pixels": image}, BY_SENDER)
     embedding = clip_embedding(clip_vision, image)
     pixels = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
     if augmentation > 0:
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn((1, 3, height, width), generator=generator).movedim(1, -1).to(pixels)
         pixels = pixels + noise * (augmentation / AUGMENTATION_SPAN)
-    latent = vae.encode(pixels)
+    latent = encode(vae, pixels, "'image'")
     positive, negative = svd_conditioning(embedding, latent, MicroConds(fps_id, motion_bucket, augmentation))
     return EditConditioning(positive, negative, {"samples": torch.zeros(2, *latent.shape[1:])})
 
@@ -95,8 +100,7 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
 
 def _encode(vae: Any, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1], possibly beyond, -> (B, 4, h, w)."""
-    mm.throw_exception_if_processing_interrupted()
-    return vae.encode(((pixels + 1.0) / AUGMENTATION_SPAN).movedim(1, -1))
+    return encode(vae, ((pixels + 1.0) / AUGMENTATION_SPAN).movedim(1, -1), "the first frame")
 
 
 def source_conditioning(clip_vision: Any, vae: Any, pictures: Pictures, numbers: MicroConds, noise: Tensor) -> tuple[list, Tensor]:
@@ -113,8 +117,7 @@ def source_conditioning(clip_vision: Any, vae: Any, pictures: Pictures, numbers:
     first, key = (_encode(vae, condition.noisy_pixels(p, noise, numbers.augmentation)) for p in (first, key))
     image = condition.source_condition(key, first, len(pictures.clip))
     positive, _ = svd_conditioning(clip_embedding(clip_vision, seen), image, numbers)
-    mm.throw_exception_if_processing_interrupted()
-    return positive, vae.encode(pictures.clip)
+    return positive, encode(vae, pictures.clip, "the clip")
 
 
 def edited_conditioning(clip_vision: Any, vae: Any, start: ClipStart, numbers: MicroConds, noise: Tensor,
@@ -125,8 +128,7 @@ def edited_conditioning(clip_vision: Any, vae: Any, start: ClipStart, numbers: M
         noise: (1, 4, h, w) of `condition.latent_noise`, one draw for all frames.
         anchor: a picture like the start's, and its share of the image embedding.
     """
-    mm.throw_exception_if_processing_interrupted()
-    latent = vae.encode(start.picture) if start.latent is None else start.latent
+    latent = encode(vae, start.picture, "the edited frame") if start.latent is None else start.latent
     embedding = clip_embedding(clip_vision, start.picture)
     if anchor is not None:
         embedding = torch.lerp(embedding, clip_embedding(clip_vision, anchor[0]).to(embedding), anchor[1])
@@ -141,10 +143,12 @@ def check_latent(latent: dict[str, Any], family: str = "SVD", remedy: str = SVD_
 
     Raises:
         TrajectoryError: not a stack of frames of four channels, or a mask on it.
+        NotFinite: inf or NaN in it.
     """
     samples = latent["samples"]
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != 4:
         shape = "several latents joined" if samples.is_nested else f"of shape {list(samples.shape)}"
         raise TrajectoryError(f"'latent' is {shape}; a clip for {family} is [frames, 4, height / 8, width / 8]. "
                               f"{remedy}")
+    check_finite("'latent'", {"samples": samples}, BY_SENDER)
     return samples.detach().float().clone()

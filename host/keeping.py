@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..core.finite import check_finite
 from ..core.keeping.dual_clock import clock_steps
 from ..core.keeping.paste import latent_cells
 from . import keys
 from .network import svd_layout
+from .vae import BY_SENDER, encode
 
 
 class DualClock:
@@ -77,12 +78,12 @@ def attach_dual_clock(model: ModelPatcher, region: Tensor, weak: float, strong: 
 def encode_frames(vae: Any, pictures: Tensor, height: int, width: int) -> Tensor:
     """Pictures (T, H, W, 3) -> latents (T, 4, height / 8, width / 8), one by one, resized (Lanczos) to height x width."""
     out = []
+    check_finite("a picture", {"pixels": pictures}, BY_SENDER)
     for picture in pictures[..., :3]:
-        mm.throw_exception_if_processing_interrupted()
         pixels = picture[None].movedim(-1, 1)
         if pixels.shape[-2:] != (height, width):
             pixels = comfy.utils.common_upscale(pixels, width, height, "lanczos", "disabled")
-        out.append(vae.encode(pixels.movedim(1, -1)))
+        out.append(encode(vae, pixels.movedim(1, -1)))
     return torch.cat(out)
 
 

@@ -1,63 +1,12 @@
-"""Which network is on a MODEL: family, layout, sizes and a digest of its weights."""
+"""Which network is on a MODEL: family, layout, sizes."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
-import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..core.weights import diffusers_svd
 
 UNET = "diffusion_model."
-SAMPLED = 64  # values of each weight that go into a model's digest
-
-
-# ---- identity --------------------------------------------------------------------------------------------------------
-
-
-def model_digest(model: ModelPatcher, patched: bool) -> str:
-    """A network's identity: names, shapes, 64 values of every weight, and the epsilons of its norms.
-
-    Args:
-        patched: with LoRAs and other weight patches on it (their values, not their effect), or the plain network.
-    """
-    out = hashlib.sha256()
-    for key, (first, *patches) in sorted(model.get_key_patches(UNET).items()):
-        out.update(f"{key}{tuple(first[0].shape)}".encode())
-        out.update(_some_values(first[0]))
-        if patched:
-            for patch in patches:
-                _update(out, patch[:3])
-    for name, layer in model.model.diffusion_model.named_modules():
-        if isinstance(layer, torch.nn.GroupNorm):
-            out.update(f"{name}{layer.eps}".encode())
-    return out.hexdigest()
-
-
-def _some_values(weight: Tensor) -> bytes:
-    if hasattr(weight, "dequantize") and weight.is_quantized:
-        weight = weight.dequantize()
-    flat = weight.detach().reshape(-1)
-    return flat[::max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes()
-
-
-def _update(out: Any, value: Any) -> None:
-    """Put a weight patch of any kind into a digest: tensors by some of their values, containers by their items."""
-    if isinstance(value, Tensor):
-        out.update(f"{tuple(value.shape)}".encode())
-        out.update(_some_values(value))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _update(out, item)
-    elif hasattr(value, "weights"):
-        _update(out, (type(value).__name__, value.weights))
-    elif isinstance(value, (int, float, str, type(None))):
-        out.update(repr(value).encode())
-    else:
-        out.update(type(value).__name__.encode())
 
 
 class WrongModel(ValueError):

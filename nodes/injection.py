@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.attention import difference
+from ..core.attention.injection import Masks
 from ..core.inversion import condition
 from ..host.attention import injection as host
 from ..host.attention.injection_run import BRANCHES, Settings
@@ -127,8 +128,8 @@ class MatchAttention(io.ComfyNode):
         if betas[0] > betas[1]:
             raise ValueError(f"beta_1 {betas[0]} is after beta_2 {betas[1]}. Lower beta_1 or raise beta_2.")
         settings = Settings((threshold, threshold_last), betas, coarse_scale, spatial, temporal, branches)
-        masks = [clip_mask(name, m, trajectory.size) for name, m in (("change_mask", change_mask), ("stay_mask", stay_mask))]
-        return io.NodeOutput(host.match_attention(model, trajectory, settings, record, *masks, hold=hold_stay))
+        masks = Masks(clip_mask("change_mask", change_mask, trajectory.size), clip_mask("stay_mask", stay_mask, trajectory.size))
+        return io.NodeOutput(host.inject_attention(model, trajectory, settings, record, masks, hold_stay))
 
 
 def clip_mask(name: str, mask, size: tuple[int, int]):
@@ -216,7 +217,7 @@ class DifferenceMask(io.ComfyNode):
             raise ValueError("'model' has no Match Attention. Connect the MODEL that goes into the sampler.")
         read_out, plan = found
         if not plan.settings.spatial:
-            raise ValueError("spatial attention is not matched, so there is no difference. Turn 'spatial' on in "
+            raise ValueError("no spatial attention is injected, so there is no difference. Turn 'spatial' on in "
                              "Match Attention.")
         samples = check_latent(latent)
         if not read_out.sites:  # the sampler's result came from the host's cache, or another process

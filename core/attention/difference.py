@@ -1,4 +1,4 @@
-"""The differences that attention matching found, as a mask (I2VEdit, Appendix B.1, Fig. 15)."""
+"""The differences that attention injection found, as a mask (I2VEdit, Appendix B.1, Fig. 15)."""
 
 from __future__ import annotations
 

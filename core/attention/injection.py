@@ -1,4 +1,5 @@
-"""Attention matched to a source clip's (I2VEdit, section 4.2, equations 7 and 8), without a map of all tokens by all tokens.
+"""Attention injection: a source clip's attention in an edit's (I2VEdit, section 4.2, equations 7 and 8), without a map of all tokens
+by all tokens.
 
 The weight that mixes the source's attention A0 with the edit's A is the same for all keys of a query. So the mix needs
 whole rows of the maps, never whole maps: rows are computed a few at a time, compared, mixed and multiplied with the values
@@ -19,7 +20,28 @@ CHUNK_BYTES = 96 << 20  # of scores held at once; 3 buffers. At 9216 tokens and 
 BUFFERS = 3
 
 
-class Matched(NamedTuple):
+class SourceQK(NamedTuple):
+    """Queries and keys of the source, (T, L, C) in spatial and (R, T, C) in temporal attention; any floating type."""
+
+    q: Tensor
+    k: Tensor
+
+
+class Masks(NamedTuple):
+    """A user's areas, in [0, 1]: change follows the edit at least this much, stay the source. None for no wish.
+
+    Of pixels (1 or T, H, W), or of one map's tokens (1 or T, L).
+    """
+
+    change: Tensor | None = None
+    stay: Tensor | None = None
+
+    def at(self, frame: int, tokens: slice) -> Masks:
+        """Of some tokens of one frame."""
+        return Masks(*(None if m is None else m[frame if len(m) > 1 else 0, tokens] for m in self))
+
+
+class Injected(NamedTuple):
     """out: (T, L, C).  difference: (T, L) in [0, 1], equation 7.  weight: (T, L), equation 8: share of the edit's own map."""
 
     out: Tensor
@@ -32,33 +54,31 @@ def frame_thresholds(first: float, last: float, frames: int) -> list[float]:
     return [first + (last - first) * f / frames for f in range(frames)]
 
 
-def edit_weight(difference: Tensor, threshold: float, change: Tensor | None = None, stay: Tensor | None = None) -> Tensor:
+def edit_weight(difference: Tensor, threshold: float, masks: Masks = Masks()) -> Tensor:  # noqa: B008
     """Equation 8: 1 where the difference reaches the threshold, else the difference itself; then the user's masks.
 
     Args:
-        difference: (..., L).
-        change: (..., L) in [0, 1]: at least this much of the edit's own map.
-        stay: (..., L) in [0, 1]: at most 1 - this much.
+        difference: (L,) of one frame.
+        masks: of that frame: at least `change`, at most 1 - `stay` of the edit's own map.
     """
     weight = torch.where(difference >= threshold, 1.0, difference)
-    if change is not None:
-        weight = torch.maximum(weight, change)
-    return weight if stay is None else torch.minimum(weight, 1.0 - stay)
+    if masks.change is not None:
+        weight = torch.maximum(weight, masks.change)
+    return weight if masks.stay is None else torch.minimum(weight, 1.0 - masks.stay)
 
 
-def matched_attention(q: Tensor, k: Tensor, v: Tensor, q0: Tensor, k0: Tensor, heads: int, thresholds: Sequence[float],
-                      change: Tensor | None = None, stay: Tensor | None = None,
-                      chunk_bytes: int = CHUNK_BYTES) -> Matched:
+def injected_attention(q: Tensor, k: Tensor, v: Tensor, source: SourceQK, heads: int, thresholds: Sequence[float],
+                       masks: Masks = Masks(), chunk_bytes: int = CHUNK_BYTES) -> Injected:  # noqa: B008
     """Spatial self-attention with the source's map where the two maps agree and the edit's where they do not.
 
     Args:
-        q, k, v: (T, L, C) of the edit.  q0, k0: (T, L, C) of the source; any floating type.
+        q, k, v: (T, L, C) of the edit, any floating type.
         thresholds: one a frame.
-        change, stay: (1 or T, L), see edit_weight.
+        masks: (1 or T, L), see edit_weight.
         chunk_bytes: bound on the memory of the scores, which are fp32 whatever the inputs are.
 
     Returns:
-        See Matched; `out` in the type of v.
+        See Injected; `out` in the type of v.
     """
     frames, length, width = q.shape
     rows = max(1, min(length, chunk_bytes // (BUFFERS * 4 * heads * length)))
@@ -72,20 +92,19 @@ def matched_attention(q: Tensor, k: Tensor, v: Tensor, q0: Tensor, k0: Tensor, h
         return x.unflatten(-1, (heads, -1)).transpose(-2, -3).float()  # (N, L, D)
 
     for f in range(frames):
-        keys, keys0, values = split(k[f]).transpose(-1, -2), split(k0[f]).transpose(-1, -2), split(v[f])
-        masks = [None if m is None else m[f if len(m) > 1 else 0] for m in (change, stay)]
+        keys, keys0, values = split(k[f]).transpose(-1, -2), split(source.k[f]).transpose(-1, -2), split(v[f])
         for a in range(0, length, rows):
             b = min(a + rows, length)
-            own, source, spare = (buffer[:, :b - a] for buffer in buffers)
+            own, given, spare = (buffer[:, :b - a] for buffer in buffers)
             softmax_scores(split(q[f, a:b]) * scale, keys, own)
-            softmax_scores(split(q0[f, a:b]) * scale, keys0, source)
+            softmax_scores(split(source.q[f, a:b]) * scale, keys0, given)
             # |A - A0| summed over keys, mean over heads, halved: the rows' total variation.
-            tv = torch.sub(own, source, out=spare).abs_().sum(-1).mean(0).clamp_(0.0, 2.0) / 2.0
-            m = edit_weight(tv, thresholds[f], *(None if x is None else x[a:b] for x in masks))
-            mixed = source.lerp_(own, m[:, None])
+            tv = torch.sub(own, given, out=spare).abs_().sum(-1).mean(0).clamp_(0.0, 2.0) / 2.0
+            m = edit_weight(tv, thresholds[f], masks.at(f, slice(a, b)))
+            mixed = given.lerp_(own, m[:, None])
             out[f, a:b] = (mixed @ values).transpose(0, 1).flatten(1).to(out.dtype)
             difference[f, a:b], weight[f, a:b] = tv, m
-    return Matched(out, difference, weight)
+    return Injected(out, difference, weight)
 
 
 def softmax_scores(q: Tensor, keys: Tensor, out: Tensor) -> Tensor:
@@ -95,22 +114,20 @@ def softmax_scores(q: Tensor, keys: Tensor, out: Tensor) -> Tensor:
     return out.div_(out.sum(-1, keepdim=True))
 
 
-def matched_attention_fused(q: Tensor, k: Tensor, v: Tensor, q0: Tensor, k0: Tensor, heads: int,
-                            thresholds: Sequence[float], attention: Callable[[Tensor, Tensor, Tensor, int], Tensor],
-                            total_variation: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor],
-                            change: Tensor | None = None, stay: Tensor | None = None) -> Matched:
+def injected_attention_fused(q: Tensor, k: Tensor, v: Tensor, source: SourceQK, heads: int, thresholds: Sequence[float],
+                             attention: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+                             total_variation: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor],
+                             masks: Masks = Masks()) -> Injected:  # noqa: B008
     """The same from two fused attentions and a kernel for the rows' total variation: (1 - m) A0 V + m A V.
 
     Args:
         attention: scaled dot-product attention of (T, L, C).
-        total_variation: of q, k, q0, k0, heads -> (T, L), mean over the heads, in [0, 1].
+        total_variation: of q, k, the source's q and k, heads -> (T, L), mean over the heads, in [0, 1].
     """
-    difference = total_variation(q, k, q0, k0, heads)
-    weight = torch.stack([edit_weight(difference[f], thresholds[f], *(None if m is None else m[f if len(m) > 1 else 0]
-                                                                      for m in (change, stay)))
-                          for f in range(len(q))])
-    own, source = attention(q, k, v, heads), attention(q0.to(q), k0.to(q), v, heads)
-    return Matched(torch.lerp(source, own, weight[..., None].to(own)), difference, weight)
+    difference = total_variation(q, k, *source, heads)
+    weight = torch.stack([edit_weight(difference[f], thresholds[f], masks.at(f, slice(None))) for f in range(len(q))])
+    own, given = attention(q, k, v, heads), attention(source.q.to(q), source.k.to(q), v, heads)
+    return Injected(torch.lerp(given, own, weight[..., None].to(own)), difference, weight)
 
 
 # ---- temporal --------------------------------------------------------------------------------------------------------
@@ -127,6 +144,20 @@ def apply_probabilities(probabilities: Tensor, v: Tensor) -> Tensor:
     values = v.unflatten(-1, (probabilities.shape[1], -1)).transpose(1, 2)
     out = probabilities.to(device=v.device, dtype=torch.float32) @ values.float()
     return out.transpose(1, 2).flatten(2).to(v.dtype)
+
+
+def inject_temporal(probabilities: Tensor, v: Tensor, change: Tensor | None, own: Callable[[], Tensor]) -> Tensor:
+    """Temporal attention with the source's probabilities, but for the user's area of change, where it is the edit's own.
+
+    Args:
+        probabilities: (R, N, T, T) of the source.  v: (R, T, C) of the edit.
+        change: (1 or T, R) in [0, 1], the own attention's share; a row is a place.
+        own: gives the edit's own attention (R, T, C).
+    """
+    injected = apply_probabilities(probabilities, v)
+    if change is None:
+        return injected
+    return torch.lerp(injected, own().to(injected), change.T[..., None].to(injected))
 
 
 def stage_bounds(beta_1: float, beta_2: float, steps: int) -> tuple[int, int]:

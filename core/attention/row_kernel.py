@@ -2,7 +2,7 @@
 
 A program takes a block of queries of one head. It goes over the keys twice: first for both maps' log-sum-exps, then for the
 sum of |exp(S - L) - exp(S0 - L0)|. Needs Triton, which is there wherever torch for CUDA is; without it, and on other devices,
-`matched_attention` does the same in torch.
+`injected_attention` does the same in torch.
 
 Legend: T frames, L tokens, C = N D channels, N heads, D channels a head.
 """

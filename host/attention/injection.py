@@ -1,6 +1,6 @@
 """Match Attention: the edit's network sees the source's attention, step by step.
 
-One sampling run has one MatchRun, which the outer wrapper puts into the run's own copy of the options and takes out again.
+One sampling run has one InjectionRun, which the outer wrapper puts into the run's own copy of the options and takes out again.
 Around every evaluation the source network runs at the paired state of the trajectory (or its features come from a record),
 and the edit's attention is mixed with what it found. A model without a run in its options does what it always did.
 
@@ -20,15 +20,17 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...core.attention.injection import Masks
 from ...core.attention.record import AttentionRecord
 from ...core.attention.sites import attention_sites
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
-from ..network import model_digest, svd_layout
+from ..identity import made_by, model_digest
+from ..network import svd_layout
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
-from .injection_run import NODE, SCHEDULE_TOLERANCE, MatchRun, Plan, ReadOut, Settings, apply, evaluate_matched
+from .injection_run import NODE, SCHEDULE_TOLERANCE, InjectionRun, Plan, ReadOut, Settings, apply, evaluate
 from .record import record_source
 from .watched import watch_attention
 
@@ -55,7 +57,7 @@ def _sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
     noise, sigmas = args[0], args[3]
     _check_run(plan, guider.model_patcher, noise.shape, [float(s) for s in sigmas])
     options = guider.model_options.setdefault("transformer_options", {})
-    run = options[keys.RUN] = MatchRun(plan, len(noise))
+    run = options[keys.RUN] = InjectionRun(plan, len(noise))
     try:
         return executor(*args, **kwargs)
     finally:
@@ -100,9 +102,9 @@ def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
 
 def _hold(args: dict) -> Tensor:
     """Post-guidance function: where the user's mask says stay, a prediction that lands an Euler step on the source's state."""
-    run: MatchRun | None = args["model_options"].get("transformer_options", {}).get(keys.RUN)
+    run: InjectionRun | None = args["model_options"].get("transformer_options", {}).get(keys.RUN)
     denoised, x = args["denoised"], args["input"]
-    if run is None or run.plan.stay is None:
+    if run is None or run.plan.masks.stay is None:
         return denoised
     found = run.plan.trajectory
     sigma = float(args["sigma"].flatten()[0])
@@ -113,7 +115,7 @@ def _hold(args: dict) -> Tensor:
     target = found.states[source_step(step, found.steps)].to(x)
     landing = x + (target - x) * (here / (here - following))
     # A latent that the edit shares with a held area is the edit's: half of each would be neither.
-    stay = run.mask(run.plan.stay, found.size, x.device, least=True).unflatten(1, found.size)[:, None].to(x)
+    stay = run.mask(run.plan.masks.stay, found.size, x.device, least=True).unflatten(1, found.size)[:, None].to(x)
     return torch.lerp(denoised, landing, stay)
 
 
@@ -123,16 +125,15 @@ def _hold(args: dict) -> Tensor:
 # ---- attaching -------------------------------------------------------------------------------------------------------
 
 
-def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),  # noqa: B008
-                    record: AttentionRecord | None = None, change: Tensor | None = None, stay: Tensor | None = None,
-                    hold: bool = True) -> ModelPatcher:
+def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),  # noqa: B008
+                     record: AttentionRecord | None = None, masks: Masks = Masks(), hold: bool = True) -> ModelPatcher:  # noqa: B008
     """A clone whose sampling follows a source clip's attention. An earlier Match Attention on it is replaced.
 
     Args:
         model: the SVD model that the clip was inverted with, possibly with LoRAs besides: they act on the edit alone.
         record: attention recorded before; steps that it lacks, and all without one, are replayed.
-        change, stay: (1 or T, H, W) in [0, 1], areas that must follow the edit, or the source.
-        hold: keep `stay` areas on the source's own latents, too, not on its attention alone.
+        masks: of pixels, areas that must follow the edit, or the source.
+        hold: keep the areas that stay on the source's own latents, too, not on its attention alone.
 
     Raises:
         WrongModel: not an SVD model.
@@ -142,8 +143,9 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
     if trajectory.reached != trajectory.steps:
         raise TrajectoryError(f"the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert EDM to its end.")
-    plain, patched = model_digest(model, False), model_digest(model, True)
-    if trajectory.model not in (plain, patched):
+    made_plain = made_by(trajectory.model, model, False)
+    if not made_plain and not made_by(trajectory.model, model, True):
+        plain, patched = (model_digest(model, p, fresh=False) for p in (False, True))
         raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
                               f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
                               + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
@@ -151,43 +153,43 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
     if record is not None and record.source != record_source(trajectory):
         raise TrajectoryError(f"'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
                               f"{record_source(trajectory)[:SHOWN]}. Connect the same trajectory to Record Attention.")
-    for name, mask in (("change", change), ("stay", stay)):
+    for name, mask in masks._asdict().items():
         if mask is not None and len(mask) not in (1, trajectory.frames):
-            raise TrajectoryError(f"'{name}' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
+            raise TrajectoryError(f"'{name}_mask' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "
                                   "Give one mask for all frames, or one a frame.")
     clone = model.clone()
     before = clone.get_attachment(keys.READ_OUT)
     gate = Gate() if before is None else before.gate
     read_out = ReadOut()
-    if trajectory.model == plain:
+    if made_plain:
         bypass_patches(clone, gate)
     watch_attention(clone)
-    plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, change, stay, gate, read_out,
+    plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, masks, gate, read_out,
                 sum(len(p) for p in clone.patches.values()))
     clone.set_attachments(keys.READ_OUT, _Attached(gate, read_out, plan))
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, evaluate_matched),
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, evaluate),
                           (WrappersMP.APPLY_MODEL, apply)):
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     after = clone.model_options.get("sampler_post_cfg_function", [])
     clone.model_options["sampler_post_cfg_function"] = [f for f in after if f is not _hold]
-    if stay is not None and hold:
+    if masks.stay is not None and hold:
         clone.set_model_sampler_post_cfg_function(_hold)
     replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
     if replaced:
-        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; those are not matched.", NODE,
+        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; no attention is injected there.", NODE,
                     len(replaced))
     return clone
 
 
 def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:
-    """The differences of a matched model's last run, and its plan; None if the model has no Match Attention."""
+    """The differences of a model's last run with attention injection, and its plan; None if it has no Match Attention."""
     attached = model.get_attachment(keys.READ_OUT)
     return None if attached is None or attached.plan is None else (attached.read_out, attached.plan)
 
 
 def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable[int]) -> None:
-    """Fill a matched model's read-out from a finished edit, without its run: at each of the given steps the network sees the
+    """Fill the read-out of a model with attention injection from a finished edit, without its run: at each of the given steps the network sees the
     edit with the noise that the source has there.
 
     Args:

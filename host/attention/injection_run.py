@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ...core.attention import row_kernel
 from ...core.attention.injection import (
-    Matched,
-    apply_probabilities,
+    Injected,
+    Masks,
+    SourceQK,
     frame_thresholds,
-    matched_attention,
-    matched_attention_fused,
+    inject_temporal,
+    injected_attention,
+    injected_attention_fused,
     stage_bounds,
     temporal_probabilities,
 )
@@ -62,6 +64,10 @@ class ReadOut:
 
     sites: dict[str, list] = field(default_factory=dict)
 
+    def identity(self) -> tuple:
+        """Nothing of it changes a result; see host/identity.py."""
+        return ()
+
     def add(self, site: Site, difference: Tensor, weight: Tensor, size: tuple[int, int]) -> None:
         found = self.sites.get(site.path)
         if found is None or found[0].shape != difference.shape:
@@ -74,14 +80,13 @@ class ReadOut:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run of a matched model follows. Shared by clones and never changed."""
+    """Everything that a run with attention injection follows. Shared by clones and never changed."""
 
     trajectory: Trajectory
     settings: Settings
     sites: tuple[Site, ...]
     record: AttentionRecord | None
-    change: Tensor | None  # (1 or T, H, W) in [0, 1]
-    stay: Tensor | None
+    masks: Masks  # of pixels
     gate: Gate
     read_out: ReadOut
     patched: int  # weight patches that the source has, too
@@ -93,10 +98,10 @@ class Plan:
 # ---- one pass --------------------------------------------------------------------------------------------------------
 
 
-class MatchPass:
-    """attend() of an edit's pass at one step: conditional rows are matched, all others are not."""
+class InjectionPass:
+    """attend() of an edit's pass at one step: the source's attention goes into conditional rows, and into no others."""
 
-    def __init__(self, run: MatchRun, step: int, features: Mapping[str, Tensor] | None):
+    def __init__(self, run: InjectionRun, step: int, features: Mapping[str, Tensor] | None):
         self.run, self.step, self.features = run, step, features  # None: the source's rows are in the same pass
 
     def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
@@ -127,34 +132,34 @@ class MatchPass:
                 out.append(attention(*own, heads))
             elif kind == SPATIAL:
                 size = tuple(options["activations_shape"][-2:])
-                matched = _matched(own, source(), heads, run.thresholds, run.mask(run.plan.change, size, q.device),
-                                   run.mask(run.plan.stay, size, q.device), attention)
-                run.plan.read_out.add(run.by_path[site], matched.difference, matched.weight, size)
-                out.append(matched.out)
+                injected = _injected(own, SourceQK(*source()), heads, run.thresholds, run.masks(size, q.device), attention)
+                run.plan.read_out.add(run.by_path[site], injected.difference, injected.weight, size)
+                out.append(injected.out)
             else:
                 found = source()
                 probabilities = found[0] if self.features is not None else temporal_probabilities(*found, heads)
-                out.append(apply_probabilities(probabilities, own[2]))
+                change = run.masks(tuple(options["activations_shape"][-2:]), q.device).change
+                out.append(inject_temporal(probabilities, own[2], change, lambda own=own: attention(*own, heads)))
         return torch.cat(out)
 
 
-def _matched(own: tuple[Tensor, ...], source: tuple[Tensor, ...], heads: int, thresholds: list[float], change: Tensor | None,
-             stay: Tensor | None, attention: Callable) -> Matched:
-    """Spatial matching by the kernel where there is a card for it, else rows at a time in torch."""
+def _injected(own: tuple[Tensor, ...], source: SourceQK, heads: int, thresholds: list[float], masks: Masks,
+              attention: Callable) -> Injected:
+    """Spatial injection by the kernel where there is a card for it, else rows at a time in torch."""
     if row_kernel.usable(own[0]):
         try:
-            return matched_attention_fused(*own, *source, heads, thresholds, attention, row_kernel.total_variation, change, stay)
+            return injected_attention_fused(*own, source, heads, thresholds, attention, row_kernel.total_variation, masks)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler's errors have no common type
             row_kernel.give_up(error)
-    return matched_attention(*own, *source, heads, thresholds, change, stay)
+    return injected_attention(*own, source, heads, thresholds, masks)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-class MatchRun:
+class InjectionRun:
     """State of one sampling run. Its end is the run's end."""
 
     def __init__(self, plan: Plan, frames: int):
@@ -185,6 +190,10 @@ class MatchRun:
                     out.add(f"p|{site.path}.{TEMPORAL}.0")
             self._wanted[step] = out
         return self._wanted[step]
+
+    def masks(self, size: tuple[int, int], device: torch.device) -> Masks:
+        """The user's masks at a token grid, each token the mean of its area."""
+        return Masks(*(self.mask(m, size, device) for m in self.plan.masks))
 
     def mask(self, mask: Tensor | None, size: tuple[int, int], device: torch.device, least: bool = False) -> Tensor | None:
         """A user's mask at a token grid: (1 or T, L), each token the mean, or the least, of its area."""
@@ -238,10 +247,10 @@ class MatchRun:
             found[0], found[1] = found[0].cpu(), found[1].cpu()
 
 
-def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
+def evaluate(executor: Callable, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict) -> list:
     """CALC_COND_BATCH wrapper: the source first, then the edit with what it found."""
     options = model_options.get("transformer_options", {})
-    run: MatchRun | None = options.get(keys.RUN)
+    run: InjectionRun | None = options.get(keys.RUN)
     if run is None or keys.PASS in options:
         return executor(model, conds, x, timestep, model_options)
     mm.throw_exception_if_processing_interrupted()
@@ -250,7 +259,7 @@ def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, tim
         return executor(model, conds, x, timestep, model_options)
     recorded = run.plan.record is not None and run.plan.record.get(source_step(step, run.plan.trajectory.steps)) is not None
     if not recorded and run.together(model, conds, x):
-        return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, None)))
+        return executor(model, conds, x, timestep, with_pass(model_options, InjectionPass(run, step, None)))
 
     def replay(recorder: Recorder) -> None:
         state, level = run.paired(step, x)
@@ -262,7 +271,7 @@ def evaluate_matched(executor: Callable, model: Any, conds: list, x: Tensor, tim
             gate.share = (0.0, 1.0)
 
     features = run.features(step, replay, x.device)
-    return executor(model, conds, x, timestep, with_pass(model_options, MatchPass(run, step, features)))
+    return executor(model, conds, x, timestep, with_pass(model_options, InjectionPass(run, step, features)))
 
 
 def apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
@@ -271,8 +280,8 @@ def apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = No
     options = transformer_options or {}
     at_work = options.get(keys.PASS)
     groups = list(options.get("cond_or_uncond", (0,)))
-    if not isinstance(at_work, MatchPass) or at_work.features is not None or 0 not in groups:
-        at_work_here = isinstance(at_work, MatchPass) and at_work.features is None
+    if not isinstance(at_work, InjectionPass) or at_work.features is not None or 0 not in groups:
+        at_work_here = isinstance(at_work, InjectionPass) and at_work.features is None
         if at_work_here:  # unconditional rows alone: nothing to match
             options = {k: v for k, v in options.items() if k != keys.PASS}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)

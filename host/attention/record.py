@@ -14,7 +14,7 @@ from torch import Tensor
 from ...core.attention.injection import temporal_probabilities
 from ...core.attention.record import AttentionRecord
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError
-from ..network import model_digest
+from ..identity import made_by, model_digest
 from ..report import Steps, warn
 from ..source import conditioning_of, run_source
 from .watched import SPATIAL, watch_attention, with_pass
@@ -80,10 +80,10 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
         RecordError: the disk is full or may not be written to.
         TrajectoryError: the trajectory is another model's.
     """
-    digest = model_digest(model, True)
-    if trajectory.model != digest:
-        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
-                              f"{digest[:SHOWN]}. Connect the model that the clip was inverted with, without the edit's LoRAs.")
+    if not made_by(trajectory.model, model, True):
+        given = model_digest(model, True, fresh=False)
+        raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is {given[:SHOWN]}. "
+                              "Connect the model that the clip was inverted with, without the edit's LoRAs.")
     record = AttentionRecord(folder, kind, budget, record_source(trajectory))
     steps = Steps(trajectory.steps)
     try:

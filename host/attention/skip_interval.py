@@ -22,13 +22,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...core.attention.injection import Masks
 from ...core.edm import step_position
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
 from ..source import conditioning_of
 from . import injection
-from .injection_run import SOURCE, MatchRun, Plan, ReadOut, evaluate_matched
+from .injection_run import SOURCE, InjectionRun, Plan, ReadOut, evaluate
 from .record import Recorder
 from .watched import watch_attention
 
@@ -138,7 +139,7 @@ class _EditRun(_Run):
     def __init__(self, past: PastEdit, plan: Plan | None):
         super().__init__()
         self.past, self.source_levels = past, past.source.levels
-        self.matching = None if plan is None else MatchRun(replace(plan, read_out=ReadOut()), past.states.shape[1])
+        self.injection = None if plan is None else InjectionRun(replace(plan, read_out=ReadOut()), past.states.shape[1])
 
     def step_of(self, sigma: float, source: bool) -> int:
         if source:
@@ -153,12 +154,12 @@ class _EditRun(_Run):
         # In a pass of the source alone `given` has one entry; the edit's own passes are still to come.
         both = [self.conds[0], self.conds[1] if guided or len(given) == 1 else None]
         level = torch.full((len(state),), self.past.source.sigmas[step], device=x.device)
-        evaluate_matched(executor, network, both, state, level, _with(options, **{keys.RUN: self.matching}))
+        evaluate(executor, network, both, state, level, _with(options, **{keys.RUN: self.injection}))
 
     def close(self) -> None:
         super().close()
-        if self.matching is not None:
-            self.matching.close()
+        if self.injection is not None:
+            self.injection.close()
 
 
 def _processed(model: Any, positive: list, negative: list | None, state: Tensor) -> list:
@@ -250,5 +251,5 @@ def remember_edit(model: ModelPatcher, past: PastEdit) -> ModelPatcher:
     found, plan = injection.read_out_of(model), None
     if found is not None:
         # The past follows its own source through the later clip's patches, whose gate says where LoRAs act.
-        plan = replace(found[1], trajectory=past.source, record=None, change=None, stay=None)
+        plan = replace(found[1], trajectory=past.source, record=None, masks=Masks())
     return _attach(model, _PastEdit(past, plan))

@@ -17,7 +17,9 @@ from ...core.inversion.euler import invert_euler
 from ...core.inversion.schedule import inversion_levels
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from ..conditioning import check_latent
-from ..network import model_digest, svd_layout
+from ..earlier import sampled_digest
+from ..identity import model_digest
+from ..network import svd_layout
 from ..source import source_of
 from .kept import Start, run_kept
 
@@ -45,7 +47,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: 
     except ValueError as error:
         raise TrajectoryError(f"'sigmas' cannot be inverted: {error}. Connect Karras Scheduler or Basic "
                               "Scheduler.") from error
-    start = Start(samples, levels_down, source, model_digest(model, patched=True))
+    start = Start(samples, levels_down, source, model_digest(model, patched=True), sampled_digest(model, patched=True))
     return run_kept(model, positive, start, levels, invert_euler, folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.inversion import trajectory
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
+from ..identity import patches_of
 from ..source import run_source
 
 # (model, state, ascending levels, extra arguments, callback after each step, first step) -> last state
@@ -24,12 +26,13 @@ Integrate = Callable[[Any, Tensor, Tensor, dict, Callable[[dict], None], int], T
 
 class Start(NamedTuple):
     """What an inversion starts from: latents (T, 4, h, w) as a LATENT holds them, the sampling's levels (descending), the
-    source's conditioning, the network's digest."""
+    source's conditioning, the network's digest, and the digest that an earlier version would have used."""
 
     latents: Tensor
     sigmas: tuple[float, ...]
     source: SourceConditioning
     model: str
+    earlier: str = ""
 
 
 def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[float], integrate: Integrate,
@@ -43,13 +46,13 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
             None keeps nothing.
 
     Raises:
-        TrajectoryError: the result has values that are not finite.
+        TrajectoryError: a step gave values that are not finite.
     """
     states = torch.zeros(len(levels), *start.latents.shape)
     first, partial = 0, None
     if folder is not None:
-        name = trajectory.identity(start.model, start.source, start.sigmas, start.latents)[:32]
-        partial = folder / f"{name}{PARTIAL}.safetensors"
+        partial = _partial(model, start, folder)
+    if partial is not None:
         first = _resume(partial, states)
     keep = partial is not None
     preview = latent_preview.prepare_callback(model, len(levels) - 1)
@@ -62,6 +65,11 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
         def after(step: dict) -> None:
             nonlocal keep
             states[step["i"] + 1] = step["next"].cpu()
+            if not torch.isfinite(states[step["i"] + 1]).all():
+                if partial is not None:
+                    remove(partial)
+                raise TrajectoryError(f"step {step['i'] + 1} of the inversion produced inf or NaN. Load the model with "
+                                      "weight_dtype fp32 or bf16, or use more steps.")
             if keep:
                 done = Trajectory(states[:step["i"] + 2], start.sigmas, start.source, start.model)
                 keep = _keep(partial, done)
@@ -74,10 +82,25 @@ def run_kept(model: ModelPatcher, positive: list, start: Start, levels: list[flo
     run_source(model, positive, start.latents, levels, sampler, preview)
     if partial is not None:
         remove(partial)
-    if not torch.isfinite(states).all():
-        raise TrajectoryError("the inversion has left the range of numbers. Load the model with weight_dtype fp32 "
-                              "or bf16, or use more steps.")
     return Trajectory(states, start.sigmas, start.source, start.model)
+
+
+def _partial(model: ModelPatcher, start: Start, folder: Path) -> Path | None:
+    """Where an inversion keeps what is done so far; None if no name could tell it from another one."""
+    patches = patches_of(model)
+    if patches.unknown:
+        report.warn(f"this inversion cannot be resumed if it is interrupted, as 'model' carries patches by other nodes that cannot "
+                    f"be identified ({', '.join(patches.unknown)}).")
+        return None
+
+    def path(network: str) -> Path:
+        return folder / f"{trajectory.identity(network, start.source, start.sigmas, start.latents)[:32]}{PARTIAL}.safetensors"
+
+    partial, earlier = path(start.model + patches.digest), path(start.earlier)
+    if start.earlier and not patches.digest and not partial.exists() and earlier.is_file():
+        with contextlib.suppress(OSError):  # it starts from the beginning then
+            earlier.replace(partial)
+    return partial
 
 
 def _resume(path: Path, states: Tensor) -> int:

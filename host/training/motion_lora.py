@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,10 @@ from ...core.video import geometry
 from ..attention.skip_interval import Memory
 from ..attention.watched import watch_plain
 from ..conditioning import clip_embedding
-from ..network import model_digest, multiple, svd_layout
+from ..earlier import sampled_digest
+from ..identity import model_digest, part_of, weights_of
+from ..network import multiple, svd_layout
+from ..report import warn
 from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet
 from .network import DTYPES, TrainingNetwork
@@ -83,11 +87,25 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
     return objective.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone())
 
 
-def key(inputs: MotionInputs, settings: MotionSettings) -> str:
-    """A digest of everything that decides the result: models, frames, settings. For folders of runs."""
-    return digest(model_digest(inputs.model, True), inputs.vae.first_stage_model.state_dict(),
-                  inputs.clip_vision.model.state_dict(), {"frames": inputs.frames}, settings.identity(),
-                  settings.steps, settings.learning_rate, settings.seed)
+def folder_of(inputs: MotionInputs, settings: MotionSettings, runs: Path) -> Path:
+    """A run's folder, named after everything that decides its result. One that an earlier version made is taken over.
+
+    Where a model carries something that cannot be identified it is a new folder each time.
+    """
+    parts = [weights_of(inputs.model), part_of(inputs.vae), part_of(inputs.clip_vision)]
+    given = [{"frames": inputs.frames}, settings.identity(), settings.steps, settings.learning_rate, settings.seed]
+    unknown = [name for part in parts for name in part.unknown]
+    if unknown:
+        warn(f"the models carry patches by other nodes that cannot be identified ({', '.join(unknown)}), so no earlier run can be "
+             "continued, nor this one later.")
+        return runs / digest(uuid.uuid4())
+    folder = runs / digest(*(part.digest for part in parts), *given)
+    if runs.is_dir() and not folder.exists():
+        earlier = runs / digest(sampled_digest(inputs.model, True), inputs.vae.first_stage_model.state_dict(),
+                                inputs.clip_vision.model.state_dict(), *given)
+        if earlier.is_dir():
+            earlier.rename(folder)
+    return folder
 
 
 def make_network(model: ModelPatcher, settings: MotionSettings, watched: bool = False) -> TrainingNetwork:
@@ -154,7 +172,8 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, callbacks:
     clip = prepare(inputs, settings)
     network = make_network(inputs.model, settings, past is not None)
     identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
-                "model": model_digest(inputs.model, True)}
+                "model": sampled_digest(inputs.model, True),  # all that states of earlier versions tell
+                "network": model_digest(inputs.model, True, fresh=False)}
     before = None
     if past is not None:
         identity["past"] = digest({"states": past.states})
@@ -193,7 +212,7 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
         ValueError: clip, models or state do not fit.
         NonFinite: the last good state is kept.
     """
-    folder = runs / key(inputs, settings)
+    folder = folder_of(inputs, settings, runs)
     progress = Progress(folder, settings.steps)
 
     def made(callbacks: RunCallbacks) -> tuple[dict[str, Tensor], RunResult]:

@@ -16,7 +16,7 @@ from ...core.finite import BY_VAE, check_finite
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
 from ..attention.inflated import is_inflated, network_digest
-from ..network import model_digest
+from ..identity import model_digest
 from .inflated import InflatedNetwork, copy_of
 from .run import SILENT, RunCallbacks, RunResult, Task, differentiable
 from .run import run as run_task

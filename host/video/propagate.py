@@ -17,12 +17,15 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
+from ...core.finite import check_finite
 from ...core.video import drift, geometry
 from ...core.video.clips import ClipPlan, joined
 from ...core.video.store import Store
 from ..conditioning import ClipStart
 from ..network import multiple, svd_layout
-from .stages import CARRIES, LORAS, Footage, Models, Settings, Stages
+from ..vae import BY_SENDER
+from .kept import Models
+from .stages import CARRIES, LORAS, Footage, Settings, Stages
 
 __all__ = ["CARRIES", "LORAS", "Job", "Models", "Result", "Settings"]
 SAME_SHAPE = 0.02  # relative difference of aspect ratios that the edited frame may have
@@ -101,10 +104,13 @@ def check_inputs(frames: Tensor, edited: Tensor, plan: ClipPlan, settings: Setti
 
     Raises:
         ValueError: the text names the node's input and the values.
+        NotFinite: inf or NaN in the pictures.
     """
     if settings.height % step or settings.width % step:
         raise ValueError(f"{settings.width} x {settings.height} pixels do not fit this network; width and height must "
                          f"be multiples of {step}.")
+    for name, pictures in (("frames", frames), ("edited", edited)):
+        check_finite(f"'{name}'", {"pixels": pictures}, BY_SENDER)
     if plan.frames[-1] >= len(frames):
         raise ValueError(f"the plan uses frame {plan.frames[-1]}, 'frames' has {len(frames)}. Make the plan from the "
                          "same frames.")

@@ -8,10 +8,8 @@ Legend: N frames of the video, T of a clip, h w latent size; pictures are at wor
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.samplers
@@ -19,10 +17,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...core.digest import digest
+from ...core.atomic import remove
 from ...core.edm import karras_sigmas
-from ...core.inversion import condition, sarp, trajectory
+from ...core.inversion import condition, sarp
+from ...core.inversion.trajectory import Trajectory
 from ...core.training.motion_lora.presets import MotionSettings
+from ...core.training.state import StateError
 from ...core.video import drift
 from ...core.video.clips import ClipPlan
 from ...core.video.store import Store
@@ -31,10 +31,11 @@ from ..attention import injection, skip_interval
 from ..attention.injection_run import Settings as InjectionSettings
 from ..conditioning import ClipStart, MicroConds, edited_conditioning, source_conditioning
 from ..inversion import edm
-from ..network import model_digest
 from ..training import motion_lora
 from ..training.run import RunCallbacks
+from ..vae import decode
 from ..weights.motion_lora import with_lora
+from .kept import Kept, Key, Keys, Models, Trajectories
 
 LORAS = ("one for all clips", "one a clip", "none")
 CARRIES = ("latent", "pixels")
@@ -71,14 +72,6 @@ class Settings:
         return MicroConds(fps_id, self.motion_bucket, self.augmentation)
 
 
-class Models(NamedTuple):
-    """What a job runs on; only read."""
-
-    model: ModelPatcher
-    clip_vision: Any
-    vae: Any
-
-
 @dataclass(frozen=True)
 class Footage:
     """A video at working size and its edited first frame.
@@ -111,67 +104,64 @@ class Stages:
     """
 
     def __init__(self, models: Models, footage: Footage, settings: Settings, store: Store, told: Callable[[str], None]):
-        self.models, self.footage, self.settings, self.store, self.told = models, footage, settings, store, told
-        self.model_key = digest(model_digest(models.model, True), models.vae.first_stage_model.state_dict(),
-                                models.clip_vision.model.state_dict())
-        self._first_inversion: trajectory.Trajectory | None = None
+        self.models, self.footage, self.settings, self.told = models, footage, settings, told
+        self.keys, self.kept, self.trajectories = Keys(models), Kept(store, told), Trajectories(store, told)
+        if self.keys.refusal():
+            told(self.keys.refusal())
+        self._lora: tuple[int, dict[str, Tensor]] = -1, {}
+        self._first_inversion: Trajectory | None = None
         self._first_states: Tensor | None = None
 
     # ---- motion LoRA ----
 
     def lora(self, number: int) -> dict[str, Tensor]:
-        """The motion LoRA that a clip is edited with."""
-        settings = self.settings
-        which = number if settings.lora == LORAS[1] else 0
-        motion = replace(settings.motion, height=settings.height, width=settings.width)
-        past = self._past(which)
-        key = digest(self.model_key, {"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
-                     motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
-        found = self._found("lora", key, f"clip {which + 1}: motion LoRA", motion_lora.usable)
-        if found is not None:
-            return found
+        """The motion LoRA that a clip is edited with. The last one stays in memory."""
+        which = number if self.settings.lora == LORAS[1] else 0
+        if self._lora[0] != which:
+            past = self._past(which)
+            motion = replace(self.settings.motion, height=self.settings.height, width=self.settings.width)
+            key = self.keys.of_training({"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
+                                        motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
+            self._lora = which, self.kept.result("lora", key, f"clip {which + 1}: motion LoRA",
+                                                 lambda: self._trained(which, key, motion, past),
+                                                 usable=motion_lora.usable)
+        return self._lora[1]
+
+    def _trained(self, which: int, key: Key, motion: MotionSettings, past: Trajectory | None) -> dict[str, Tensor]:
         inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
         bar = report.Steps(motion.steps)
         callbacks = RunCallbacks(mm.throw_exception_if_processing_interrupted, stepped=lambda step: bar.show(step.step))
-        finished = motion_lora.run(inputs, motion, self.store.folder / f"training-{key}", callbacks, past)
-        self.store.put("lora", key, finished.tensors)
+        with self.kept.folder("training", key) as folder:
+            try:
+                finished = motion_lora.run(inputs, motion, folder, callbacks, past)
+            except StateError as error:  # its states are damaged; nothing else could be done about them than what is done here
+                self.told(f"clip {which + 1}: {error} The motion LoRA is trained from the beginning.")
+                remove(folder)
+                finished = motion_lora.run(inputs, motion, folder, callbacks, past)
         self.told(f"clip {which + 1}: motion LoRA trained, {finished.steps} steps")
         return finished.tensors
 
     # ---- inversion ----
 
-    def inversion(self, number: int) -> trajectory.Trajectory:
+    def inversion(self, number: int) -> Trajectory:
         """The trajectory of a clip's source. Clip 0's stays in memory, as every later clip may need it."""
         if number == 0 and self._first_inversion is not None:
             return self._first_inversion
-        settings, clip, past = self.settings, self.footage.clip(number), self._past(number)
-        key = digest(self.model_key, {"frames": clip}, settings.steps, settings.sarp_threshold, settings.sarp_scale,
-                     settings.augmentation, settings.motion_bucket, settings.seed, number,
-                     {} if past is None else {"past": past.states[-1]})
-        found = self._kept_inversion(number, key)
-        if found is None:
-            found = self._inverted(number, key, past)
+        settings, past = self.settings, self._past(number)
+        key = self.keys.of_sampling({"frames": self.footage.clip(number)}, settings.steps, settings.sarp_threshold,
+                                    settings.sarp_scale, settings.augmentation, settings.motion_bucket, settings.seed, number,
+                                    {} if past is None else {"past": past.states[-1]})
+        found = self.kept.result("inversion", key, f"clip {number + 1}: inversion", lambda: self._inverted(number, key, past),
+                                 self.trajectories)
         if number == 0:
             self._first_inversion = found
         return found
 
-    def _past(self, number: int) -> trajectory.Trajectory | None:
+    def _past(self, number: int) -> Trajectory | None:
         """Clip 0's trajectory where a clip sees its keys and values."""
         return self.inversion(0) if number and self.settings.skip_interval else None
 
-    def _kept_inversion(self, number: int, key: str) -> trajectory.Trajectory | None:
-        path = self.store.path("inversion", key)
-        if not path.is_file():
-            return None
-        try:
-            found = trajectory.load(path)
-        except trajectory.TrajectoryError as error:
-            self.told(f"clip {number + 1}: {error} It is inverted again.")
-            return None
-        self.told(f"clip {number + 1}: inversion taken from the disk")
-        return found
-
-    def _inverted(self, number: int, key: str, past: trajectory.Trajectory | None) -> trajectory.Trajectory:
+    def _inverted(self, number: int, key: Key, past: Trajectory | None) -> Trajectory:
         settings, models = self.settings, self.models
         generator = torch.Generator().manual_seed(settings.seed + number)
         pictures, _ = sarp.perturb_frames(self.footage.clip(number), generator, settings.sarp_threshold, settings.sarp_scale)
@@ -179,11 +169,10 @@ class Stages:
         positive, latents = source_conditioning(models.clip_vision, models.vae, pictures,
                                                 settings.numbers(condition.FPS_INVERSION), noise)
         model = models.model if past is None else skip_interval.remember_inversion(models.model, past)
-        # What an interrupted inversion leaves does not say what it remembered, so it has a folder of its own.
-        partial = self.store.folder / f"inverting-{key}"
-        found = edm.invert(model, positive, {"samples": latents}, self.sigmas(), partial)
-        shutil.rmtree(partial, ignore_errors=True)
-        trajectory.save(self.store.path("inversion", key), found)
+        with self.kept.folder("inverting", key) as folder:
+            found = edm.invert(model, positive, {"samples": latents}, self.sigmas(), folder if key.name else None)
+            if key.name:
+                remove(folder)
         self.told(f"clip {number + 1}: inverted, {settings.steps} steps")
         return found
 
@@ -204,18 +193,15 @@ class Stages:
         lora = None if settings.lora == LORAS[2] else self.lora(number)
         source = self.inversion(number)
         begun = {n: t for n, t in start._asdict().items() if t is not None}
-        key = digest(self.model_key, {"start": begun, "first": self.footage.edited, "states": source.states[-1]}, lora or {},
-                     {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number, DRAW)
-        found = self._found("edit", key, f"clip {number + 1}: edit")
-        if found is None:
-            found = self._edited(number, start, source, lora)
-            self.store.put("edit", key, found, {"clip": str(number + 1)})
-            self.told(f"clip {number + 1}: edited, {settings.steps} steps")
+        key = self.keys.of_sampling(
+            {"start": begun, "first": self.footage.edited, "states": source.states[-1]}, lora or {},
+            {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number, DRAW, changed=True)
+        found = self.kept.result("edit", key, f"clip {number + 1}: edit", lambda: self._edited(number, start, source, lora))
         if number == 0:
             self._first_states = found.get("states")
         return found
 
-    def _edited(self, number: int, start: ClipStart, source: trajectory.Trajectory,
+    def _edited(self, number: int, start: ClipStart, source: Trajectory,
                 lora: dict[str, Tensor] | None) -> dict[str, Tensor]:
         settings, first = self.settings, number == 0
         past = self._past_edit() if settings.skip_interval and not first else None
@@ -233,20 +219,20 @@ class Stages:
         latents = comfy.sample.sample_custom(
             model, torch.zeros_like(samples), settings.guidance, comfy.samplers.sampler_object("euler"), self.sigmas(), positive,
             negative, samples, callback=stepped, disable_pbar=True, seed=settings.seed)
-        mm.throw_exception_if_processing_interrupted()
-        frames = self.models.vae.decode(latents).float().cpu()
+        frames = decode(self.models.vae, latents)
         if settings.colour_match and not first:
             frames = drift.match_colour(frames, self.footage.expected_colours(number), settings.colour_match)
-        done = {"latents": latents.float().cpu(), "frames": (frames.clamp(0, 1) * 255).round().byte().cpu()}
+        self.told(f"clip {number + 1}: edited, {settings.steps} steps")
+        done = {"latents": latents.float().cpu(), "frames": (frames.clamp(0, 1) * 255).round().byte()}
         return {**done, "states": torch.stack(states)} if states else done
 
-    def _model(self, source: trajectory.Trajectory, lora: dict[str, Tensor] | None,
+    def _model(self, source: Trajectory, lora: dict[str, Tensor] | None,
                past: skip_interval.PastEdit | None) -> ModelPatcher:
         settings, model = self.settings, self.models.model
         if lora is not None:
             model = with_lora(model, lora, settings.lora_strength)
         if settings.matching:
-            model = injection.match_attention(model, source, settings.match)
+            model = injection.inject_attention(model, source, settings.match)
         if past is not None:
             model = skip_interval.remember_edit(model, past)
         return linear_guidance(model, 1.0)
@@ -264,17 +250,6 @@ class Stages:
         noise = condition.latent_noise(settings.height // 8, settings.width // 8, generator)
         anchor = (self.footage.edited, settings.anchor) if settings.anchor and number else None
         return edited_conditioning(models.clip_vision, models.vae, start, settings.numbers(settings.fps - 1), noise, anchor)
-
-    def _found(self, stage: str, key: str, name: str,
-               usable: Callable[[dict[str, Tensor]], bool] = lambda _: True) -> dict[str, Tensor] | None:
-        found = self.store.get(stage, key)
-        if found is None:
-            return None
-        if not usable(found):
-            self.told(f"{name} on the disk cannot be used and is made again")
-            return None
-        self.told(f"{name} taken from the disk")
-        return found
 
 
 def linear_guidance(model: ModelPatcher, lowest: float) -> ModelPatcher:

@@ -288,8 +288,8 @@ def test_presets_and_masks(pack, nodes, loaded, source):
     assert betas == {"local edit": (0.5, 0.8), "global style": (0.8, 0.9), "large shape change": (0.4, 0.5),
                      "custom": (0.1, 0.2)}
     assert plan(preset="custom").settings.thresholds == (0.35, 0.6)
-    assert plan(preset="custom", stay_mask=torch.zeros(1, 64, 64)).stay is None  # Load Image's empty mask
-    assert plan(preset="custom", stay_mask=torch.ones(1, 64, 96)).stay.shape == (1, 64, 96)
+    assert plan(preset="custom", stay_mask=torch.zeros(1, 64, 64)).masks.stay is None  # Load Image's empty mask
+    assert plan(preset="custom", stay_mask=torch.ones(1, 64, 96)).masks.stay.shape == (1, 64, 96)
     with pytest.raises(ValueError, match="'change_mask' is 64 x 64 pixels, the clip 48 x 32"):
         plan(preset="custom", change_mask=torch.ones(1, 64, 64))
     with pytest.raises(ValueError, match="beta_1 0.9 is after beta_2 0.2"):

@@ -184,6 +184,44 @@ def test_a_cancelled_job_goes_on(job, output, monkeypatch):
     assert torch.equal(job()[0], whole)
 
 
+@pytest.mark.parametrize("evaluation", [1, 4, 9, 20])
+def test_cancelled_inside_a_sampler(job, output, monkeypatch, evaluation):
+    """In an evaluation of an inversion's or an edit's network: the host raises where it looks next."""
+    import comfy.model_base
+    import comfy.model_management as mm
+
+    whole = job(lora="none")[0]
+    (output / "framepainter_video").rename(output / "kept")
+    seen, apply = [], comfy.model_base.BaseModel._apply_model
+
+    def counted(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == evaluation:
+            mm.interrupt_current_processing()
+        return apply(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(mm.InterruptProcessingException):
+        patched.setattr(comfy.model_base.BaseModel, "_apply_model", counted)
+        job(lora="none")
+    assert len(seen) <= evaluation + 2, "goes on after a cancel"
+    assert not mm.processing_interrupted()
+    assert torch.equal(job(lora="none")[0], whole)
+    left = [p.name for p in (output / "framepainter_video").rglob("*") if not p.name.endswith(".safetensors")]
+    assert left == [], "nothing half done is left behind"
+
+
+def test_a_clock_that_jumps(job, output, monkeypatch):
+    import itertools
+    import time
+
+    whole = job()[0]
+    (output / "framepainter_video").rename(output / "kept")
+    jumps = itertools.cycle([0.0, 4e9, -1e6, 1.0])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    assert torch.equal(job()[0], whole)
+    assert job()[2].count("taken from the disk") >= 3
+
+
 def test_a_damaged_stage_is_made_again(job, output):
     whole = job()[0]
     for path in (output / "framepainter_video").glob("*.safetensors"):
@@ -197,6 +235,119 @@ def test_a_damaged_stage_is_made_again(job, output):
     again, _, report = job()
     assert torch.equal(again, whole)
     assert not half.exists() and other.exists(), "a living process' partial file is its own"
+
+
+def test_four_hundred_zeroed_bytes_in_any_stage(job, output):
+    whole = job()[0]
+    paths = list((output / "framepainter_video").glob("*.safetensors"))
+    for path in paths:
+        data = path.read_bytes()
+        path.write_bytes(data[:-600] + bytes(400) + data[-200:])
+    again, _, report = job()
+    assert torch.equal(again, whole) and all(f"{path.name}' is damaged" in report for path in paths)
+    again, _, report = job()
+    assert torch.equal(again, whole) and "damaged" not in report and "edited" not in report
+
+
+def test_empty_files_do_not_block_a_job(job, output):
+    whole = job()[0]
+    folder = output / "framepainter_video"
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"")
+    for path in folder.glob("training-*/state-*/*"):
+        path.write_bytes(b"")
+    for path in folder.glob("training-*/stats.jsonl"):
+        path.write_text("{torn")
+    again, _, report = job()
+    assert torch.equal(again, whole) and "The motion LoRA is trained from the beginning" in report
+
+
+def patched(model, how: str):
+    """A model that computes something else, with the same sampled values of the same weights."""
+    clone = model.clone()
+    if how == "core's node":
+        from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
+
+        return ModelSamplingContinuousEDM().patch(model, "eps", 700.0, 0.002)[0]
+    if how == "weight patch":
+        name = "diffusion_model.out.2.bias"
+        clone.add_patches({name: (torch.full((4,), 0.5),)}, 1.0)
+    if how == "other node's wrapper":
+        clone.set_model_unet_function_wrapper(lambda apply, args: 0.9 * apply(args["input"], args["timestep"], **args["c"]))
+    if how == "other node's object":
+        layer = model.get_model_object("diffusion_model.out.2")
+        clone.add_object_patch("diffusion_model.out.2.forward", lambda x: 0.5 * type(layer).forward(layer, x))
+    return clone
+
+
+@pytest.mark.parametrize("how", ["core's node", "weight patch", "other node's wrapper", "other node's object"])
+def test_a_model_patched_otherwise_is_another_model(job, loaded, output, how):
+    """Its job neither takes the first model's stages nor leaves it its own; what cannot be identified is said."""
+    settings = {"lora": "none", "skip_interval": False}
+    plain = job(**settings)[0]
+    kept = files(output)
+    other, _, report = job(model=patched(loaded.model, how), **settings)
+    assert (other - plain).abs().max() > 1e-4 and "from the disk\n" not in report
+    known = how in ("core's node", "weight patch")
+    assert files(output) == ({n: 2 * count for n, count in kept.items()} if known else kept)
+    assert ("cannot be identified (" in report) != known
+    assert torch.equal(job(model=patched(loaded.model, how), **settings)[0], other)
+    again, _, report = job(**settings)
+    assert torch.equal(again, plain) and "edited" not in report
+
+
+def test_a_value_that_is_not_sampled_counts(job, loaded, output):
+    plain = job(lora="none")[0]
+    weight = loaded.model.model.diffusion_model.out[2].weight
+    with torch.inference_mode():
+        before = weight.data.view(-1)[1].clone()
+        assert weight.numel() // 64 > 1, "every value is sampled"
+        weight.data.view(-1)[1] += 1.0
+        try:
+            other = job(lora="none")[0]
+        finally:
+            weight.data.view(-1)[1] = before
+    assert (other - plain).abs().max() > 1e-4 and torch.equal(job(lora="none")[0], plain)
+
+
+def test_a_lora_is_kept_where_only_sampling_is_unknown(job, loaded, output):
+    """Training sees the weights alone."""
+    report = job(model=patched(loaded.model, "other node's wrapper"))[2]
+    assert files(output) == {"lora": 1} and "motion LoRAs are" in report and report.count("trained") == 1
+    assert "clip 1: motion LoRA taken from the disk" in job()[2]
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_nan_of_the_vae_ends_the_job_and_is_not_kept(job, loaded, output, monkeypatch, way):
+    settings = {"lora": "none"}
+    right = job(**settings)[0]
+    (output / "framepainter_video").rename(output / "right")
+    whole = getattr(loaded.vae, way)
+
+    def broken(x):
+        out = whole(x).clone()
+        out[-1, 1, 2, 0] = float("nan")
+        return out
+
+    made = {"encode": "encoded latents", "decode": "decoded pictures"}[way]
+    said = f"Propagate Edit: .* cannot be used: inf or NaN in its {made}. A VAE may overflow"
+    with monkeypatch.context() as sick, pytest.raises(ValueError, match=said):
+        sick.setattr(loaded.vae, way, broken)
+        job(**settings)
+    assert files(output).get("edit", 0) == 0
+    assert torch.equal(job(**settings)[0], right)
+
+
+def test_nan_in_the_pictures_is_named(pack, loaded, frames, plan, tmp_path):
+    """Below the node, which takes them for black and says so."""
+    bad = frames.clone()
+    bad[5, 3, 4, 1] = float("nan")
+    propagate = pack("host.video.propagate")
+    models, settings = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae), propagate.Settings(32, 48, fps=8.0)
+    with pytest.raises(ValueError, match="'frames' cannot be used: inf or NaN in its pixels"):
+        propagate.Job(models, bad, frames[:1], plan, settings, tmp_path)
+    with pytest.raises(ValueError, match="'edited' cannot be used: inf or NaN in its pixels"):
+        propagate.Job(models, frames, bad[5:6], plan, settings, tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "none"}, {"matching": "off"}, {"carry": "pixels"},
@@ -241,3 +392,4 @@ def test_killed_twenty_times(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["moments"]) == 20 and found["equal"] and all(found["equal"])
     assert len({tuple(m) for m in found["moments"]}) >= 4, "always killed in the same stage"
+    assert found["together"] == {"different": 0, "trained": 3, "inverted": 3, "edited": 3}, "two jobs on one folder"

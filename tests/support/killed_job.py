@@ -34,6 +34,7 @@ def main() -> None:
     load = tools_pack.open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
     tiny = module("framepainter_tests_tiny", ROOT / "tests" / "support" / "tiny.py")
     import torch
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(1)  # threads do not survive a fork
@@ -53,7 +54,7 @@ def main() -> None:
             loaded = load("host.weights.loading").load(path, None, None, torch.float32)
             models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
             made = propagate.Job(models, frames, 1 - frames[:1], plan, settings, place).run()
-        save_file({"frames": made.frames.clone()}, str(result))
+        save_file({"frames": made.frames.clone()}, str(result), metadata={"stages": "\n".join(made.stages)})
 
     def start(place: Path, result: Path) -> int:
         number = os.fork()
@@ -75,6 +76,20 @@ def main() -> None:
     assert ended(start(folder / "whole", folder / "whole.safetensors")) == 0
     whole_time = time.monotonic() - begun
     whole = load_file(str(folder / "whole.safetensors"))["frames"]
+
+    def two_at_once() -> dict[str, int]:
+        """Two jobs on one folder: how often each stage was made, and how many results differ from the whole job's."""
+        results = [folder / f"together_{n}.safetensors" for n in range(2)]
+        for number in [start(folder / "together", result) for result in results]:
+            assert ended(number) == 0
+        lines = ""
+        for result in results:
+            with safe_open(str(result), "pt") as file:
+                lines += file.metadata()["stages"] + "\n"
+        others = sum(not torch.equal(load_file(str(r))["frames"], whole) for r in results)
+        return {"different": others, **{word: lines.count(f"{word}, ") for word in ("trained", "inverted", "edited")}}
+
+    together = two_at_once()
     dice, moments, equal, place, result = random.Random(0), [], [], folder / "killed", folder / "killed.safetensors"
 
     def compare() -> None:
@@ -106,7 +121,7 @@ def main() -> None:
             compare()
     assert ended(start(place, result)) == 0
     compare()
-    print(json.dumps({"equal": equal, "seconds": whole_time, "moments": moments}))
+    print(json.dumps({"together": together, "equal": equal, "seconds": whole_time, "moments": moments}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Matched attention against the materialised maps of the paper's equations, and its record."""
+"""Attention injection against the materialised maps of the paper's equations, and its record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T, L, N, D = 3, 37, 2, 8
 
 
 @pytest.fixture(scope="module")
-def matched(pack):
+def core(pack):
     return pack("core.attention.injection")
 
 
@@ -20,6 +20,11 @@ def tensors():
     # Half of the queries nearly agree, so that both sides of a threshold are met.
     q0[:, ::2], k0 = q[:, ::2] + 0.1 * q0[:, ::2], k + 0.1 * k0
     return q, k, v, q0, k0
+
+
+def inject(core, tensors, thresholds, change=None, stay=None, **settings):
+    q, k, v, q0, k0 = tensors
+    return core.injected_attention(q, k, v, core.SourceQK(q0, k0), N, thresholds, core.Masks(change, stay), **settings)
 
 
 def maps(q, k):
@@ -40,16 +45,16 @@ def materialised(q, k, v, q0, k0, thresholds, change=None, stay=None):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7 * 3 * 4 * N * L, 1 << 20])  # a query at a time, 7, all
-def test_is_the_materialised_form(matched, tensors, chunk_bytes):
+def test_is_the_materialised_form(core, tensors, chunk_bytes):
     thresholds = [0.1, 0.3, 2.0]
     expected = materialised(*tensors, thresholds)
     assert 0.1 < float((expected[2] == 1).float().mean()) < 0.9
-    found = matched.matched_attention(*tensors, N, thresholds, chunk_bytes=chunk_bytes)
+    found = inject(core, tensors, thresholds, chunk_bytes=chunk_bytes)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=2e-6)
 
 
-def test_two_fused_attentions_are_the_same(matched, tensors):
+def test_two_fused_attentions_are_the_same(core, tensors):
     def attention(q, k, v, heads):
         return (maps(q, k) @ v.unflatten(-1, (N, D)).transpose(1, 2)).transpose(1, 2).flatten(2)
 
@@ -57,29 +62,30 @@ def test_two_fused_attentions_are_the_same(matched, tensors):
         return (maps(q, k) - maps(q0, k0)).abs().sum(-1).mean(1) / 2
 
     stay = torch.rand(1, L)
-    found = matched.matched_attention_fused(*tensors, N, [0.2] * T, attention, total_variation, stay=stay)
+    found = core.injected_attention_fused(*tensors[:3], core.SourceQK(*tensors[3:]), N, [0.2] * T, attention, total_variation,
+                                          core.Masks(stay=stay))
     for a, b in zip(found, materialised(*tensors, [0.2] * T, stay=stay), strict=True):
         assert torch.allclose(a, b, atol=2e-6)
 
 
-def test_masks_force_either_map(matched, tensors):
+def test_masks_force_either_map(core, tensors):
     q, k, v, q0, k0 = tensors
     ones = torch.ones(1, L)
     own = (maps(q, k) @ v.unflatten(-1, (N, D)).transpose(1, 2)).transpose(1, 2).flatten(2)
     source = (maps(q0, k0) @ v.unflatten(-1, (N, D)).transpose(1, 2)).transpose(1, 2).flatten(2)
     for thresholds in ([0.0] * T, [2.0] * T):
-        assert torch.allclose(matched.matched_attention(*tensors, N, thresholds, change=ones).out, own, atol=2e-6)
-        assert torch.allclose(matched.matched_attention(*tensors, N, thresholds, stay=ones).out, source, atol=2e-6)
-    assert torch.allclose(matched.matched_attention(*tensors, N, [0.0] * T).out, own, atol=2e-6)
+        assert torch.allclose(inject(core, tensors, thresholds, change=ones).out, own, atol=2e-6)
+        assert torch.allclose(inject(core, tensors, thresholds, stay=ones).out, source, atol=2e-6)
+    assert torch.allclose(inject(core, tensors, [0.0] * T).out, own, atol=2e-6)
 
 
-def test_equal_maps_have_no_difference(matched, tensors):
+def test_equal_maps_have_no_difference(core, tensors):
     q, k, v, _, _ = tensors
-    found = matched.matched_attention(q, k, v, q, k, N, [0.35] * T)
+    found = inject(core, (q, k, v, q, k), [0.35] * T)
     assert found.difference.max() == 0 and found.weight.max() == 0
 
 
-def test_no_map_of_all_tokens_is_ever_made(matched):
+def test_no_map_of_all_tokens_is_ever_made(core):
     """At 4096 tokens a map is 67 MB a head; nothing larger than the chunk may be made."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,30 +101,49 @@ def test_no_map_of_all_tokens_is_ever_made(matched):
 
     q = torch.randn(1, 4096, 16)
     with Watch():
-        matched.matched_attention(q, q, q, q * 1.1, q, 1, [0.35], chunk_bytes=8 << 20)
+        core.injected_attention(q, q, q, core.SourceQK(q * 1.1, q), 1, [0.35], chunk_bytes=8 << 20)
     assert 4 << 20 < largest <= 8 << 20
 
 
-def test_half_precision_inputs(matched, tensors):
+def test_half_precision_inputs(core, tensors):
     halves = [x.bfloat16() for x in tensors]
-    found = matched.matched_attention(*halves, N, [0.35] * T)
+    found = inject(core, halves, [0.35] * T)
     assert found.out.dtype == torch.bfloat16
     expected = materialised(*(x.float() for x in halves), [0.35] * T)
     assert torch.allclose(found.out.float(), expected[0], atol=2e-2)
     assert torch.allclose(found.difference, expected[1], atol=1e-5)
 
 
-def test_thresholds_do_not_reach_the_last(matched):
-    assert matched.frame_thresholds(0.2, 0.6, 5) == pytest.approx([0.2, 0.28, 0.36, 0.44, 0.52])
+def test_thresholds_do_not_reach_the_last(core):
+    assert core.frame_thresholds(0.2, 0.6, 5) == pytest.approx([0.2, 0.28, 0.36, 0.44, 0.52])
 
 
-def test_stage_bounds(matched):
-    assert matched.stage_bounds(0.5, 0.8, 7) == (3, 5) and matched.stage_bounds(0.25, 0.75, 7) == (1, 5)
+def test_temporal_attention_is_the_sources_but_where_a_change_is_asked_for(core):
+    """Each frame of each place on its own."""
+    places, generator = 6, torch.Generator().manual_seed(2)
+    q, k, v, q0, k0 = (torch.randn(places, T, N * D, generator=generator) for _ in range(5))
+
+    def attention(q, k):
+        return core.apply_probabilities(core.temporal_probabilities(q, k, N), v)
+
+    own, source, found = attention(q, k), attention(q0, k0), core.temporal_probabilities(q0, k0, N)
+    change = torch.rand(T, places, generator=generator)
+    mixed = core.inject_temporal(found, v, change, lambda: own)
+    for frame in range(T):
+        for place in range(places):
+            share = change[frame, place]
+            assert torch.allclose(mixed[place, frame], (1 - share) * source[place, frame] + share * own[place, frame], atol=1e-6)
+    assert torch.equal(core.inject_temporal(found, v, None, lambda: pytest.fail("not asked for")), source)
+    assert torch.allclose(core.inject_temporal(found, v, torch.ones(1, places), lambda: own), own)
 
 
-def test_own_probabilities_are_plain_attention(matched):
+def test_stage_bounds(core):
+    assert core.stage_bounds(0.5, 0.8, 7) == (3, 5) and core.stage_bounds(0.25, 0.75, 7) == (1, 5)
+
+
+def test_own_probabilities_are_plain_attention(core):
     q, k, v = (torch.randn(11, 4, N * D) for _ in range(3))
-    found = matched.apply_probabilities(matched.temporal_probabilities(q, k, N), v)
+    found = core.apply_probabilities(core.temporal_probabilities(q, k, N), v)
     expected = torch.nn.functional.scaled_dot_product_attention(*(x.unflatten(-1, (N, D)).transpose(1, 2) for x in (q, k, v)))
     assert torch.allclose(found, expected.transpose(1, 2).flatten(2), atol=1e-6)
 

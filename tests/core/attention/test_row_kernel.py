@@ -66,6 +66,6 @@ def test_a_kernel_that_fails_is_not_tried_again(pack, monkeypatch, caplog):
     monkeypatch.setattr(kernel, "total_variation", broken)
     q, k, v, q0, k0 = (torch.randn(2, 9, 8) for _ in range(5))
     for _ in range(2):
-        found = host._matched((q, k, v), (q0, k0), 2, [0.3, 0.3], None, None, None)
-        assert torch.equal(found.out, host.matched_attention(q, k, v, q0, k0, 2, [0.3, 0.3]).out)
+        found = host._injected((q, k, v), host.SourceQK(q0, k0), 2, [0.3, 0.3], host.Masks(), None)
+        assert torch.equal(found.out, host.injected_attention(q, k, v, host.SourceQK(q0, k0), 2, [0.3, 0.3]).out)
     assert len(calls) == 1 and caplog.text.count("no such instruction") == 1

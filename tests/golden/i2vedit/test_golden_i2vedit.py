@@ -71,7 +71,7 @@ def given_trajectory(pack, model, case: Case):
     reached = t["inverted_latents"] * (sigmas[0] ** 2 + 1).sqrt()
     states = torch.cat([t["source_trajectory"], reached])
     source = pack("host.source").source_of(source_positive(pack, case), len(states[0]))
-    return trajectory.Trajectory(states, tuple(sigmas.tolist()), source, pack("host.network").model_digest(model, True))
+    return trajectory.Trajectory(states, tuple(sigmas.tolist()), source, pack("host.identity").model_digest(model, True))
 
 
 def sarp(case: Case, pack, build) -> None:
@@ -282,7 +282,7 @@ def attention_matched_sampling(case: Case, pack, build) -> None:
     for letter, s in settings:
         for branches in ("one after another", "together") if letter == settings[0][0] else ("one after another",):
             chosen = injection_run.Settings(tuple(s["mask_thr"]), tuple(s["temporal_step_thr"]), branches=branches)
-            matched = matching.match_attention(edit, trajectory, chosen)
+            matched = matching.inject_attention(edit, trajectory, chosen)
             seen, masks = [], {}
             if "mask_layer" in p:
                 _watch_mask(matching, pack, model, p, masks)
@@ -320,16 +320,16 @@ def _watch_mask(matching, pack, model, p, masks) -> None:
             calls.append(1)
         before(self, at, difference, weight, size)
 
-    run = pack("host.attention.injection_run").MatchRun.__init__
+    run = pack("host.attention.injection_run").InjectionRun.__init__
 
     def noted(self, *args):
         run(self, *args)
         masks["thresholds"] = self.thresholds
 
     def undo():
-        pack("host.attention.injection_run").ReadOut.add, pack("host.attention.injection_run").MatchRun.__init__ = before, run
+        pack("host.attention.injection_run").ReadOut.add, pack("host.attention.injection_run").InjectionRun.__init__ = before, run
 
-    pack("host.attention.injection_run").ReadOut.add, pack("host.attention.injection_run").MatchRun.__init__ = add, noted
+    pack("host.attention.injection_run").ReadOut.add, pack("host.attention.injection_run").InjectionRun.__init__ = add, noted
     masks["undo"] = undo
 
 
@@ -337,8 +337,8 @@ def compare_table(pack, matching, model, trajectory, settings, table) -> None:
     """Which temporal layers are replaced at which step, and by which inversion step."""
     names = pack("core.weights.diffusers_svd")
     modules = {a: b for a, b, _ in names.module_table(names.layout_from_comfy(model.model.diffusion_model.state_dict()))}
-    plan = matching.read_out_of(matching.match_attention(model, trajectory, settings))[1]
-    run = pack("host.attention.injection_run").MatchRun(plan, trajectory.frames)
+    plan = matching.read_out_of(matching.inject_attention(model, trajectory, settings))[1]
+    run = pack("host.attention.injection_run").InjectionRun(plan, trajectory.frames)
     tail = ".temporal_transformer_blocks.0.attn1"
     for step, source, *replaced in table["rows"]:
         assert pack("core.inversion.schedule").source_step(step, trajectory.steps) == source
@@ -371,7 +371,7 @@ def attention_matched_sampling_off(case: Case, pack, build) -> None:
     compare_run(sample_matched(pack, model, case), case, "plain")
     for name, spatial, temporal in (("plain", False, False), ("temporal_only", False, True), ("spatial_only", True, False)):
         settings = injection_run.Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), spatial=spatial, temporal=temporal)
-        compare_run(sample_matched(pack, matching.match_attention(model, trajectory, settings), case), case, name)
+        compare_run(sample_matched(pack, matching.inject_attention(model, trajectory, settings), case), case, name)
 
 
 CHECKS = {f.__name__: f for f in (sarp, inversion_schedule, edit_conditioning, edm_inversion, attention_record,

@@ -78,7 +78,7 @@ def test_a_second_clip(pack, model, branches: str, case: Case):
 
     first = inversion.invert(base, *source(pack, case, 0), sigmas)
     check(first.inverted, t["clip0_inverted_latents"][0], case, "clip 0 inverted")
-    edited = edit(pack, matching.match_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
+    edited = edit(pack, matching.inject_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
                   t["clip0_edited_image_latents"], t["clip0_augmentation_noise"])
     check(edited[-1], t["clip0_final_latents"][0], case, "clip 0 edited")
 
@@ -88,7 +88,7 @@ def test_a_second_clip(pack, model, branches: str, case: Case):
     check(second.inverted, t["clip1_inverted_latents"][0], case, "clip 1 inverted")
 
     past = skip.PastEdit(edited[2], edited[0], edited[1], first)
-    patched = skip.remember_edit(matching.match_attention(base, second, settings), past)
+    patched = skip.remember_edit(matching.inject_attention(base, second, settings), past)
     *_, predicted, final = edit(pack, patched, case, second, t["clip1_edited_image_embeds"], edited[-1][-1:] / SCALE,
                                 t["clip1_augmentation_noise"])
     for i, expected in enumerate(t["clip1_pred_original"]):

@@ -1,4 +1,4 @@
-"""Inversion and matched attention on ComfyUI's own network: exactness, refusals, and nothing left behind."""
+"""Inversion and attention injection on ComfyUI's own network: exactness, refusals, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_wrong_inputs_are_named(inversion, model, edit, clip, sigmas):
         invert(positive=[[edit.positive[0][0], {"concat_latent_image": image}]])
 
 
-# ---- matched runs ----------------------------------------------------------------------------------------------------
+# ---- injected runs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def settings(injection_run, matching):
 
 @pytest.fixture(scope="module")
 def matched(matching, model, found, settings):
-    return matching.match_attention(model, found, settings)
+    return matching.inject_attention(model, found, settings)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_the_unpatched_model_keeps_its_bits(inversion, model, matched, found, ed
 
 
 def test_matching_nothing_is_the_unpatched_model(injection_run, inversion, matching, model, found, edited):
-    off = matching.match_attention(model, found, injection_run.Settings(spatial=False, temporal=False))
+    off = matching.inject_attention(model, found, injection_run.Settings(spatial=False, temporal=False))
     assert torch.equal(run(inversion, off, found, edited), run(inversion, model, found, edited))
 
 
@@ -228,14 +228,14 @@ def test_a_failed_run_leaves_nothing(inversion, model, matched, found, edited, r
     before = run(inversion, model, found, edited)
     with pytest.raises(mm.InterruptProcessingException):
         run(inversion, matched, found, edited, callback=interrupt(1))
-    assert "framepainter_matched_run" not in str(matched.model_options["transformer_options"].keys())
+    assert "framepainter_injection_run" not in str(matched.model_options["transformer_options"].keys())
     assert torch.equal(run(inversion, model, found, edited), before)
     assert torch.equal(run(inversion, matched, found, edited), reference)
 
 
 def test_attaching_again_replaces(injection_run, inversion, matching, matched, found, edited, settings, reference):
-    other = matching.match_attention(matched, found, injection_run.Settings(thresholds=(0.0, 0.0), temporal=False))
-    again = matching.match_attention(other, found, settings)
+    other = matching.inject_attention(matched, found, injection_run.Settings(thresholds=(0.0, 0.0), temporal=False))
+    again = matching.inject_attention(other, found, settings)
     assert torch.equal(run(inversion, again, found, edited), reference)
     # All thresholds met: the edit's own maps, in another order of arithmetic.
     assert relative(run(inversion, other, found, edited), run(inversion, matched.clone(), found, edited)) > 1e-3
@@ -249,7 +249,7 @@ def test_recorded_in_fp32_has_the_bits_of_replay(inversion, matching, recording,
         record = recording.record_attention(model, found, folder, torch.float32, 1 << 30)
     assert len(record.steps) == STEPS
     evaluations = []
-    spied = matching.match_attention(model, found, settings, record)
+    spied = matching.inject_attention(model, found, settings, record)
     spied.set_model_unet_function_wrapper(lambda f, a: evaluations.append(1) or f(a["input"], a["timestep"], **a["c"]))
     assert torch.equal(run(inversion, spied, found, edited), reference)
     assert len(evaluations) == STEPS  # the source was not run
@@ -261,7 +261,7 @@ def test_recorded_in_fp32_has_the_bits_of_replay(inversion, matching, recording,
 def test_recorded_in_16_bit_is_near(inversion, matching, recording, model, found, edited, settings, reference, kind, limit):
     with torch.inference_mode():
         record = recording.record_attention(model, found, None, kind, 1 << 30)
-    near = run(inversion, matching.match_attention(model, found, settings, record), found, edited)
+    near = run(inversion, matching.inject_attention(model, found, settings, record), found, edited)
     assert 0 < relative(near, reference) < limit
 
 
@@ -270,7 +270,7 @@ def test_what_exceeds_the_budget_is_replayed(inversion, matching, recording, mod
         whole = recording.record_attention(model, found, None, torch.float32, 1 << 30)
         part = recording.record_attention(model, found, None, torch.float32, whole.bytes // 2)
     assert len(part.steps) == STEPS // 2 and "holds 2 of 4 steps" in caplog.text
-    assert torch.equal(run(inversion, matching.match_attention(model, found, settings, part), found, edited), reference)
+    assert torch.equal(run(inversion, matching.inject_attention(model, found, settings, part), found, edited), reference)
 
 
 def test_an_interrupted_recording_leaves_no_files(matching, recording, model, found, tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_an_interrupted_recording_leaves_no_files(matching, recording, model, fo
 
 
 def test_all_branches_together(injection_run, inversion, matching, model, found, edited, reference):
-    together = matching.match_attention(model, found, injection_run.Settings(branches="together", coarse_scale=2))
+    together = matching.inject_attention(model, found, injection_run.Settings(branches="together", coarse_scale=2))
     groups = []
 
     def spy(executor, x, *rest, **kwargs):
@@ -304,7 +304,7 @@ def test_conditional_and_unconditional_apart(injection_run, inversion, matching,
                                              monkeypatch):
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
     for branches in ("auto", "together"):
-        apart = matching.match_attention(model, found, injection_run.Settings(branches=branches, coarse_scale=2))
+        apart = matching.inject_attention(model, found, injection_run.Settings(branches=branches, coarse_scale=2))
         assert relative(run(inversion, apart, found, edited), reference) < 1e-4
 
 
@@ -321,29 +321,47 @@ def test_a_stretch_of_the_schedule(inversion, matched, found, edited, reference)
     assert relative(run(inversion, matched, found, edited, sigmas=whole[2:], latent=middle), reference) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def Masks(pack):  # noqa: N802
+    return pack("core.attention.injection").Masks
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_held_area_comes_out_as_it_was(inversion, matching, model, found, edited, settings, clip):
+def test_a_held_area_comes_out_as_it_was(Masks, inversion, matching, model, found, edited, settings, clip):
     stay = torch.zeros(1, 32, 48)
     stay[..., :24] = 1.0
-    held = run(inversion, matching.match_attention(model, found, settings, stay=stay), found, edited)
-    free = run(inversion, matching.match_attention(model, found, settings, stay=stay, hold=False), found, edited)
+    held = run(inversion, matching.inject_attention(model, found, settings, masks=Masks(stay=stay)), found, edited)
+    free = run(inversion, matching.inject_attention(model, found, settings, masks=Masks(stay=stay), hold=False), found, edited)
     assert relative(held[..., :3], clip[..., :3]) < 1e-4
     assert relative(free[..., :3], clip[..., :3]) > 1e-2 and relative(held[..., 3:], clip[..., 3:]) > 1e-2
 
 
-def test_masks_one_a_frame(inversion, matching, model, found, edited, settings, reference):
+def test_masks_one_a_frame(Masks, inversion, matching, model, found, edited, settings, reference):
     change = torch.zeros(FRAMES, 32, 48)
     change[1:] = 1.0
-    out = run(inversion, matching.match_attention(model, found, settings, change=change), found, edited)
+    out = run(inversion, matching.inject_attention(model, found, settings, masks=Masks(change)), found, edited)
     assert relative(out, reference) > 1e-4
-    with pytest.raises(ValueError, match="'change' has 2 masks, the trajectory has 6 frames"):
-        matching.match_attention(model, found, settings, change=change[:2])
+    with pytest.raises(ValueError, match="'change_mask' has 2 masks, the trajectory has 6 frames"):
+        matching.inject_attention(model, found, settings, masks=Masks(change[:2]))
+
+
+@pytest.mark.parametrize("branches", ["one after another", "together"])
+def test_all_of_it_changed_is_the_plain_edit(Masks, injection_run, inversion, matching, model, found, edited, branches):
+    """Spatial and temporal attention both follow the mask; half of it is neither one nor the other."""
+    settings = injection_run.Settings(branches=branches, coarse_scale=2, betas=(1.0, 1.0))
+    plain, injected = run(inversion, model, found, edited), run(
+        inversion, matching.inject_attention(model, found, settings), found, edited)
+    everywhere = matching.inject_attention(model, found, settings, masks=Masks(torch.ones(1, 32, 48)))
+    assert relative(run(inversion, everywhere, found, edited), plain) < 1e-5 < 1e-2 < relative(injected, plain)
+    halves = matching.inject_attention(model, found, settings, masks=Masks(torch.full((1, 32, 48), 0.5)))
+    half = run(inversion, halves, found, edited)
+    assert relative(half, plain) > 1e-3 and relative(half, injected) > 1e-3
 
 
 def test_read_out_of_a_run_and_of_a_finished_edit(pack, inversion, matching, model, found, edited, settings):
-    matched = matching.match_attention(model, found, settings)
+    matched = matching.inject_attention(model, found, settings)
     out = run(inversion, matched, found, edited)
     read_out, plan = matching.read_out_of(matched.clone())
     sites = list(read_out.sites.values())
@@ -355,7 +373,7 @@ def test_read_out_of_a_run_and_of_a_finished_edit(pack, inversion, matching, mod
         matching.measure(matched, edited[0], out, [0, STEPS - 1])
     assert all(s[2] == 2 for s in read_out.sites.values()) and len(read_out.sites) == len(sites)
     matching.read_out_of(matched)[0].sites.clear()
-    same = matching.match_attention(model, found, settings)
+    same = matching.inject_attention(model, found, settings)
     run(inversion, same, found, (pack("host.source").conditioning_of(found.conditioning), edited[1]), cfg=1.0)
     none = torch.cat([(s[0] / s[2]).flatten() for s in matching.read_out_of(same)[0].sites.values()])
     assert none.mean() < 0.7 * own.mean()  # the same picture differs less
@@ -389,16 +407,16 @@ def test_a_lora_acts_on_the_edit_alone(injection_run, inversion, matching, recor
     with_lora = comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0.0)[0]
     merged = run(inversion, with_lora, found, edited)
     off = injection_run.Settings(spatial=False, temporal=False)
-    beside = run(inversion, matching.match_attention(with_lora, found, off), found, edited)
+    beside = run(inversion, matching.inject_attention(with_lora, found, off), found, edited)
     assert relative(merged, run(inversion, model, found, edited)) > 1e-3
     assert relative(beside, merged) < 1e-4
     # The source is that of the plain model: recorded without the LoRA or replayed beside it, the same bits.
     with torch.inference_mode():
         record = recording.record_attention(model, found, None, torch.float32, 1 << 30)
-    replayed = run(inversion, matching.match_attention(with_lora, found, settings), found, edited)
-    recorded = run(inversion, matching.match_attention(with_lora, found, settings, record), found, edited)
+    replayed = run(inversion, matching.inject_attention(with_lora, found, settings), found, edited)
+    recorded = run(inversion, matching.inject_attention(with_lora, found, settings, record), found, edited)
     assert torch.equal(replayed, recorded)
-    together = matching.match_attention(with_lora, found, injection_run.Settings(branches="together", coarse_scale=2))
+    together = matching.inject_attention(with_lora, found, injection_run.Settings(branches="together", coarse_scale=2))
     assert relative(run(inversion, together, found, edited), replayed) < 1e-4
     assert torch.equal(run(inversion, with_lora, found, edited), merged)
 
@@ -407,11 +425,11 @@ def test_a_clip_inverted_with_a_lora_keeps_it_in_both(inversion, matching, model
     with_lora = comfy.sd.load_lora_for_models(model, None, lora_for(model, "transformer_blocks.0.attn1"), 0.5, 0.0)[0]
     with torch.inference_mode():
         found = inversion.invert(with_lora, edit.positive, {"samples": clip}, sigmas)
-    matched = matching.match_attention(with_lora, found, settings)
+    matched = matching.inject_attention(with_lora, found, settings)
     assert matched.patches.keys() == with_lora.patches.keys()
     assert torch.isfinite(run(inversion, matched, found, edited)).all()
     with pytest.raises(ValueError, match="the trajectory belongs to the model"):
-        matching.match_attention(model, found, settings)
+        matching.inject_attention(model, found, settings)
 
 
 def test_a_lora_put_on_afterwards_is_refused(inversion, matching, matched, found, edited, model):
@@ -435,17 +453,17 @@ def test_what_does_not_fit_is_refused_with_both_values(inversion, matching, reco
 
     other = dataclasses.replace(found, model="0123456789abcdef")
     with pytest.raises(ValueError, match="belongs to the model 0123456789ab, 'model' is"):
-        matching.match_attention(model, other)
+        matching.inject_attention(model, other)
     with pytest.raises(ValueError, match="belongs to the model 0123456789ab, 'model' is"):
         recording.record_attention(model, other, None, torch.float32, 1)
     with pytest.raises(ValueError, match="has 2 of 4 steps"):
-        matching.match_attention(model, dataclasses.replace(found, states=found.states[:3]))
+        matching.inject_attention(model, dataclasses.replace(found, states=found.states[:3]))
     record = pack("core.attention.record").AttentionRecord(None, torch.float32, 1, "something else")
     with pytest.raises(ValueError, match="'record' belongs to the trajectory something el"):
-        matching.match_attention(model, found, record=record)
+        matching.inject_attention(model, found, record=record)
 
 
 def test_a_saved_trajectory_serves_as_well(pack, inversion, matching, model, found, edited, settings, reference, tmp_path):
     trajectory = pack("core.inversion.trajectory")
     again = trajectory.load(trajectory.save(tmp_path / "clip.safetensors", found))
-    assert torch.equal(run(inversion, matching.match_attention(model, again, settings), again, edited), reference)
+    assert torch.equal(run(inversion, matching.inject_attention(model, again, settings), again, edited), reference)

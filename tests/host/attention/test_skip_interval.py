@@ -52,7 +52,7 @@ def later(pack, skip, loaded, conditioning, sources):
     settings = run.Settings(branches="one after another", coarse_scale=2)
     states = torch.randn(STEPS, FRAMES, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
     past = skip.PastEdit(states * torch.tensor(sources[0].sigmas[:-1]).reshape(-1, 1, 1, 1, 1), *conditioning, sources[0])
-    return skip.remember_edit(injection.match_attention(loaded.model, sources[1], settings), past)
+    return skip.remember_edit(injection.inject_attention(loaded.model, sources[1], settings), past)
 
 
 def sample(pack, model, conditioning, source, callback=None):
@@ -67,7 +67,7 @@ def sample(pack, model, conditioning, source, callback=None):
 def kept(pack, skip, monkeypatch):
     """Weak references to the runs, and to every tensor that one kept: conditioning of both kinds, keys and values, features."""
     found: dict[str, list] = {"runs": [], "conditioning": [], "keys and values": [], "features": []}
-    run, memory, injected = skip._Run, skip.Memory, pack("host.attention.injection_run").MatchRun
+    run, memory, injected = skip._Run, skip.Memory, pack("host.attention.injection_run").InjectionRun
     begin, extend, features, source_conds = run.__init__, memory.extend, injected.features, injected.source_conds
     processed = skip._processed
 

@@ -80,6 +80,45 @@ def test_the_job_and_the_nodes_draw_alike(job, pack, loaded, frames):
         assert torch.equal(trajectory.states[0], scaled.float())
 
 
+def test_stages_of_an_earlier_version_are_taken_over_once(job, pack, loaded):
+    """Under the names that version 07a463f gave: a job that it began goes on, motion LoRA's states included."""
+    digest, sampled = pack("core.digest").digest, pack("host.earlier").sampled_digest
+    presets = pack("core.training.motion_lora.presets")
+    settings = {"lora": "one for all clips", "motion": presets.MotionSettings(steps=4, rank=4, precision="fp32", save_every=1)}
+    with torch.inference_mode():
+        whole = job(**settings)
+        made = whole.run()
+        store, clip = whole.store, whole.stages.footage.clip
+        models = digest(sampled(loaded.model, True), loaded.vae.first_stage_model.state_dict(),
+                        loaded.clip_vision.model.state_dict())
+        motion = whole.stages.settings.motion
+        names = {"lora": [digest(models, {"frames": clip(0)}, {**motion.identity(), "height": HEIGHT, "width": WIDTH}, motion.steps,
+                                 motion.learning_rate, motion.seed, {})], "inversion": []}
+        first = whole.stages.inversion(0)
+        for number in range(3):
+            past = {"past": first.states[-1]} if number else {}
+            names["inversion"].append(digest(models, {"frames": clip(number)}, STEPS, 0.001, 0.005, 0.02, 127, 0, number, past))
+        by_frames = {pack("core.inversion.trajectory").load(p).states[0].sum().item(): p for p in store.folder.glob("inversion-*")}
+        order = [by_frames[whole.stages.inversion(n).states[0].sum().item()] for n in range(3)]
+        for path, name in zip([*store.folder.glob("lora-*"), *order], names["lora"] + names["inversion"], strict=True):
+            path.rename(store.path(path.name.split("-")[0], name))
+        for path in store.folder.glob("edit-*"):
+            path.unlink()
+        (training,) = store.folder.glob("training-*")
+        training.rename(store.folder / f"training-{names['lora'][0]}")
+        again = job(**settings).run()
+        assert torch.equal(again.frames, made.frames)
+        assert sum("taken from the disk, kept by an earlier version" in line for line in again.stages) == 4
+        assert not [line for line in again.stages if "trained" in line or "inverted" in line]
+        left = {p.name for p in store.folder.glob("*.safetensors")}
+        assert not left & {store.path(stage, n).name for stage in names for n in names[stage]}
+        # The states, too, where the finished file is not there.
+        for path in store.folder.glob("lora-*"):
+            path.unlink()
+        assert torch.equal(job(**settings).run().frames, made.frames)
+        assert [p.name for p in store.folder.glob("training-*")] != [f"training-{names['lora'][0]}"]
+
+
 def test_an_edits_noise_is_the_second_of_two_draws(pack):
     """The published code draws for both halves of the guided batch."""
     condition = pack("core.inversion.condition")

@@ -1,10 +1,10 @@
 """Match Attention three ways: source replayed, recorded on disk, and as published (stored, with maps of all tokens).
 
-    python bench/attention_matching.py --host COMFYUI [--full] [--steps N] [--name "words for this machine"]
+    python bench/attention_injection.py --host COMFYUI [--full] [--steps N] [--name "words for this machine"]
 
 Time of one guided step, peak memory beyond what was in use, and bytes written, all in one process on one set of random
 weights. Then one attention of 72 x 128 tokens and five heads by itself. --full takes the network's real size at 1024 x 576 and
-14 frames, which is for a GPU. Results go to bench/attention_matching.json and .md.
+14 frames, which is for a GPU. Results go to bench/attention_injection.json and .md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pack as tools_pack  # noqa: E402
 import random_model  # noqa: E402
 from run import PeakMemory, return_memory_at_once  # noqa: E402
 
-RESULTS = ROOT / "bench" / "attention_matching.json"
+RESULTS = ROOT / "bench" / "attention_injection.json"
 SIZES = {"small": (32, 48, 4), "full": (72, 128, 14)}  # latent height, width, frames
 WHOLE = 1 << 62  # bytes of scores at once: all of them
 ALONE = {"tokens": 72 * 128, "heads": 5, "width": 64}
@@ -76,15 +76,16 @@ def run(load, model, found, positive, negative, guided: float = 2.0) -> float:
 def measure(load, size: str, steps: int, folder: Path) -> list[dict]:
     import torch
 
-    matching, inversion = load("host.attention.injection"), load("host.inversion.edm")
+    injection, inversion = load("host.attention.injection"), load("host.inversion.edm")
     trajectory = load("core.inversion.trajectory")
     model, positive, negative, clip = network(load, size)
     sigmas = torch.tensor(load("core.edm").karras_sigmas(steps))
     found = inversion.invert(model, positive, {"samples": clip}, sigmas)
     kept = trajectory.save(folder / "trajectory.safetensors", found).stat().st_size
     edited = [[positive[0][0] + 0.5, positive[0][1]]]
-    chunked = matching.matched_attention
-    settings = load("host.attention.injection_run").Settings(branches="one after another", betas=(1.0, 1.0))
+    runs = load("host.attention.injection_run")
+    chunked = runs.injected_attention
+    settings = runs.Settings(branches="one after another", betas=(1.0, 1.0))
     rows = []
     for name in ("no matching", "replay", "recorded on disk", "as published: stored, whole maps"):
         record, seconds_recording = None, 0.0
@@ -93,19 +94,19 @@ def measure(load, size: str, steps: int, folder: Path) -> list[dict]:
             record = load("host.attention.record").record_attention(model, found, folder / name.split(":")[0], torch.float32,
                                                                     1 << 60)
             seconds_recording = time.perf_counter() - began
-        matching.matched_attention = partial(chunked, chunk_bytes=WHOLE) if "whole" in name else chunked
+        runs.injected_attention = partial(chunked, chunk_bytes=WHOLE) if "whole" in name else chunked
         try:
-            matched = model if name == "no matching" else matching.match_attention(model, found, settings, record)
+            edit = model if name == "no matching" else injection.inject_attention(model, found, settings, record)
             return_memory_at_once(True)
-            run(load, matched, found, edited, negative)  # warm
+            run(load, edit, found, edited, negative)  # warm
             gc.collect()
             give_back()
             with PeakMemory() as peak:
-                run(load, matched, found, edited, negative)
+                run(load, edit, found, edited, negative)
             return_memory_at_once(False)
-            seconds = min(run(load, matched, found, edited, negative) for _ in range(2))
+            seconds = min(run(load, edit, found, edited, negative) for _ in range(2))
         finally:
-            matching.matched_attention = chunked
+            runs.injected_attention = chunked
         written = record.bytes if record is not None else (0 if name == "no matching" else kept)
         rows.append({"way": name, "seconds_a_step": (seconds + seconds_recording) / steps, "of_which_recording":
                      seconds_recording / steps, "peak_bytes": peak.bytes, "bytes_written": written})
@@ -119,15 +120,15 @@ def alone(load, whole: bool) -> list[dict]:
     """One frame's attention at the largest published size."""
     import torch
 
-    matched = load("core.attention.injection")
+    injection = load("core.attention.injection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v, q0, k0 = (torch.randn(1, ALONE["tokens"], ALONE["heads"] * ALONE["width"], device=device) for _ in range(5))
     rows = []
     return_memory_at_once(True)
-    for name, chunk in (("rows a few at a time", matched.CHUNK_BYTES), *((("whole maps", WHOLE),) if whole else ())):
+    for name, chunk in (("rows a few at a time", injection.CHUNK_BYTES), *((("whole maps", WHOLE),) if whole else ())):
         with PeakMemory() as peak:
             began = time.perf_counter()
-            matched.matched_attention(q, k, v, q0, k0, ALONE["heads"], [0.35], chunk_bytes=chunk)
+            injection.injected_attention(q, k, v, injection.SourceQK(q0, k0), ALONE["heads"], [0.35], chunk_bytes=chunk)
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - began
