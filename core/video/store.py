@@ -86,9 +86,10 @@ class Store:
         """A stage that an earlier version kept under another key and without a digest: it is written again under this one."""
         path = self.path(stage, earlier)
         found = self._read(path, checked=False)
-        if found is not None:
-            self.put(stage, key, found)
-            atomic.remove(path)
+        if found is None:
+            return None
+        self.put(stage, key, found)
+        atomic.remove(path)
         return found
 
     @contextmanager

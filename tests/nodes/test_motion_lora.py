@@ -376,4 +376,6 @@ def test_the_users_random_numbers_do_not_move(train):
 def test_identities_are_those_of_version_0_1_0(train, output, kind, changes):
     """What a saved state must agree with to be continued. Digests depend on the machine's rounding, so their lengths."""
     train(**changes)
-    assert identity(run_folder(output)) == json.loads(IDENTITIES.read_text())[kind]
+    found = identity(run_folder(output))
+    assert found.pop("network")  # new: all values of all weights; what an older state does not tell is not compared
+    assert found == json.loads(IDENTITIES.read_text())[kind]

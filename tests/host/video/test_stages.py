@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from framepainter_tests import tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 HEIGHT, WIDTH, STEPS = 32, 48, 3
 
@@ -146,9 +146,11 @@ def test_a_kept_lora_that_learned_nothing_is_made_again(job, pack, factor):
         learned = first.stages.lora(0)
         (path,) = first.store.folder.glob("lora-*")
         key = path.stem.removeprefix("lora-")
-        first.store.put("lora", key, {n: t * factor if "lora_up" in n else t for n, t in learned.items()})
+        spoiled = {n: t * factor if "lora_up" in n else t for n, t in learned.items()}
+        store = pack("core.video.store")
+        save_file(spoiled, str(path), metadata={store.VALUES: pack("core.digest").digest(spoiled)})
         again = job(lora="one for all clips", motion=motion)
         found = again.stages.lora(0)
     assert all(torch.equal(t, found[n]) for n, t in learned.items())
-    assert any("on the disk cannot be used" in line for line in again.lines)
+    assert any("on the disk cannot be used" in line or "holds inf or NaN" in line for line in again.lines)
     assert all(torch.equal(t, again.store.get("lora", key)[n]) for n, t in learned.items())
