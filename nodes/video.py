@@ -67,7 +67,7 @@ class ReadVideo(io.ComfyNode):
             if isinstance(source, str):
                 ends = [begin + end] * (end != -1) + [begin + duration] * (duration > 0)
                 found = reading.read(Path(source), fps, begin + start, min(ends, default=-1.0), even_size, longer_side,
-                                     lambda total: report.Steps(total).step)
+                                     report.Steps(1).reach)
             else:  # made by nodes, at an even rate
                 parts = video.get_components()
                 found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size,

@@ -198,6 +198,8 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
         except BaseException:
             writer.drop()
             raise
+        finally:
+            clip.close()
         writer.finish_source(clip.name, skipped, rejected, clip.stamp)
     callbacks.progress(total, total)
     writer.finish()

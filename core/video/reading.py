@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .clips import whole
-from .source import VideoError, VideoFile
+from .source import VideoError, VideoFile, crop_to
 
 EVEN = 0.5  # frames that a time may be off from even spacing and still count as evenly spaced
 
@@ -75,7 +74,8 @@ def frames_at(times: Sequence[float], found: Timing, rate: float, start: float, 
         most: frames that there is room for.
 
     Raises:
-        ValueError: nothing is left, or more than there is room for, or rate is higher than the video has anywhere; the text goes on after the video's name.
+        ValueError: nothing is left, or more than there is room for, or rate is higher than the video has anywhere; the text goes on
+            after the video's name.
     """
     length = len(times) / found.fps
     stop = length if end == -1 else min(end, length)
@@ -105,7 +105,7 @@ def room_for(height: int, width: int) -> int:
 
 
 def read(path: Path, rate: float = -1.0, start: float = 0.0, end: float = -1.0, even_size: bool = False, longer_side: int = 0,
-         watch: Callable[[int], Callable[[], None]] = lambda total: lambda: None) -> Video:
+         watch: Callable[[int, int], None] = lambda done, total: None) -> Video:
     """A span of a video file.
 
     Frames that cannot be decoded repeat the one before; at the end they are left out. A turn that the file asks for is
@@ -114,46 +114,85 @@ def read(path: Path, rate: float = -1.0, start: float = 0.0, end: float = -1.0, 
     Args:
         rate, start, end: see `frames_at`.  even_size: leave out the last row or column of odd sizes.
         longer_side: pixels to make larger frames smaller to; 0 keeps the file's size.
-        watch: told how many frames are to come, gives what to call for each; what that raises ends the reading.
+        watch: told how many frames have come and how many are to come, at each and four times a second; what it raises ends
+            the reading.
 
     Raises:
         VideoError: the file cannot be read.
         ValueError: see `frames_at`. Both texts go on after the file's name.
     """
     file = VideoFile(path, path.name)
-    times = file.times(watch(1))
-    height, width, stated, promised = _described(file)
+    try:
+        return _read(file, rate, start, end, even_size, longer_side, watch)
+    finally:
+        file.close()
+
+
+def _read(file: VideoFile, rate: float, start: float, end: float, even_size: bool, longer_side: int,
+          watch: Callable[[int, int], None]) -> Video:
+    about = file.describe(lambda: watch(0, 1))
+    height, width = about.height, about.width
     if 0 < longer_side < max(height, width):
         height, width = (max(1, round(side * longer_side / max(height, width))) for side in (height, width))
-    found = timing(times, stated)
-    numbers, fps = frames_at(times, found, rate, start, end, room_for(height, width))
-    check = watch(numbers[-1] + 1 - numbers[0])
-    decoded = file.read(sorted(set(numbers)), height, width, check)
-    last = max(decoded, default=-1)
-    shown = [n for n in numbers if n <= last]
-    if not shown:
-        raise VideoError("has no frame that can be decoded in this span")
-    notes = []
+    found = timing(about.times, about.rate)
+    numbers, fps = frames_at(about.times, found, rate, start, end, room_for(height, width))
+    notes = list(about.notes)
     if not found.even:
         notes.append(f"frames were {1 / found.fastest:.3f} s apart and more; those shown every {1 / fps:.3f} s were taken")
+    size = (height - height % 2, width - width % 2) if even_size and min(height, width) > 1 else (height, width)
+    if size != (height, width):
+        notes.append(f"{width} x {height} pixels became {size[1]} x {size[0]}; h264 has even sizes only")
+    frames, came, done = torch.empty(len(numbers), *size, 3), set(), 0
+    places: dict[int, list[int]] = {}
+    for i, n in enumerate(numbers):
+        places.setdefault(n, []).append(i)
+
+    def check() -> None:
+        watch(done, len(places))
+
+    for n, picture, aspect in file.frames(numbers, check):
+        shown = torch.from_numpy(picture)
+        if picture.shape[:2] != (height, width) or aspect != 1.0:
+            shown = crop_to(shown.movedim(-1, 0), height, width, aspect).movedim(0, -1)
+        for i in places[n]:
+            frames[i].copy_(shown[:size[0], :size[1]]).div_(255)
+        came.add(n)
+        done = len(came)
+    if not came:
+        raise VideoError("has no frame that can be decoded in this span")
     notes += [f"HDR ({kind}) was made into ordinary colours; what is brighter than reference white is pressed together"
-              for kind in sorted(file.colours.hdr)]
-    lost = sorted({n for n in shown if n not in decoded})
-    ends_early = len(times) < promised and (end == -1 or end > len(times) / found.fps)
-    if len(shown) < len(numbers) or lost or ends_early:
-        at = ", ".join(f"{times[n]:.3f}" for n in lost[:8]) + (", ..." if len(lost) > 8 else "")
-        notes.append("the file is damaged: " + (f"{len(lost)} frames repeat the one before (at {at} s), " if lost else "")
-                     + f"it can be read up to {start + len(shown) / fps:.3f} s")
-    frames = torch.empty(len(shown), height, width, 3)
-    known = decoded[min(decoded)]
-    last_use = {n: i for i, n in enumerate(shown)}
+              for kind in sorted(file.hdr)]
+    shown = [n for n in numbers if n <= max(came)]
+    _repeat(frames, shown, came)
+    ends_early = about.cut and (end == -1 or end > len(about.times) / found.fps)
+    if len(shown) < len(numbers) or ends_early or file.damaged:
+        notes.append(_damage(about.times, sorted(file.damaged & set(shown)), start + len(shown) / fps))
+    begin = about.times[shown[0]] if found.even and rate == -1 else start
+    wave, samples, more = file.sound(begin, begin + len(shown) / fps, check)
+    sound = None if wave is None else Sound(torch.from_numpy(wave), samples)
+    return Video(frames[:len(shown)], fps, sound, notes + more)
+
+
+def _repeat(frames: Tensor, shown: Sequence[int], came: set[int]) -> None:
+    """Put the frame before into the place of each that did not come; the first that came before all."""
+    first = next(i for i, n in enumerate(shown) if n in came)
     for i, n in enumerate(shown):
-        known = decoded.get(n, known)
-        if last_use[n] == i:  # the bytes go as the frames come
-            decoded.pop(n, None)
-        frames[i] = known.movedim(0, -1).float() / 255
-    begin = times[shown[0]] if found.even and rate == -1 else start
-    return _finished(frames, fps, _sound(path, begin, begin + len(shown) / fps, check), even_size, notes)
+        if n not in came:
+            frames[i] = frames[i - 1 if i > first else first]
+
+
+def _damage(times: Sequence[float], lost: Sequence[int], end: float) -> str:
+    """What cannot be decoded, with its times."""
+    spans: list[list[int]] = []
+    for n in lost:
+        if spans and spans[-1][1] == n - 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    at = ", ".join(f"{times[a]:.3f}" + (f" to {times[b]:.3f}" if b > a else "") for a, b in spans[:8])
+    at += ", ..." if len(spans) > 8 else ""
+    repeated = f"{len(lost)} frame{'s' if len(lost) > 1 else ''} cannot be decoded and repeat the one before (at {at} s), "
+    return "the file is damaged: " + (repeated if lost else "") + f"it can be read up to {end:.3f} s"
 
 
 def take(frames: Tensor, fps: float, sound: Sound | None, rate: float = -1.0, start: float = 0.0, end: float = -1.0,
@@ -174,70 +213,6 @@ def _finished(frames: Tensor, fps: float, sound: Sound | None, even_size: bool, 
         frames = frames[:, :height - height % 2, :width - width % 2]
         notes.append(f"{width} x {height} pixels became {frames.shape[2]} x {frames.shape[1]}; h264 has even sizes only")
     return Video(frames, fps, sound, notes)
-
-
-def _described(file: VideoFile) -> tuple[int, int, float | None, int]:
-    """Upright height and width in square pixels, the file's own frames a second, and how many frames it promises."""
-    with file.open() as container:
-        stream = container.streams.video[0]
-        try:
-            frame = next(container.decode(stream))
-        except (StopIteration, OSError, ValueError):
-            raise VideoError("has no frame that can be decoded") from None
-        height, width = frame.height, frame.width
-        aspect = file.aspect
-        width = round(width * aspect) if aspect > 1 else width  # nothing is made smaller
-        height = round(height / aspect) if aspect < 1 else height
-        if round((getattr(frame, "rotation", 0) or 0) / 90) % 2:
-            height, width = width, height
-        rate = float(stream.average_rate) if stream.average_rate else None
-        promised = stream.frames
-        if not promised and rate:
-            promised = int(0.9 * _length(stream) * rate)
-        return height, width, rate, promised
-
-
-def _length(stream: av.VideoStream) -> float:
-    """Seconds of the pictures as the file states them; 0 where it states only how long all tracks are, for sound or
-    subtitles may go on after the last picture."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    hours, minutes, seconds = (stream.metadata.get("DURATION", "") + "::").split(":")[:3]  # Matroska's, hh:mm:ss.fraction
-    try:
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return 0.0
-
-
-def _sound(path: Path, start: float, end: float, check: Callable[[], None]) -> Sound | None:
-    """The first sound track between two times of the pictures, silence before it begins; None if there is none."""
-    with av.open(str(path)) as container:
-        if not container.streams.audio:
-            return None
-        pictures, track = container.streams.video[0], container.streams.audio[0]
-        if track.codec_context is None:  # no decoder for it here
-            return None
-        origin = float((pictures.start_time or 0) * pictures.time_base)
-        stereo = (track.codec_context.channels or 1) > 1
-        resampler = av.AudioResampler(format="fltp", layout="stereo" if stereo else "mono")  # Save Video knows no others
-        rate, begin, parts = 0, 0.0, []
-        try:
-            for frame in container.decode(track):
-                check()
-                time = (frame.time or 0.0) - origin
-                if time >= end:
-                    break
-                pieces = resampler.resample(frame)
-                if time + frame.samples / frame.sample_rate > start:
-                    rate, begin = frame.sample_rate, begin if parts else time
-                    parts += [torch.from_numpy(piece.to_ndarray()) for piece in pieces]
-        except (OSError, ValueError):  # a damaged end is an end
-            pass
-    if not parts:
-        return None
-    late = max(0, round((begin - start) * rate))
-    wave = F.pad(torch.cat(parts, 1), (late, 0))
-    return trimmed(Sound(wave, rate), max(0.0, start - begin), max(0.0, start - begin) + end - start)
 
 
 def trimmed(sound: Sound, start: float, end: float) -> Sound | None:

@@ -9,9 +9,8 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..picture_file import read_picture
-from .colour import ToRGB
+from .process import Decoder, VideoError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 # Files that lie beside videos and are none; everything else is tried, for there are many containers.
@@ -31,12 +30,6 @@ BESIDE = PICTURES | {".txt", ".json", ".jsonl", ".md", ".csv", ".srt", ".vtt", "
 VIDEOS = {".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".f4v", ".mpg", ".mpeg", ".m2v", ".mpe",
           ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".gif", ".apng", ".rm", ".rmvb", ".divx", ".dv",
           ".y4m", ".nut", ".ivf", ".h264", ".264", ".hevc", ".h265", ".265", ".av1", ".obu", ".wtv"}
-ASPECTS = (1 / 8, 8.0)  # of pixels; what a file states beyond these is no aspect of anything filmed
-SEEK_BEYOND = 3.0  # seconds between wanted frames from which jumping to a keyframe is tried
-
-
-class VideoError(ValueError):
-    """A video that cannot be used; the text says why."""
 
 
 class Clip(Protocol):
@@ -51,6 +44,10 @@ class Clip(Protocol):
 
     def read(self, numbers: Sequence[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
         """Frames by number, (3, H, W) uint8; those that cannot be decoded are missing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what reading has opened; it may be read again."""
         ...
 
 
@@ -78,128 +75,110 @@ def to_tensor(picture: np.ndarray) -> Tensor:
 # ---- video files -----------------------------------------------------------------------------------------------------
 
 
+class Description(NamedTuple):
+    """What a file says about itself.
+
+    times: seconds of each frame, ascending from 0.  height, width: upright, of square pixels.  rate: frames a second as stated.
+    origin: seconds of the first frame by the file's clock.  cut: whether it promises more frames than it has.  notes: what is
+    done to its frames, as players do it.  marks, keys: see container.py.  numbered: the marks are numbers of frames.
+    """
+
+    times: list[float]
+    height: int
+    width: int
+    rate: float | None
+    origin: float
+    cut: bool
+    notes: list[str]
+    marks: np.ndarray
+    keys: np.ndarray
+    numbered: bool
+
+
 class VideoFile:
-    """A file in any container that PyAV reads. Rotation marks and non-square pixels are heeded."""
+    """A file in any container that PyAV reads, decoded in a process of its own; see process.py.
+
+    `damaged`: numbers of frames that were asked for and cannot be decoded.  `hdr`: kinds of HDR that were met.
+    """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
-        self._marks: list[int] = []  # presentation times in units of the stream; empty if the packets have none
-        self.aspect = 1.0  # of a pixel
-        self.colours = ToRGB()
+        self.damaged: set[int] = set()
+        self.hdr: set[str] = set()
+        self._description: Description | None = None
+        self._decoder: Decoder | None = None
+        self._jumps = True  # whether frames may be reached by jumping to keyframes
 
     @property
     def stamp(self) -> str:
         return str(self.path.stat().st_size)
 
-    def open(self) -> Any:
-        """The container, to be closed by the caller.
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
 
-        Raises:
-            VideoError: no video that can be decoded here.
-        """
-        import av
+    def _ask(self, do: str, check: Callable[[], None], payload: bytes = b"", **request: Any) -> Iterator[tuple[dict, np.ndarray]]:
+        if self._decoder is None or not self._decoder.close.alive:
+            self._decoder = Decoder(self.path)
+        return self._decoder.ask(do, check, payload, **request)
 
-        try:
-            container = av.open(str(self.path))
-        except (OSError, ValueError) as error:  # PyAV's errors are both
-            raise VideoError(f"cannot be opened ({_short(error)})") from None
-        if not container.streams.video:
-            container.close()
-            raise VideoError("has no picture stream")
-        stream = container.streams.video[0]
-        if stream.codec_context is None:  # PyAV has no decoder for it, and crashes when asked for one
-            container.close()
-            raise VideoError("is encoded in a way that this FFmpeg cannot decode")
-        stream.thread_type = "AUTO"
-        self.colours.transfer = int(getattr(stream.codec_context, "color_trc", 0) or 0)
-        self.aspect = float(stream.sample_aspect_ratio or 1)
-        if not ASPECTS[0] <= self.aspect <= ASPECTS[1]:
-            self.aspect = 1.0
-        return container
+    def describe(self, check: Callable[[], None]) -> Description:
+        """What the file is. Raises VideoError."""
+        if self._description is None:
+            (header, data), _ = self._ask("describe", check)
+            count, keys = header["count"], header["keys"]
+            times = np.frombuffer(data, np.float64, count)
+            marks = np.frombuffer(data, np.int64, count, 8 * count)
+            self._description = Description(
+                times.tolist(), header["height"], header["width"], header["rate"], header["origin"], header["cut"],
+                header["notes"], marks, np.frombuffer(data, np.int64, 2 * keys, 16 * count), header["numbered"])
+        return self._description
 
     def times(self, check: Callable[[], None]) -> list[float]:
-        with self.open() as container:
-            stream = container.streams.video[0]
-            marks, whole = set(), True
-            try:
-                for packet in container.demux(stream):  # reads, but does not decode
-                    check()
-                    if packet.size and not getattr(packet, "is_discard", False):
-                        whole &= packet.pts is not None
-                        marks.add(packet.pts)
-            except (OSError, ValueError) as error:
-                if not marks:
-                    raise VideoError(f"cannot be read ({_short(error)})") from None
-            if not marks:
-                raise VideoError("has no frames")
-            if whole and stream.time_base:
-                self._marks = sorted(marks)
-                return [float((mark - self._marks[0]) * stream.time_base) for mark in self._marks]
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        count = sum(1 for _ in self._decoded(check))  # no times in the file: by number, at the mean rate
-        return [float(i / rate) for i in range(count)]
+        return self.describe(check).times
 
-    def _decoded(self, check: Callable[[], None]) -> Iterator[Any]:
-        """All frames in order, broken ones too; a damaged end is an end."""
-        with self.open() as container:
-            try:
-                for frame in container.decode(container.streams.video[0]):
-                    check()
-                    yield frame
-            except (OSError, ValueError):
-                return
+    def frames(self, numbers: Sequence[int], check: Callable[[], None]) -> Iterator[tuple[int, np.ndarray, float]]:
+        """Frames as they are decoded, not always in order: number, (h, w, 3) uint8 upright, width of its pixels in their height.
+
+        Raises:
+            VideoError: the decoder crashed, hung or ran out of memory.
+        """
+        found = self.describe(check)
+        request = {"numbers": sorted(set(numbers)), "count": len(found.marks), "numbered": found.numbered,
+                   "straight": not self._jumps}
+        for header, data in self._ask("frames", check, found.marks.tobytes() + found.keys.tobytes(), **request):
+            if "end" in header:
+                self.damaged.update(header["damaged"])
+                self.hdr.update(header["hdr"])
+                self._jumps &= header["jumps"] or request["straight"] or found.numbered
+            else:
+                picture = data.reshape(header["height"], header["width"], 3)
+                yield header["number"], picture, header["aspect"]
 
     def read(self, numbers: Sequence[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
-        if not self._marks:
-            wanted = set(numbers)
-            return {i: self._finish(frame, height, width) for i, frame in enumerate(self._decoded(check))
-                    if i in wanted and not frame.is_corrupt}
-        out = self._read_seeking(sorted(set(numbers)), height, width, check)
-        missing = {self._marks[n]: n for n in numbers if n not in out}
-        if missing:
-            # Damaged; or a container that cannot seek to a place before the frame; or a keyframe that needs what was said
-            # before it, as where parameter sets change on the way. From the start on, what can be whole is whole.
-            last = max(missing)
-            for frame in self._decoded(check):
-                if frame.pts in missing and not frame.is_corrupt:
-                    out[missing[frame.pts]] = self._finish(frame, height, width)
-                if frame.pts is not None and frame.pts >= last:
-                    break
-        return out
+        return {n: crop_to(to_tensor(picture), height, width, aspect) for n, picture, aspect in self.frames(numbers, check)}
 
-    def _read_seeking(self, numbers: list[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
-        """Frames in ascending order, those of them that are found by going on or by jumping to a keyframe before."""
-        out = {}
-        with self.open() as container:
-            stream = container.streams.video[0]
-            frames, position = container.decode(stream), self._marks[0]
-            for number in numbers:
-                mark = self._marks[number]
-                try:
-                    if mark <= position and number > 0 or float((mark - position) * stream.time_base) > SEEK_BEYOND:
-                        container.seek(mark, stream=stream, backward=True)
-                        frames = container.decode(stream)
-                    for frame in frames:
-                        check()
-                        if frame.pts is None or frame.pts < mark:
-                            continue
-                        position = frame.pts
-                        if frame.pts == mark and not frame.is_corrupt:
-                            out[number] = self._finish(frame, height, width)
-                        break
-                except (OSError, ValueError):  # damaged here, or it cannot seek
-                    continue
-        return out
+    def sound(self, start: float, end: float, check: Callable[[], None]) -> tuple[np.ndarray | None, int, list[str]]:
+        """The sound between two times of the pictures: (channels, samples) float32 or None, samples a second, notes.
 
-    def _finish(self, frame: Any, height: int, width: int) -> Tensor:
-        picture = self.colours(frame)
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90)  # counter-clockwise; older PyAV does not tell
-        aspect = 1 / self.aspect if turns % 2 else self.aspect
-        return crop_to(to_tensor(np.rot90(picture, turns)), height, width, aspect)
-
-
-def _short(error: Exception) -> str:
-    return re.sub(r"\s*:\s*'[^']*'$", "", " ".join(str(error).split()))[:160]
+        Channels are 1 or 2. Silence where the track says nothing; it ends where the track ends.
+        """
+        request = {"origin": self.describe(check).origin, "start": start, "end": end}
+        wave, rate, heard, notes = None, 0, 0, []
+        for header, data in self._ask("sound", check, **request):
+            if "end" in header:
+                notes = header["notes"]
+                continue
+            if wave is None:
+                rate = header["rate"]
+                wave = np.zeros((header["channels"], round((end - start) * rate)), np.float32)
+            piece = np.frombuffer(data, np.float32).reshape(header["channels"], -1)
+            first, last = max(0, header["at"]), min(wave.shape[1], header["at"] + piece.shape[1])
+            if first < last:
+                wave[:, first:last] = piece[:, first - header["at"]:last - header["at"]]
+                heard = max(heard, last)
+        return (wave[:, :heard] if heard else None), rate, notes
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -231,6 +210,9 @@ class PictureFolder:
             out[number] = crop_to(to_tensor(picture), height, width)
         return out
 
+    def close(self) -> None:
+        pass
+
 
 class FrameBatch:
     """Frames in memory, (T, h, w, 3) in [0, 1]; its name is a digest of its content."""
@@ -253,6 +235,9 @@ class FrameBatch:
 
     def read(self, numbers: Sequence[int], height: int, width: int, check: Callable[[], None]) -> dict[int, Tensor]:
         return {n: crop_to(self._bytes(self.images[n]).movedim(-1, 0).contiguous(), height, width) for n in numbers}
+
+    def close(self) -> None:
+        pass
 
 
 # ---- finding them ----------------------------------------------------------------------------------------------------

