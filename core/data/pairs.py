@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..flow.consistency import FlowError
+from ..names import as_bytes
 from ..video.source import Clip, VideoError
 from .motion import Measures, Motion, MotionSource, measure, still_length
 from .sample import Sample, key_stem
@@ -102,7 +103,7 @@ def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settin
 
 
 def seed_number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(as_bytes(text)).digest()[:7], "big")
 
 
 # ---- from clips ------------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ class Watch:
 
 def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Iterator[tuple[int, int]]:
     """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name."""
-    draw = random.Random(f"{settings.seed}/{name}")  # noqa: S311
+    draw = random.Random(as_bytes(f"{settings.seed}/{name}"))  # noqa: S311
     if len(times) < 2 or times[-1] - times[0] <= settings.min_seconds:
         return
     tried = set()

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from .. import atomic
 from ..atomic import PARTIAL, write_errors
+from ..names import printable
 from ..parsing import json_object
 from .sample import BLOCK, FORMAT, JOURNAL, SUMMARY, DatasetError, Sample, encode
 
@@ -242,4 +243,4 @@ def report(folder: Path, before: int = 0) -> str:
 def listing(heading: str, names: Sequence[str]) -> list[str]:
     """A heading and the first names under it; nothing without names."""
     more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return [heading, *(f"  {name}" for name in names[:SHOWN]), *more] if names else []
+    return [heading, *(f"  {printable(name)}" for name in names[:SHOWN]), *more] if names else []

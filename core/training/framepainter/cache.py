@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import atomic
+from ...names import as_bytes
 from ...images import keep_aspect_size, resize_control
 from ...signals.drag import draw_drag
 from ..examples import Examples
@@ -45,7 +46,7 @@ def dataset_digest(folder: Path) -> str:
     state = hashlib.sha256((folder / "dataset.json").read_bytes())
     for shard in sorted(folder.glob("*.tar")):
         with shard.open("rb") as file:
-            state.update(f"{shard.name} {shard.stat().st_size}".encode())
+            state.update(as_bytes(f"{shard.name} {shard.stat().st_size}"))
             while block := file.read(1 << 20):
                 state.update(block)
     return state.hexdigest()[:16]
