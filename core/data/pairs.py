@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..flow.consistency import FlowError
+from ..atomic import WriteError
 from ..names import as_bytes
 from ..video.source import Clip, VideoError
 from .motion import Measures, Motion, MotionSource, measure, still_length
@@ -181,6 +182,9 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
     """Add the pairs of clips to a set; clips that it has already are not opened again.
 
     A clip that cannot be used is named in the set's summary. One that gave nothing and has changed since is tried again.
+
+    Raises:
+        WriteError: the disk is full, or may not be written to; the clips before are kept.
     """
     watch, clips = watch or Watch(), list(clips)
     total = len(clips) * settings.pairs
@@ -200,6 +204,9 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
                 sample.info["settings"] = writer.hash
                 writer.add(sample)
                 watch.progress(number * settings.pairs + i, total)
+        except WriteError:  # no fault of this video; the run goes on here when there is room
+            writer.drop()
+            raise
         except (VideoError, FlowError, OSError) as error:
             writer.drop()
             skipped = str(error)

@@ -361,3 +361,24 @@ def test_superscript_name_and_names_that_are_no_text(pack, tmp_path, folder, set
     assert len(index) == 6 and index.skipped == [] and len({s.key for s in index}) == 6
     report = pack("core.data.shard_writer").report(tmp_path / "set")
     assert report.encode() and "clip/\\udcfe.mp4 cannot be opened" in report
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("limit", [400, 3_000, 30_000, 150_000])
+def test_a_full_disk_is_no_fault_of_the_videos(pack, tmp_path, folder, settings, motion, made, limit):
+    """It ended each video as skipped, never to be tried again. Now the run stops, and goes on to the same bytes."""
+    import resource
+    import signal
+
+    out = tmp_path / "set"
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(pack("core.atomic").WriteError, match="set/(journal.jsonl|shard-00000.*tar)' could not be written: "
+                                                                 "File too large. Make room"):
+            build(pack, out, folder, settings, motion)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    build(pack, out, folder, settings, motion)
+    assert contents(out) == contents(made[0])
