@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow.consistency import FlowError
 from ..atomic import WriteError
+from ..flow.consistency import FlowError
 from ..names import as_bytes
 from ..video.source import Clip, VideoError
 from .motion import Measures, Motion, MotionSource, measure, still_length

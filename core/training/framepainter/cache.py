@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import atomic
-from ...names import as_bytes
 from ...images import keep_aspect_size, resize_control
+from ...names import as_bytes
 from ...signals.drag import draw_drag
 from ..examples import Examples
 
