@@ -9,7 +9,6 @@ Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups *
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +25,13 @@ from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
 from ..network import model_digest, svd_layout
+from ..report import warn
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, MatchRun, Plan, ReadOut, Settings, apply, evaluate_matched
 from .record import record_source
 from .watched import watch_attention
 
-log = logging.getLogger(__name__)
 KEY = f"{keys.PREFIX}_match_attention"
 
 
@@ -175,8 +174,7 @@ def match_attention(model: ModelPatcher, trajectory: Trajectory, settings: Setti
         clone.set_model_sampler_post_cfg_function(_hold)
     replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
     if replaced:
-        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; those are not matched.", NODE,
-                    len(replaced))
+        warn(f"another node replaces self-attention in {len(replaced)} blocks; those are not matched.")
     return clone
 
 
