@@ -140,8 +140,8 @@ def check_values(lora: Mapping[str, Tensor]) -> None:
         raise LoraFileError("'lora' is empty. Connect the LoRA of Train Motion LoRA or Load Motion LoRA.")
     for name, tensor in lora.items():
         if not tensor.float().isfinite().all():
-            raise LoraFileError(f"'lora' has values that are not finite, in {printable(name)}, and is not kept. Train it again, with "
-                                "a lower learning rate or in fp32.")
+            raise LoraFileError(f"'lora' has values that are not finite, in {printable(name)}, and is not kept. Train it again, "
+                                "with a lower learning rate or in fp32.")
 
 
 def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[Parameter]:

@@ -263,7 +263,8 @@ def test_a_broken_or_disguised_lora_is_refused_by_name(from_file, sound, ending,
         path.write_bytes({"cut": data[:len(data) // 2], "empty": b"", "page": b"<!DOCTYPE html><p>not found", "zeros": bytes(1000),
                           "other form": data}[name])
 
-    with pytest.raises(ValueError, match=f"^Load Motion LoRA: 'style{ending}' (is not usable|cannot be read as a list)") as raised:
+    refusal = f"^Load Motion LoRA: 'style{ending}' (is not usable|cannot be read as a list)"
+    with pytest.raises(ValueError, match=refusal) as raised:
         from_file(f"style{ending}", write)
     assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
 
