@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .names import as_bytes
+
 
 def digest(*parts: Any) -> str:
     """16 hex digits of anything: tensors by content, mappings by their items, files by their bytes, the rest by its text."""
@@ -26,7 +28,7 @@ def digest(*parts: Any) -> str:
                 state.update(f"/{name}=".encode())
                 add(part[name])
         else:
-            state.update(f"{part}\0".encode())
+            state.update(as_bytes(f"{part}\0"))
 
     for part in parts:
         add(part)

@@ -16,6 +16,11 @@ def printable(text: Path | str) -> str:
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
+def as_bytes(text: str) -> bytes:
+    """A text's bytes for a digest. A file's name may be no text: then it has halves of characters in it."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def is_folder_name(name: str) -> bool:
     """Whether every system can write a folder of that name: up to 80 letters, digits, _, -, dots and spaces inside."""
     return bool(_FOLDER.fullmatch(name)) and not name.endswith((".", " ")) and ".." not in name and not _DEVICES.fullmatch(name)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.images import as_masks, as_pictures
 from ..host import report
+from ..host.outputs import shown
 
 CATEGORY = "FramePainter"
 EditSignalType = io.Custom("EDIT_SIGNAL")
@@ -96,7 +97,7 @@ def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
         ValueError: naming the node, the input, the value and the choices.
     """
     if value not in options:
-        raise ValueError(f"{name} is '{value}'; choose one of {', '.join(options)}.")
+        raise ValueError(f"{name} is {shown(str(value))}; choose one of {', '.join(options)}.")
 
 
 def batch_size(**batches: Any) -> int:

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import WriteError
 from ..callbacks import SILENT, Callbacks
 from ..flow.consistency import FlowError
+from ..names import as_bytes
 from ..video.source import Clip, VideoError
 from .motion import Measures, Motion, MotionSource, measure, still_length
 from .sample import Sample, key_stem
@@ -103,7 +105,7 @@ def make_sample(key: str, source: Tensor, target: Tensor, motion: Motion, settin
 
 
 def seed_number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(as_bytes(text)).digest()[:7], "big")
 
 
 # ---- from clips ------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def seed_number(text: str) -> int:
 
 def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Iterator[tuple[int, int]]:
     """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name."""
-    draw = random.Random(f"{settings.seed}/{name}")  # noqa: S311
+    draw = random.Random(as_bytes(f"{settings.seed}/{name}"))  # noqa: S311
     if len(times) < 2 or times[-1] - times[0] <= settings.min_seconds:
         return
     tried = set()
@@ -173,6 +175,9 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
     """Add the pairs of clips to a set; clips that it has already are not opened again.
 
     A clip that cannot be used is named in the set's summary. One that gave nothing and has changed since is tried again.
+
+    Raises:
+        WriteError: the disk is full, or may not be written to; the clips before are kept.
     """
     clips = list(clips)
     total = len(clips) * settings.pairs
@@ -192,6 +197,9 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
                 sample.info["settings"] = writer.hash
                 writer.add(sample)
                 callbacks.progress(number * settings.pairs + i, total)
+        except WriteError:  # no fault of this video; the run goes on here when there is room
+            writer.drop()
+            raise
         except (VideoError, FlowError, OSError) as error:
             writer.drop()
             skipped = str(error)

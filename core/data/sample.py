@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..names import as_bytes
 from ..parsing import json_object
 
 FORMAT = 1
@@ -63,7 +64,7 @@ class Sample(NamedTuple):
 def key_stem(name: str) -> str:
     """A source's name as the beginning of its samples' keys: no dots, and no two names alike."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rsplit("/", 1)[-1].rsplit(".", 1)[0]).strip("-")[:40] or "clip"
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{plain}-{hashlib.sha256(as_bytes(name)).hexdigest()[:8]}"
 
 
 # ---- a sample as files -----------------------------------------------------------------------------------------------

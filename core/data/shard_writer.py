@@ -8,11 +8,13 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import atomic
 from ..atomic import PARTIAL, write_errors
+from ..names import printable
 from ..parsing import json_object
 from .sample import BLOCK, FORMAT, JOURNAL, SUMMARY, DatasetError, Sample, encode
 
@@ -125,15 +127,21 @@ class ShardWriter:
     # -- adding --
 
     def add(self, sample: Sample) -> None:
-        """Add a sample of the source at hand; it counts when that is finished."""
+        """Add a sample of the source at hand; it counts when that is finished.
+
+        Raises:
+            WriteError: the disk is full, or may not be written to.
+        """
         if "." in sample.key or "/" in sample.key:
             raise ValueError(f"key '{sample.key}' has a dot or a slash in it")
-        file = self._opened()
-        for end, data in encode(sample).items():
-            header = tarfile.TarInfo(f"{sample.key}.{end}")  # times and owners are zero: same content, same bytes
-            header.size = len(data)
-            file.write(header.tobuf(tarfile.USTAR_FORMAT))
-            file.write(data + bytes(-len(data) % BLOCK))
+        members = encode(sample)
+        with write_errors(self._path(self._shard)):
+            file = self._opened()
+            for end, data in members.items():
+                header = tarfile.TarInfo(f"{sample.key}.{end}")  # times and owners are zero: same content, same bytes
+                header.size = len(data)
+                file.write(header.tobuf(tarfile.USTAR_FORMAT))
+                file.write(data + bytes(-len(data) % BLOCK))
         self._added += 1
 
     _added = 0
@@ -149,22 +157,25 @@ class ShardWriter:
     def drop(self) -> None:
         """Forget the samples of the source at hand, which failed."""
         self._added = 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.close()
 
     def finish_source(self, name: str, skipped: str | None = None, rejected: Mapping[str, int] | None = None,
                       stamp: str = "") -> None:
-        """Note that a source is done, with what came of it; from here on it is not lost."""
+        """Note that a source is done, with what came of it; from here on it is not lost.
+
+        Raises:
+            WriteError: the disk is full, or may not be written to; the source is as if it had not been begun.
+        """
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._offset = self._file.tell()
+            with write_errors(self._path(self._shard)):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._offset = self._file.tell()
         self._in_shard += self._added
         entry = {"source": name, "stamp": stamp, "samples": self._added, "skipped": skipped, "rejected": dict(rejected or {}),
                  "shard": self._shard, "offset": self._offset, "in_shard": self._in_shard}
         self._added = 0
-        with (self.folder / JOURNAL).open("ab") as journal:
+        with write_errors(self.folder / JOURNAL), (self.folder / JOURNAL).open("ab") as journal:
             journal.write((json.dumps(entry, sort_keys=True) + "\n").encode())
             journal.flush()
             os.fsync(journal.fileno())
@@ -182,12 +193,13 @@ class ShardWriter:
 
     def _close_shard(self) -> None:
         if self._in_shard:
-            file = self._opened()
-            file.write(bytes(2 * BLOCK))
-            file.flush()
-            os.fsync(file.fileno())
-            self.close()
-            os.replace(self._partial(self._shard), self._path(self._shard))
+            with write_errors(self._path(self._shard)):
+                file = self._opened()
+                file.write(bytes(2 * BLOCK))
+                file.flush()
+                os.fsync(file.fileno())
+                self.close()
+                os.replace(self._partial(self._shard), self._path(self._shard))
             self._next()
 
     def _next(self) -> None:
@@ -196,7 +208,8 @@ class ShardWriter:
     def close(self) -> None:
         """Let go of the open file; the set stays unfinished."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk, once more: what is not on it yet belongs to no finished source
+                self._file.close()
             self._file = None
 
     def finish(self) -> Path:
@@ -242,4 +255,4 @@ def report(folder: Path, before: int = 0) -> str:
 def listing(heading: str, names: Sequence[str]) -> list[str]:
     """A heading and the first names under it; nothing without names."""
     more = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    return [heading, *(f"  {name}" for name in names[:SHOWN]), *more] if names else []
+    return [heading, *(f"  {printable(name)}" for name in names[:SHOWN]), *more] if names else []

@@ -130,6 +130,20 @@ def check(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], nam
                                 "learning rate or in fp32.")
 
 
+def check_values(lora: Mapping[str, Tensor]) -> None:
+    """Refuse to keep a LoRA that is empty or has values that are not finite.
+
+    Raises:
+        LoraFileError: the text says which, and the remedy.
+    """
+    if not lora:
+        raise LoraFileError("'lora' is empty. Connect the LoRA of Train Motion LoRA or Load Motion LoRA.")
+    for name, tensor in lora.items():
+        if not tensor.float().isfinite().all():
+            raise LoraFileError(f"'lora' has values that are not finite, in {printable(name)}, and is not kept. Train it again, "
+                                "with a lower learning rate or in fp32.")
+
+
 def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[Parameter]:
     """A LoRA in ComfyUI's form as the published list, alphas multiplied in.
 

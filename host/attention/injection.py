@@ -9,7 +9,6 @@ Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups *
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +27,13 @@ from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, des
 from .. import keys
 from ..identity import made_by, model_digest
 from ..network import svd_layout
+from ..report import warn
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, InjectionRun, Plan, ReadOut, Settings, apply, evaluate
 from .record import record_source
 from .watched import watch_attention
 
-log = logging.getLogger(__name__)
 KEY = f"{keys.PREFIX}_match_attention"
 
 
@@ -177,8 +176,7 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
         clone.set_model_sampler_post_cfg_function(_hold)
     replaced = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
     if replaced:
-        log.warning("FramePainter: %s: another node replaces self-attention in %d blocks; no attention is injected there.", NODE,
-                    len(replaced))
+        warn(f"another node replaces self-attention in {len(replaced)} blocks; no attention is injected there.")
     return clone
 
 

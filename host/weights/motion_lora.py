@@ -19,7 +19,13 @@ from ..network import unet_shapes
 
 
 def write(path: Path, lora: dict[str, Tensor]) -> None:
-    """Write a LoRA in ComfyUI's form; the file appears whole or not at all."""
+    """Write a LoRA in ComfyUI's form; the file appears whole or not at all.
+
+    Raises:
+        LoraFileError: it is empty, or has values that are not finite.
+        WriteError: the file cannot be written.
+    """
+    motion_lora.check_values(lora)
     with atomic.replacing(path) as partial:
         save_file({n: t.contiguous() for n, t in lora.items()}, str(partial), metadata={"framepainter.kind": "motion LoRA"})
 
@@ -40,7 +46,13 @@ def load(path: Path, model: ModelPatcher) -> dict[str, Tensor]:
 
 
 def save_published(path: Path, lora: dict[str, Tensor], model: Any) -> None:
-    """Write the I2VEdit authors' form."""
+    """Write the I2VEdit authors' form.
+
+    Raises:
+        LoraFileError: it is empty, has values that are not finite, or other layers than the temporal ones.
+        WriteError: the file cannot be written.
+    """
+    motion_lora.check_values(lora)
     motion_lora.write_published(path, motion_lora.to_published(lora, unet_shapes(model)))
 
 

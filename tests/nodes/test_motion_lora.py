@@ -265,7 +265,8 @@ def test_a_broken_or_disguised_lora_is_refused_by_name(from_file, sound, ending,
         path.write_bytes({"cut": data[:len(data) // 2], "empty": b"", "page": b"<!DOCTYPE html><p>not found", "zeros": bytes(1000),
                           "other form": data}[name])
 
-    with pytest.raises(ValueError, match=f"^Load Motion LoRA: 'style{ending}' (is not usable|cannot be read as a list)") as raised:
+    refusal = f"^Load Motion LoRA: 'style{ending}' (is not usable|cannot be read as a list)"
+    with pytest.raises(ValueError, match=refusal) as raised:
         from_file(f"style{ending}", write)
     assert "Traceback" not in str(raised.value) and "\n" not in str(raised.value)
 
@@ -379,3 +380,13 @@ def test_identities_are_those_of_version_0_1_0(train, output, kind, changes):
     found = identity(run_folder(output))
     assert found.pop("network")  # new: all values of all weights; what an older state does not tell is not compared
     assert found == json.loads(IDENTITIES.read_text())[kind]
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_what_is_no_lora_is_not_kept(pack, loaded, output, sound, form):
+    node, forms = pack("nodes.motion_lora").SaveMotionLora, pack("nodes.motion_lora").FORMS
+    for lora, message in (({}, "'lora' is empty. Connect"),
+                          (changed(sound, "lora_up.weight", lambda t: t * float("nan")), "not finite, in .*lora_up")):
+        with pytest.raises(ValueError, match=f"^Save Motion LoRA: .*{message}"):
+            node.execute(lora, "style", forms[form], loaded.model)
+    assert [p for p in output.rglob("*") if p.is_file()] == []

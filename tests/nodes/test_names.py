@@ -110,3 +110,28 @@ def test_progress_is_a_place_to_cancel(report, monkeypatch):
         with pytest.raises(mm.InterruptProcessingException):
             call()
     assert len(told) == 3
+
+
+@pytest.mark.parametrize("kind, module, node, broken", [
+    ("StateError", "core.training.state", "PropagateEdit", ("host.video.propagate", "Job")),
+    ("NotANumber", "core.training.loop", "PropagateEdit", ("host.video.propagate", "Job")),
+    ("WrongModel", "host.network", "PropagateEdit", ("host.video.propagate", "Job")),
+    ("StateError", "core.training.state", "TrainMotionLora", ("host.training.motion_lora", "train"))])
+def test_an_error_from_below_bears_the_name_of_the_node_that_runs(pack, monkeypatch, kind, module, node, broken):
+    """Propagate Edit trains LoRAs as well; what goes wrong there was told as another node's, or as nobody's."""
+    from types import SimpleNamespace
+
+    error = getattr(pack(module), kind)("'state-000007' cannot be read.")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pack(broken[0]), broken[1], fail)
+    cls = next(n for n in pack("nodes").NODES if n.__name__ == node)
+    inputs = {i.id: getattr(i, "default", None) for i in cls.define_schema().inputs}
+    inputs |= {i.id: i.options[0] for i in cls.define_schema().inputs if getattr(i, "options", None) and inputs[i.id] is None}
+    inputs |= {"plan": SimpleNamespace(fps=8.0)} if "plan" in inputs else {}
+    with pytest.raises(type(error)) as raised:
+        cls.execute(**inputs)
+    name = cls.define_schema().display_name
+    assert raised.value is error and str(error) == f"{name}: 'state-000007' cannot be read."

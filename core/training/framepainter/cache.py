@@ -28,6 +28,7 @@ from torch import Tensor
 from ... import atomic
 from ...finite import BY_CLIP_VISION, BY_VAE, check_finite, not_finite
 from ...images import keep_aspect_size, resize_control
+from ...names import as_bytes
 from ...signals.drag import draw_drag
 from ..examples import Examples
 
@@ -49,7 +50,7 @@ def dataset_digest(folder: Path) -> str:
     state = hashlib.sha256((folder / "dataset.json").read_bytes())
     for shard in sorted(folder.glob("*.tar")):
         with shard.open("rb") as file:
-            state.update(f"{shard.name} {shard.stat().st_size}".encode())
+            state.update(as_bytes(f"{shard.name} {shard.stat().st_size}"))
             while block := file.read(1 << 20):
                 state.update(block)
     return state.hexdigest()[:16]

@@ -58,5 +58,5 @@ def choose(preset: str, **changes: object) -> OneShotSettings:
     settings = replace(PRESETS[preset], **{n: v for n, v in changes.items() if v is not None})
     for name, allowed in (("what_trains", WHAT), ("precision", PRECISIONS)):
         if getattr(settings, name) not in allowed:
-            raise ValueError(f"{name} is '{getattr(settings, name)}'; choose one of {', '.join(allowed)}")
+            raise ValueError(f"{name} is '{getattr(settings, name)}'; choose one of {', '.join(allowed)}.")
     return settings

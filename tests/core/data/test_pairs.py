@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from collections import Counter
 
 import pytest
@@ -339,3 +342,43 @@ def test_given_tracks(pack, pairs):
     assert torch.allclose(found.flow[0][:, near], torch.tensor([[-5.0], [5.0]]))
     assert found.flow[0][:, ~near].abs().max() == 0
     assert torch.allclose(found.back[0][:, (x - 9.5).hypot(y - 9.5) <= 3], torch.tensor([[5.0], [-5.0]]))
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names that are no text do not exist there")
+def test_superscript_name_and_names_that_are_no_text(pack, tmp_path, folder, settings, motion):
+    """Case superscript_name, through a whole run: digits of other kinds, and bytes that are no UTF-8."""
+    place = tmp_path / "odd"
+    for name in (b"10\xc2\xb23.mp4", b"\xc2\xb2.mp4", b"clip\xff\x07.mp4", b"clip", b"clip2"):
+        if name.endswith(b".mp4"):
+            place.mkdir(exist_ok=True)
+            shutil.copy(folder / "moving0.mp4", os.fsencode(place) + b"/" + name)
+        else:
+            (place / os.fsdecode(name)).mkdir(parents=True)
+            shutil.copy(folder / "none.mp4", os.fsencode(place) + b"/" + name + b"/\xfe.mp4")
+    summary = build(pack, tmp_path / "set", place, settings, motion)
+    assert summary["sources"] == 5 and summary["skipped_count"] == 2 and summary["samples"] == 3 * 2
+    index = pack("core.data.shards").ShardIndex(tmp_path / "set")
+    assert len(index) == 6 and index.skipped == [] and len({s.key for s in index}) == 6
+    report = pack("core.data.shard_writer").report(tmp_path / "set")
+    assert report.encode() and "clip/\\udcfe.mp4 cannot be opened" in report
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("limit", [400, 3_000, 30_000, 150_000])
+def test_a_full_disk_is_no_fault_of_the_videos(pack, tmp_path, folder, settings, motion, made, limit):
+    """It ended each video as skipped, never to be tried again. Now the run stops, and goes on to the same bytes."""
+    import resource
+    import signal
+
+    out = tmp_path / "set"
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(pack("core.atomic").WriteError, match="set/(journal.jsonl|shard-00000.*tar)' could not be written: "
+                                                                 "File too large. Make room"):
+            build(pack, out, folder, settings, motion)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    build(pack, out, folder, settings, motion)
+    assert contents(out) == contents(made[0])
