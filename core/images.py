@@ -36,7 +36,8 @@ def as_pictures(images: Tensor, name: str, alpha: bool = False, mend: bool = Tru
         images = images[0]
     images = images[None] if images.ndim == 3 else images
     if images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
-        raise ValueError(f"'{name}' is a tensor of shape {shape}; pictures are [batch, height, width, 3 channels]. Connect an IMAGE.")
+        raise ValueError(f"'{name}' is a tensor of shape {shape}; pictures are [batch, height, width, 3 channels]. "
+                         "Connect an IMAGE.")
     if mend and 0 in images.shape:
         raise ValueError(f"'{name}' holds no picture (shape {shape}). Connect one that is not empty.")
     channels = images.shape[-1]

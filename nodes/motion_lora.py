@@ -55,7 +55,8 @@ class TrainMotionLora(io.ComfyNode):
                                         tooltip="How the network is told motion bucket and augmentation. release: exchanged, as "
                                                 "the released training does by mistake. corrected: as in sampling.")),
                 advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
-                                        tooltip="Precision of the arithmetic; the LoRA is kept in fp32. fp16 is for cards without bf16.")),
+                                        tooltip="Precision of the arithmetic; the LoRA is kept in fp32. fp16 is for cards "
+                                                "without bf16.")),
                 advanced(io.Int.Input("save_every", default=50, min=1, max=100_000, optional=True,
                                       tooltip="Steps between saved states; a crash loses at most these.")),
                 advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,

@@ -46,7 +46,8 @@ class ReadVideo(io.ComfyNode):
                 io.Boolean.Input("even_size", default=True,
                                  tooltip="Leaves out the last row or column of odd sizes, which Save Video cannot write as h264."),
                 io.Int.Input("longer_side", default=0, min=0, max=16384, optional=True,
-                             tooltip="Pixels of the longer side to which larger frames are made smaller; 0 keeps the video's size."),
+                             tooltip="Pixels of the longer side to which larger frames are made smaller; 0 keeps the "
+                                     "video's size."),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="For Plan Clips and Propagate Edit."),
@@ -199,8 +200,8 @@ class PropagateEdit(io.ComfyNode):
                                  tooltip="Later clips see the first clip's keys and values in their temporal attention, against "
                                          "drift. Clip 0 runs again beside each of them, which takes as long once more."),
                 advanced(io.Float.Input("threshold", default=0.35, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
-                                        tooltip="Threshold of the attention difference: above it a place follows the edit alone. As "
-                                                "released; higher holds more of the source.")),
+                                        tooltip="Threshold of the attention difference: above it a place follows the edit alone. "
+                                                "As released; higher holds more of the source.")),
                 advanced(io.Int.Input("motion_bucket_id", default=127, min=0, max=1023, optional=True,
                                       tooltip="Amount of motion as the network sees it; 127 as released.")),
                 advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Rank of the motion LoRA.")),

@@ -1,5 +1,5 @@
-"""Attention injection: a source clip's attention in an edit's (I2VEdit, section 4.2, equations 7 and 8), without a map of all tokens
-by all tokens.
+"""Attention injection: a source clip's attention in an edit's (I2VEdit, section 4.2, equations 7 and 8), without a map of all
+tokens by all tokens.
 
 The weight that mixes the source's attention A0 with the edit's A is the same for all keys of a query. So the mix needs
 whole rows of the maps, never whole maps: rows are computed a few at a time, compared, mixed and multiplied with the values

@@ -44,6 +44,6 @@ def from_matrix(values: tuple[int, ...]) -> Orientation:
         a, b = -a, -b
     angle = float(np.degrees(np.arctan2(-b, a)))  # counter-clockwise as seen, y is down
     turns = round(angle / 90) % 4
-    off = abs((angle - 90 * round(angle / 90)))
+    off = abs(angle - 90 * round(angle / 90))
     notes = [f"the file asks for a turn by {-angle:.0f} degrees; the nearest turn by 90 degrees is made"] if off > 1 else []
     return Orientation(turns, mirrored, notes)

@@ -187,8 +187,9 @@ def read_out_of(model: ModelPatcher) -> tuple[ReadOut, Plan] | None:
 
 
 def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable[int]) -> None:
-    """Fill the read-out of a model with attention injection from a finished edit, without its run: at each of the given steps the network sees the
-    edit with the noise that the source has there.
+    """Fill the read-out of a model with attention injection from a finished edit, without its run.
+
+    At each of the given steps the network sees the edit with the noise that the source has there.
 
     Args:
         latent: (T, 4, h, w) the finished edit, as the sampler returns it.

@@ -16,7 +16,8 @@ def read(pack):
 
 @pytest.mark.parametrize("name, picture", [
     ("grey.png", RAMP), ("grey.tif", RAMP), ("float.tif", (RAMP / 65535).astype(np.float32)),
-    ("float255.tif", (RAMP / 257).astype(np.float32)), ("deep.tif", RAMP.astype(np.int32)), ("bytes.png", (RAMP / 257).round().astype(np.uint8))])
+    ("float255.tif", (RAMP / 257).astype(np.float32)), ("deep.tif", RAMP.astype(np.int32)),
+    ("bytes.png", (RAMP / 257).round().astype(np.uint8))])
 def test_grey16_pictures(read, pack, tmp_path, name, picture):
     Image.fromarray(picture).save(tmp_path / name)
     found = read(tmp_path / name)

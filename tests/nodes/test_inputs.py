@@ -15,8 +15,8 @@ def rgba(x):
 
 
 PICTURES = {"rgba": rgba, "without a batch": lambda x: x[0], "five dimensions": lambda x: x[None]}
-MASKS = {"(B,1,H,W)": lambda m: m[:, None], "(B,H,W,1)": lambda m: m[..., None], "(H,W)": lambda m: m[0], "half": lambda m: m.half(),
-         "bytes": lambda m: (m * 255).byte(), "bool": lambda m: m.bool()}
+MASKS = {"(B,1,H,W)": lambda m: m[:, None], "(B,H,W,1)": lambda m: m[..., None], "(H,W)": lambda m: m[0],
+         "half": lambda m: m.half(), "bytes": lambda m: (m * 255).byte(), "bool": lambda m: m.bool()}
 
 
 @pytest.fixture

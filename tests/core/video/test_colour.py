@@ -53,8 +53,8 @@ def test_colours_bt709_and_the_others(colour, matrix, form, bits, full):
         assert np.abs(found.astype(int) - rgb).max() <= 2, rgb  # rounding of eight-bit Y, Cb and Cr alone may take 2
 
 
-@pytest.mark.parametrize("size, matrix", [((720, 576), "bt601"), ((640, 360), "bt601"), ((1280, 720), "bt709"), ((1280, 544), "bt709"),
-                                          ((608, 1080), "bt709")])
+@pytest.mark.parametrize("size, matrix", [((720, 576), "bt601"), ((640, 360), "bt601"), ((1280, 720), "bt709"),
+                                          ((1280, 544), "bt709"), ((608, 1080), "bt709")])
 def test_an_untagged_file_is_taken_as_players_do(colour, size, matrix):
     _, kr, kb = MATRICES[matrix]
     found = colour.ToRGB()(frame_of(encoded((200, 60, 40), kr, kb, False), size=size))

@@ -191,8 +191,8 @@ def test_batches(videos):
 
 def test_superscript_name_and_others_with_odd_digits(videos):
     """Case superscript_name: digits that are no numbers, names of which one begins another, and numbers without end."""
-    names = ["10²3.mp4", "²", "\u0663.mp4", "5m²2.mp4", "clip1\u2461.mp4", "clip", "clip2", "clip10", "a" + "9" * 5000, "a8", "a008",
-             "", "1"]
+    names = ["10²3.mp4", "²", "\u0663.mp4", "5m²2.mp4", "clip1\u2461.mp4", "clip", "clip2", "clip10", "a" + "9" * 5000, "a8",
+             "a008", "", "1"]
     order = sorted(names, key=videos.natural)
     assert [n for n in order if n.startswith("clip")] == ["clip", "clip1\u2461.mp4", "clip2", "clip10"]
     assert order.index("a8") < order.index("a" + "9" * 5000)
