@@ -23,13 +23,14 @@ class LoadFramePainter(io.ComfyNode):
         return schema(
             node_id="FramePainterLoad",
             display_name="Load FramePainter",
-            description="Loads a FramePainter model: the authors' two files, or one file saved by this pack. "
-                        "Nothing is downloaded.",
-            search_aliases=["framepainter", "sketch edit", "svd edit"],
+            description="Loads a FramePainter model: the authors' two files, or one file saved by this pack. For videos also a "
+                        "Stable Video Diffusion checkpoint as it is. Nothing is downloaded.",
+            search_aliases=["framepainter", "sketch edit", "svd edit", "load stable video diffusion"],
             inputs=[
                 io.Combo.Input("model_file", options=folders.names(folders.UNETS),
                                tooltip="The authors' unet_diffusion_pytorch_model.safetensors, or a FramePainter "
-                                       "checkpoint. From models/framepainter, diffusion_models or checkpoints."),
+                                       "checkpoint; for I2VEdit's nodes a Stable Video Diffusion checkpoint. From "
+                                       "models/framepainter, diffusion_models or checkpoints."),
                 io.Combo.Input("encoder_file", options=[INSIDE, *folders.names(folders.ENCODERS)],
                                tooltip="The authors' encoder_diffusion_pytorch_model.safetensors, from "
                                        "models/framepainter, controlnet or diffusion_models."),
@@ -41,9 +42,11 @@ class LoadFramePainter(io.ComfyNode):
                                                 "the card say.")),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released."),
+                io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released; Stable Video "
+                                                                  "Diffusion's as core loads it."),
                 FramePainterType.Output(display_name="framepainter",
-                                        tooltip="The trained parts beside the UNet: control encoder, matching weights."),
+                                        tooltip="The trained parts beside the UNet: control encoder, matching weights. Stable "
+                                                "Video Diffusion has none."),
                 io.ClipVision.Output(display_name="clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Output(display_name="vae", tooltip="SVD's VAE."),
             ],

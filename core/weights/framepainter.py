@@ -96,6 +96,12 @@ def split_single_file(names: Iterable[str]) -> UNetNames:
     return UNetNames(unet, matching, diffusers_svd.layout_from_comfy(unet))
 
 
+def split_svd_checkpoint(names: Iterable[str]) -> UNetNames:
+    """Sort the UNet parameters of a Stable Video Diffusion checkpoint, which has no matching attention."""
+    unet = {n[len(UNET):]: n for n in names if n.startswith(UNET)}
+    return UNetNames(unet, {}, diffusers_svd.layout_from_comfy(unet))
+
+
 def spatial_sites(unet: Shapes) -> dict[str, int]:
     """Spatial transformer blocks of a UNet in ComfyUI naming: path -> width. The sites of matching attention."""
     tail = ".attn1.to_q.weight"

@@ -1,4 +1,4 @@
-"""FramePainter weight files -> ComfyUI models.
+"""FramePainter weight files, and Stable Video Diffusion's, -> ComfyUI models.
 
 A file's header is checked before any tensor is read: what it is, that it is whole, that every tensor of UNet, matching
 attention and control encoder has its place and shape. CLIP vision and VAE, whose layout is the host's business, are
@@ -51,6 +51,21 @@ class Absent:
         raise MissingPart(self.__dict__.get("explanation", name))
 
 
+class NoTrainedParts:
+    """The FRAMEPAINTER output of a Stable Video Diffusion checkpoint, which has none of its parts. Asked for one, it says so."""
+
+    def __init__(self, file: str):
+        self.name = Path(file).stem
+        self._file = file
+
+    def __getattr__(self, part: str) -> Any:
+        what = {"matching": "matching attention", "encoder": "control encoder"}.get(part)
+        if what is None:
+            raise AttributeError(part)
+        raise MissingPart(f"'{self._file}' is Stable Video Diffusion itself and holds no {what}. For edits of a picture choose "
+                          f"{WHERE['framepainter unet']} as 'model_file' in Load FramePainter, and this file as 'clip_and_vae'.")
+
+
 class FramePainterWeights(NamedTuple):
     """What travels on the FRAMEPAINTER socket: the trained parts beside the UNet, and the name they came from."""
 
@@ -63,7 +78,7 @@ class Loaded(NamedTuple):
     """The outputs of `load`. clip_vision and vae are `Absent` if no file held them."""
 
     model: ModelPatcher
-    weights: FramePainterWeights
+    weights: FramePainterWeights | NoTrainedParts
     clip_vision: Any
     vae: Any
 
@@ -73,16 +88,21 @@ class Loaded(NamedTuple):
 
 def _places(file: WeightFile) -> tuple[UNetNames, int]:
     """Where each tensor of a model file goes, and its channels a head."""
-    if file.kind not in ("single file", "framepainter unet"):
+    split = {"single file": framepainter.split_single_file, "framepainter unet": framepainter.split_diffusers_unet,
+             "svd checkpoint": framepainter.split_svd_checkpoint}.get(file.kind)
+    if split is None:
         raise file.wrong_kind("framepainter unet")
-    split = framepainter.split_single_file if file.kind == "single file" else framepainter.split_diffusers_unet
     try:
         head_width = int(file.header.metadata.get("framepainter.head_width", HEAD_WIDTH))
         if head_width < 1:
             raise ValueError(f"a head has {head_width} channels")
         return split(file.header.tensors), head_width
     except (ValueError, KeyError, IndexError) as error:
-        raise file.differs("FramePainter UNet", [str(error)]) from None
+        raise file.differs(_kind_of_unet(file), [str(error)]) from None
+
+
+def _kind_of_unet(file: WeightFile) -> str:
+    return "Stable Video Diffusion checkpoint" if file.kind == "svd checkpoint" else "FramePainter UNet"
 
 
 def _check_unet(file: WeightFile, names: UNetNames, head_width: int) -> None:
@@ -92,14 +112,15 @@ def _check_unet(file: WeightFile, names: UNetNames, head_width: int) -> None:
         with torch.device("meta"):
             matching = MatchingBranch(framepainter.spatial_sites(expected), head_width, device="meta")
     except KeyError as error:  # the host's detection asks for tensors by name
-        raise file.differs("FramePainter UNet", [f"missing {error.args[0]}"]) from None
+        raise file.differs(_kind_of_unet(file), [f"missing {error.args[0]}"]) from None
     except Exception as error:  # and trips in other ways over a UNet with holes
-        raise file.differs("FramePainter UNet", [f"its layout cannot be read ({type(error).__name__}: {error})"]) from None
+        raise file.differs(_kind_of_unet(file), [f"its layout cannot be read ({type(error).__name__}: {error})"]) from None
     problems = framepainter.differences(expected, shapes)
-    problems += framepainter.differences({n: tuple(p.shape) for n, p in matching.state_dict().items()},
-                                         file.shapes_of(names.matching))
+    if file.kind != "svd checkpoint":
+        problems += framepainter.differences({n: tuple(p.shape) for n, p in matching.state_dict().items()},
+                                             file.shapes_of(names.matching))
     if problems:
-        raise file.differs("FramePainter UNet", problems)
+        raise file.differs(_kind_of_unet(file), problems)
 
 
 def _check_encoder(file: WeightFile, names: dict[str, str], unet_width: int) -> None:
@@ -125,17 +146,17 @@ def _check_encoder(file: WeightFile, names: dict[str, str], unet_width: int) -> 
 
 def load(model_path: Path, encoder_path: Path | None, clip_and_vae_path: Path | None,
          dtype: torch.dtype | None) -> Loaded:
-    """Load FramePainter from the authors' two files or from the pack's single file.
+    """Load FramePainter from the authors' two files or from the pack's single file, or Stable Video Diffusion itself.
 
     Args:
-        model_path: the authors' UNet, or a single file.
-        encoder_path: the authors' control encoder; None takes it from the single file.
+        model_path: the authors' UNet, a single file, or an SVD checkpoint.
+        encoder_path: the authors' control encoder; None takes it from the single file. An SVD checkpoint has none.
         clip_and_vae_path: an SVD checkpoint or single file to take CLIP vision and VAE from; None takes them from the
-            single file, if it has them.
+            model's file, if it has them.
         dtype: of the weights; None leaves it to the host.
 
     Returns:
-        See Loaded. The model has its matching attention attached as released.
+        See Loaded. FramePainter's model has its matching attention attached as released; SVD's is core's own.
 
     Raises:
         WeightsError: any of the files is wrong, broken, incomplete or does not fit the others.
@@ -149,7 +170,13 @@ def from_files(file: WeightFile, encoder: WeightFile | None, clip_and_vae: Weigh
     """`load`, from files that are open already."""
     places = _places(file)
     names, head_width = places
+    if file.kind == "svd checkpoint" and encoder is not None:
+        raise WeightsError(f"'{file.name}' is Stable Video Diffusion itself, which has no control encoder. For edits of a picture "
+                           f"choose {WHERE['framepainter unet']} as 'model_file' and '{file.name}' as 'clip_and_vae'; for videos "
+                           "set 'encoder_file' to (in the model file).")
     _check_unet(file, names, head_width)
+    if file.kind == "svd checkpoint":
+        return Loaded(_unet_of(file, places, dtype), NoTrainedParts(file.name), *clip_and_vae_of(clip_and_vae or file))
     if encoder is None:
         encoder, encoder_names = file, file.under(framepainter.ENCODER)
         if not encoder_names:
@@ -179,7 +206,8 @@ def _load_unet(path: Path, dtype: torch.dtype | None, disable_dynamic: bool = Fa
 def _unet_of(file: WeightFile, places: tuple[UNetNames, int], dtype: torch.dtype | None, disable_dynamic: bool = False
              ) -> ModelPatcher:
     names, head_width = places
-    epsilon = file.header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
+    trained_in_diffusers = file.header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
+    epsilon = trained_in_diffusers and file.kind != "svd checkpoint"
     model = build_unet(file.read(names.unet), dtype, head_width, epsilon, disable_dynamic)
     model.cached_patcher_init = (_load_unet, (file.path, dtype))
     return model

@@ -9,7 +9,9 @@ import shutil
 import pytest
 import torch
 from framepainter_tests import examples
-from framepainter_tests.examples import pixels
+from framepainter_tests.examples import pixels, small
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 CLIP = "framepainter_clip.mp4"
 
@@ -30,6 +32,29 @@ def frames():
         clip = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]).float()
     truth = pixels(examples.WORKFLOWS / "inputs" / "clip_truth.png").float()
     return clip, torch.stack(truth.split(96, 1))
+
+
+@pytest.fixture(scope="module")
+def svd(lab):
+    """The name of a file of Stable Video Diffusion's layout: the small base model without what is FramePainter's."""
+    path = lab.model_path("svd_layout.safetensors")
+    with safe_open(str(examples.ROOT / "models" / "framepainter_small_base.safetensors"), "pt") as file:
+        plain = {n: file.get_tensor(n) for n in file.keys() if not n.startswith("framepainter.")}
+        save_file(plain, str(path), metadata={"framepainter.head_width": file.metadata()["framepainter.head_width"]})
+    yield path.name
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", ["i2vedit_long", "i2vedit_motion_lora", "paint_and_propagate"])
+def test_a_stable_video_diffusion_checkpoint_runs_where_the_page_says_so(lab, prompt, svd, name):
+    """The loader takes it as it is; the pictures are those of the base model, whose untrained matching changes nothing."""
+    request = small(examples.prompt(name))
+    base = {"model_file": "framepainter_small_base.safetensors"}
+    (loader,) = [n["inputs"] for n in request.values() if base.items() <= n["inputs"].items()]
+    wanted = lab.run(request)
+    loader["model_file"] = svd
+    found = lab.run(request)
+    assert found.keys() == wanted.keys() and all(map(torch.equal, *(sum(r.values(), []) for r in (found, wanted))))
 
 
 def test_the_edited_colour_is_carried_through_the_clip(lab, prompt, frames):

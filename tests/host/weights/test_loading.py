@@ -238,7 +238,7 @@ def test_bad_unet_file(loading, pair, tmp_path, kind):
 @pytest.mark.parametrize("kind, message", {
     "encoder": "holds a FramePainter control encoder; expected the authors' FramePainter UNet.*Yabo/FramePainter",
     "plain": "holds a plain SVD UNet without matching attention",
-    "svd": "holds a Stable Video Diffusion checkpoint",
+    "svd": "is Stable Video Diffusion itself, which has no control encoder.*as 'clip_and_vae'",
     "sd": "holds a Stable Diffusion image checkpoint",
     "sdxl": "holds an SDXL checkpoint",
     "other": "holds 1 other tensors, the first 'lora.up'",
@@ -257,6 +257,30 @@ def test_another_kind_of_file(loading, names, tensors, pair, tmp_path, kind, mes
     save_file(content, str(path))
     with pytest.raises(loading.WeightsError, match=f"'chosen.safetensors' {message}"):
         load(loading, path, pair[1], None)
+
+
+def test_stable_video_diffusion_itself(pack, loading, names, tensors, edit, strokes, tmp_path):
+    """Loaded as it is: core's network with core's epsilons, CLIP vision and VAE, and no trained parts of ours."""
+    path, stock = tmp_path / "svd.safetensors", tmp_path / "stock.safetensors"
+    plain = {n: t for n, t in tensors.items() if not n.startswith("framepainter.")}
+    save_file(plain, str(path))
+    loaded = load(loading, path, None, None)
+    weights = loaded.model.model.diffusion_model.state_dict()
+    assert weights.keys() == {n.removeprefix(names.UNET) for n in plain if n.startswith(names.UNET)}
+    assert all(torch.equal(t, plain[names.UNET + n]) for n, t in weights.items())
+    save_file(tensors, str(stock), metadata={"framepainter.group_norm_epsilon": "svd"})
+    without = pack("host.attention.matching").attach_matching(load(loading, stock, None, None).model, None, "off", 1.0)
+    assert torch.equal(sample(loaded.model, edit), sample(without, edit))
+    with torch.inference_mode():
+        assert loaded.vae.decode(torch.zeros(1, 4, 8, 8)).shape[-1] == 3
+    copy = loading._load_unet(path, torch.float32)
+    assert all(torch.equal(t, copy.model.diffusion_model.state_dict()[n]) for n, t in weights.items())
+    with pytest.raises(loading.MissingPart, match="'svd.safetensors' is Stable Video Diffusion itself and holds no control "
+                                                  "encoder. For edits of a picture choose the authors' FramePainter UNet"):
+        run(pack, loaded, edit, strokes)
+    _without(path, "out.2.bias")
+    with pytest.raises(loading.WeightsError, match=r"not a complete Stable Video Diffusion checkpoint: missing out.2.bias"):
+        load(loading, path, None, None)
 
 
 def test_bad_encoders(loading, names, tensors, pair, tmp_path):
