@@ -9,7 +9,6 @@ Legend: H W pixels, K drags. Flow is (dx, dy) in pixels from each target pixel t
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import random
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +31,11 @@ from .shard_writer import ShardWriter
 from .signals import HOLES, calmed, coarse_edit, drag_points, sketch_from_flow
 
 ROUNDS = 4         # a video is asked for candidates this often, each time for as many as pairs are wanted
+DRAWS = 200        # candidates for each pair that is wanted, at most
+SAME = 1e-6        # seconds of rounding in times
+# Number of the way in which frames are read and chosen; it goes up when the same videos and settings give other pairs, so that a
+# set is not continued with pairs of another kind. 2: every pair equally likely, colours as the file states them, whole frames only.
+METHOD = 2
 LEAST_MOVING = 0.002  # of the picture, below which there is no motion to speak of
 
 
@@ -112,26 +117,21 @@ def seed_number(text: str) -> int:
 
 
 def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Iterator[tuple[int, int]]:
-    """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name."""
+    """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name.
+
+    Every pair within the bounds is as likely as every other one, and all of them come, up to DRAWS for each pair that is wanted.
+    """
     draw = random.Random(as_bytes(f"{settings.seed}/{name}"))  # noqa: S311
-    if len(times) < 2 or times[-1] - times[0] <= settings.min_seconds:
-        return
-    tried = set()
-    for _ in range(200 * settings.pairs):
-        first = draw.randrange(len(times) - 1)
-        gap = draw.uniform(settings.min_seconds, settings.max_seconds)
-        last = _nearest(times, first, gap)
-        apart = times[last] - times[first]
-        if settings.min_seconds + 1e-6 < apart <= settings.max_seconds + 1e-6 and (first, last) not in tried:
-            tried.add((first, last))
-            yield last, first
-
-
-def _nearest(times: Sequence[float], first: int, gap: float) -> int:
-    """The frame after `first` nearest to `gap` seconds later; times ascend."""
-    at = bisect.bisect_left(times, times[first] + gap, first + 1)
-    options = [i for i in (at - 1, at) if first < i < len(times)]
-    return min(options, key=lambda i: abs(times[i] - times[first] - gap))
+    when = np.asarray(times)
+    numbers = np.arange(len(when))
+    # Targets of each source: from the first that is far enough to the last that is near enough. Times ascend.
+    low = np.maximum(np.searchsorted(when, when + settings.min_seconds + SAME, side="right"), numbers + 1)
+    high = np.searchsorted(when, when + settings.max_seconds + SAME, side="right")
+    ends = np.cumsum(np.maximum(high - low, 0))
+    total = int(ends[-1]) if len(ends) else 0
+    for at in draw.sample(range(total), min(total, DRAWS * settings.pairs)):
+        first = int(np.searchsorted(ends, at, side="right"))
+        yield int(high[first]) - (int(ends[first]) - at), first
 
 
 def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, callbacks: Callbacks,
@@ -215,4 +215,4 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
 
 def pair_settings(settings: PairSettings, motion_of: MotionSource) -> dict[str, Any]:
     """What decides about the contents of a set from videos."""
-    return {"kind": "videos", **asdict(settings), "flow_source": motion_of.name}
+    return {"kind": "videos", "method": METHOD, **asdict(settings), "flow_source": motion_of.name}

@@ -76,9 +76,18 @@ class ShardWriter:
                 break
             entries.append(entry)
         if not entries or entries[0].get("hash") != self.hash:
+            if entries and self._method(entries[0]) != self.settings.get("method"):
+                raise DatasetError(f"'{self.folder}' holds a dataset begun by another version of this pack, which chose and read "
+                                   "frames in another way; it stays as it is and can be trained on. Choose another name for a new "
+                                   "one, or delete the folder.")
             raise DatasetError(f"'{self.folder}' holds a dataset made with other settings ({self._differences(entries)}). "
                                "Choose another name, set them back, or delete the folder.")
         return entries[1:]
+
+    @staticmethod
+    def _method(start: dict[str, Any]) -> Any:
+        settings = start.get("settings")
+        return settings.get("method") if isinstance(settings, dict) else None
 
     def _differences(self, entries: list[dict[str, Any]]) -> str:
         old = entries[0].get("settings") if entries else {}

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from itertools import islice
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_candidates(pairs):
     times = [0.1 * n for n in range(100)]
     settings = pairs.PairSettings(min_seconds=1.0, max_seconds=2.0, pairs=5)
     drawn = list(pairs.candidates(times, settings, "a"))
-    assert len(drawn) == len(set(drawn)) > 50
+    assert len(drawn) == len(set(drawn)) == sum(11 <= t - s <= 20 for t in range(100) for s in range(t)), "all of them come"
     assert all(1.0 < times[t] - times[s] <= 2.0 + 1e-6 for t, s in drawn)
     assert drawn == list(pairs.candidates(times, settings, "a"))
     assert drawn[:9] != list(pairs.candidates(times, settings, "b"))[:9]
@@ -138,6 +139,43 @@ def test_candidates(pairs):
     assert set(gaps) == set(range(11, 21))
     assert list(pairs.candidates([0.0, 1.0], settings, "a")) == list(pairs.candidates([], settings, "a")) == []
     assert set(pairs.candidates([0.0, 0.5, 9.0, 10.5], settings, "a")) == {(3, 2)}  # times need not be even
+
+
+@pytest.mark.parametrize("seconds", [2.4, 4.0, 10.0])
+def test_every_pair_within_the_bounds_is_equally_likely(pairs, seconds):
+    """Of short clips too: the first six pairs over many names, against the same number for each (chi-squared, four sigma)."""
+    times = [n / 8 for n in range(round(seconds * 8))]
+    settings = pairs.PairSettings(min_seconds=1.0, max_seconds=5.0, pairs=6)
+    inside = [(t, s) for t in range(len(times)) for s in range(t) if 1.0 < times[t] - times[s] <= 5.0]
+    names = 40 * len(inside)
+    counts = Counter(pair for n in range(names) for pair in islice(pairs.candidates(times, settings, f"clip {n}"), 6))
+    assert counts.keys() == set(inside)
+    expected, freedom = 6 * names / len(inside), len(inside) - 1
+    # Without repetition within a clip the counts vary less than multinomial ones, by this factor.
+    factor = 1 - 5 / freedom
+    squares = sum((c - expected) ** 2 / expected for c in counts.values()) / factor
+    assert abs(squares - freedom) < 4 * (2 * freedom) ** 0.5
+    last = sum(c for (t, _), c in counts.items() if t == len(times) - 1) / (6 * names)
+    assert last == pytest.approx(sum(t == len(times) - 1 for t, _ in inside) / len(inside), abs=0.01)
+
+
+def test_bounds_that_frames_lie_on(pairs):
+    """More than min_seconds and at most max_seconds, times that are rounded or the same, and none at all."""
+    settings = pairs.PairSettings(min_seconds=1.0, max_seconds=2.0, pairs=50)
+    assert set(pairs.candidates([0.0, 1.0, 1.0000005, 2.0000005, 2.1], settings, "a")) == {(3, 0), (4, 1), (4, 2)}
+    assert set(pairs.candidates([0.0, 0.0, 1.5, 1.5], settings, "a")) == {(2, 0), (3, 0), (2, 1), (3, 1)}
+    assert list(pairs.candidates([0.0], settings, "a")) == []
+
+
+def test_a_set_begun_by_another_version_is_not_continued(pack, tmp_path, pairs, settings, motion):
+    writer, error = pack("core.data.shard_writer").ShardWriter, pack("core.data.sample").DatasetError
+    now = pairs.pair_settings(settings, motion)
+    before = {k: v for k, v in now.items() if k != "method"}
+    writer(tmp_path / "set", before, 3).close()
+    with pytest.raises(error, match="begun by another version of this pack"):
+        writer(tmp_path / "set", now, 3)
+    with pytest.raises(error, match="seed was 0, now it is 1"):
+        writer(tmp_path / "set", {**before, "seed": 1}, 3)
 
 
 def test_measures_in_closed_form(pack, pairs):
