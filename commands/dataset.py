@@ -3,8 +3,12 @@
     <ComfyUI's python> commands/dataset.py videos FOLDER OUT [--width W --height H --pairs N ...]
     <ComfyUI's python> commands/dataset.py procedural OUT --count N [...]
     <ComfyUI's python> commands/dataset.py show OUT sheet.png [--first I --count N]
+    <ComfyUI's python> commands/dataset.py split DATA KEPT HELD_OUT [--share 0.1 --seed 0]
+    <ComfyUI's python> commands/dataset.py export DATA OUT
 
-Interrupted runs go on when started again. ComfyUI is needed for its models/optical_flow folder: the one in whose custom_nodes
+`split` holds whole videos out, so that no video is in both parts. `export` writes the folders that evaluate.py compares: source,
+truth, sketch, coarse, moved, disoccluded, and the drags. Interrupted runs go on when started again. ComfyUI is needed by `videos`
+alone, for its models/optical_flow folder: the one in whose custom_nodes
 this pack lies, COMFYUI_DIR, or --host. Exit code: 0, 1 if there was nothing usable, 2 for wrong arguments.
 """
 
@@ -49,6 +53,15 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("sheet", type=Path, help="picture to write")
     show.add_argument("--first", type=int, default=0, help="number of the first pair (default 0)")
     show.add_argument("--count", type=int, default=8, help="pairs (default 8)")
+    parts = commands.add_parser("split", help="a part to train on and a held-out part, by whole videos")
+    parts.add_argument("data", type=Path, help="folder of the dataset")
+    parts.add_argument("kept", type=Path, help="folder of the new dataset to train on")
+    parts.add_argument("held_out", type=Path, help="folder of the new dataset to evaluate on")
+    parts.add_argument("--share", type=float, default=0.1, help="of the videos to hold out, at least one (default 0.1)")
+    parts.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
+    pictures = commands.add_parser("export", help="a dataset as folders of pictures, for evaluate.py")
+    pictures.add_argument("data", type=Path, help="folder of the dataset")
+    pictures.add_argument("out", type=Path, help="folder to write to")
     return out
 
 
@@ -69,9 +82,14 @@ def chosen(args: argparse.Namespace, settings: type) -> Any:
     return settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def progress(done: int, total: int) -> None:
-    """A line that is written over."""
-    print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
+def progress() -> Any:
+    """Callbacks that show a line that is written over, with the time that is left."""
+    eta = core("eta").Eta()
+
+    def show_line(done: int, total: int) -> None:
+        print(f"\r{eta.line(done, total)}", end="", file=sys.stderr, flush=True)
+
+    return core("callbacks").Callbacks(progress=show_line)
 
 
 def estimator(args: argparse.Namespace) -> Any:
@@ -93,7 +111,8 @@ def main(given: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = parser().parse_args(given)
     try:
-        return {"videos": from_videos, "procedural": from_scenes, "show": show}[args.command](args)
+        return {"videos": from_videos, "procedural": from_scenes, "show": show, "split": split,
+                "export": export}[args.command](args)
     except (ValueError, OSError) as error:
         print(f"dataset: {error}", file=sys.stderr)
         return 2
@@ -105,7 +124,7 @@ def from_videos(args: argparse.Namespace) -> int:
     clips = videos.find_clips(args.folder, args.fps)
     motion = estimator(args)
     writer = shards.ShardWriter(args.out, pairs.pair_settings(settings, motion))
-    pairs.build_from_clips(writer, clips, motion, settings, core("callbacks").Callbacks(progress=progress))
+    pairs.build_from_clips(writer, clips, motion, settings, progress())
     return told(writer)
 
 
@@ -113,7 +132,7 @@ def from_scenes(args: argparse.Namespace) -> int:
     pairs, shards = core("data.procedural_pairs"), core("data.shard_writer")
     settings = chosen(args, pairs.ProceduralSettings).checked()
     writer = shards.ShardWriter(args.out, pairs.procedural_settings(settings))
-    pairs.build_procedural(writer, settings, core("callbacks").Callbacks(progress=progress))
+    pairs.build_procedural(writer, settings, progress())
     return told(writer)
 
 
@@ -137,6 +156,25 @@ def show(args: argparse.Namespace) -> int:
         Image.fromarray((picture * 255).round().byte().numpy()).save(partial, kind)
     print(sheets.counts(len(index), index.skipped, (args.first, last - 1)))
     return 0
+
+
+def split(args: argparse.Namespace) -> int:
+    index = core("data.shards").ShardIndex(args.data)
+    writers = core("data.split").split(index, args.kept, args.held_out, args.share, args.seed, progress())
+    print(file=sys.stderr)
+    for writer in writers:
+        print(f"{writer.samples} pairs of {len(writer.done)} videos in {writer.folder}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    index = core("data.shards").ShardIndex(args.data)
+    written = core("evaluation.export").export(index, args.out, len(index), progress())
+    print(file=sys.stderr)
+    print(f"{len(written)} pairs in {args.out}")
+    for line in index.skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    return 0 if written else 1
 
 
 if __name__ == "__main__":
