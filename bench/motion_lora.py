@@ -8,7 +8,7 @@ model. The clip is then generated again from its first frame and fresh noise, an
 first is measured with the pack's own estimator and compared with the true one. --write puts table and picture into docs/.
 
 Cost: time and peak memory of a training step, each way of checkpointing in a process of its own, random weights. --full takes
-the network's real size at 512 x 896 and 320 x 576, 14 frames, which is for a GPU. --write makes bench/motion_lora.md.
+the network's real size at 896 x 512 and 576 x 320, 14 frames, which is for a GPU. --write makes bench/motion_lora.md.
 
 Both end in bench/motion_lora.json.
 """
@@ -194,8 +194,8 @@ def effect_picture(load, found: dict, count: int = 2) -> None:
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
-SHAPES = {"small": (random_model.SMALL, 14, 24, 40), "512 x 896": (random_model.FULL, 14, 64, 112),
-          "320 x 576": (random_model.FULL, 14, 40, 72)}  # widths, frames, latent height and width
+SHAPES = {"small": (random_model.SMALL, 14, 24, 40), "896 x 512": (random_model.FULL, 14, 64, 112),
+          "576 x 320": (random_model.FULL, 14, 40, 72)}  # widths, frames, latent height and width
 WAYS = {  # what is computed again in the backward pass
     "none": "nothing",
     "spatial": "residual and spatial blocks",

@@ -3,7 +3,7 @@
     python dev.py bench [--full] [--steps N] [--name "words for this machine"]
 
 Everything runs in one process through ComfyUI's own sampling path, the variants in turn round after round, so that a
-machine whose speed drifts slows all of them. The small network always runs; the real size (random weights, 576 x 1024
+machine whose speed drifts slows all of them. The small network always runs; the real size (random weights, 1024 x 576
 pixels) where there is a GPU, or with --full. The table goes to bench/results.md.
 """
 

@@ -55,10 +55,10 @@ PRESETS: dict[str, RunSettings] = {
                                  checkpointing=False),
 }
 PURPOSE = {
-    "paper": "as the paper trains: everything, 576 x 1024; for a 48 GB card or larger",
-    "24 GB": "matching attention, control encoder and LoRA at 576 x 1024",
+    "paper": "as the paper trains: everything, 1024 x 576; for a 48 GB card or larger",
+    "24 GB": "matching attention, control encoder and LoRA at 1024 x 576",
     "16 GB": "the same with two pairs at a time",
-    "12 GB": "matching attention and control encoder at 320 x 576",
+    "12 GB": "matching attention and control encoder at 576 x 320",
     "small network": "for small networks of your own, on a CPU too",
 }
 
@@ -102,7 +102,7 @@ FULL_CHANNELS = 320     # Channels of SVD's first level; activations of a narrow
 # all kept 45.6 GB; checkpointed, 3.1 GB of block inputs plus 3.0 GB inside the largest block.
 KEPT, CHECKPOINTED = 454e3, 61e3
 MATCHING_BUFFERS = 4 * 256e6  # one chunk of attention weights, its scores, their gradients
-FLOP_PAIR = 34e12       # One pair of 576 x 1024 frames: forward, backward, and forward again for checkpointing.
+FLOP_PAIR = 34e12       # One pair of 1024 x 576 frames: forward, backward, and forward again for checkpointing.
 
 
 class Cost(NamedTuple):
@@ -130,7 +130,7 @@ def estimate(settings: RunSettings, unet: int, matching: int, encoder: int, lora
         gradients      4 bytes a trained parameter; AdamW's two moments 8; averages 4 if on
         activations    batch x 2 frames x h w latent positions x 454 kB (61 kB with checkpointing), in bf16, for 320 channels;
                        plus 1 GB for the matching loss where a chunk of attention is that large
-        FLOP           34e12 a pair at 576 x 1024 with checkpointing, three quarters of it without
+        FLOP           34e12 a pair at 1024 x 576 with checkpointing, three quarters of it without
 
     Args:
         unet, matching, encoder, lora: parameters of the parts.  channels: of the UNet's first level.

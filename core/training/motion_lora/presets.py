@@ -37,8 +37,8 @@ PRESETS: dict[str, MotionSettings] = {
     "small network": MotionSettings(precision="fp32", checkpointing=False),
 }
 PURPOSE = {
-    "12 GB": "512 x 896 as released",
-    "8 GB": "320 x 576",
+    "12 GB": "896 x 512 as released",
+    "8 GB": "576 x 320",
     "small network": "the clip's own size, fp32, for small networks and CPUs",
 }
 # Counted for 14 frames with everything checkpointed and feed-forward in parts, see docs/motion_lora.md: bytes kept between the
