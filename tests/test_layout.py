@@ -63,6 +63,28 @@ def test_core_knows_no_comfyui():
         assert not [n for n in names if n.split(".")[0] in ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes")], file
 
 
+def dotted(node: ast.AST) -> str:
+    """`comfy.sample.sample_custom` of such an attribute; empty for any other expression."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def test_modules_import_the_parts_of_comfyui_that_they_use():
+    """`comfy.x.y` works by chance if only another module has imported `comfy.x`: what is loaded first then decides."""
+    wrong = []
+    for file in (*modules().values(), *(ROOT / "commands").rglob("*.py"), *(ROOT / "tools").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        aliases = [alias for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        imported = tuple(f"{a.name}." for a in aliases if not a.asname and "." in a.name)
+        attributes = {name for n in nodes if isinstance(n, ast.Attribute) and (name := dotted(n)).startswith("comfy.")}
+        names = {n for n in attributes if not any(other.startswith(f"{n}.") for other in attributes)}
+        wrong += [(str(file.relative_to(ROOT)), n) for n in sorted(names) if not f"{n}.".startswith(imported)]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("tier", ["core", "host"])
 def test_rooms_import_only_rooms_below_them(graph, tier):
     """As the page states: `order` lists a tier's rooms from below. Files directly in the tier lie below all rooms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher

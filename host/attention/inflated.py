@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.model_management
+import comfy.ops
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.sampler_helpers
+import comfy.samplers
 import comfy.utils
 import torch
 import torch.nn.functional as F

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher

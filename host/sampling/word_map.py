@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher

@@ -7,7 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import comfy.clip_vision
+import comfy.ldm.models.autoencoder
+import comfy.model_detection
 import comfy.model_management as mm
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch

@@ -8,6 +8,7 @@ import types
 from dataclasses import replace
 
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sd
 import pytest
 import torch
