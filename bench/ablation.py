@@ -1,10 +1,10 @@
 """The paper's two ablations in miniature (Table 3 and 4): how edited frames find the source, and source reconstruction.
 
-    python dev.py ablation [--steps N] [--seeds 0 1] [--folder WORK]
+    python dev.py ablation [--steps N] [--seeds 0 1] [--folder WORK] [--write]
 
 Every variant starts from the shipped base model, sees the same pairs in the same order with the same noise, and is
-measured on the same held-out scenes with known truth. Rewrites bench/ablation.md and ablation.json. A variant that was
-finished in the work folder is not trained again.
+measured on the same held-out scenes with known truth. --write rewrites bench/ablation.md, ablation.json and the table in
+docs/training.md. A variant that was finished in the work folder is not trained again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "matching, squared error": (True, {"matching": "squared error"}),
     "matching, no source reconstruction": (True, {"matching": "cross entropy", "frame_weights": (0.0, 1.0)}),
 }
+PAGE, MARK, END = ROOT / "docs" / "training.md", "<!-- table: bench/ablation.py -->", "<!-- end of table -->"
+ON_PAGE = ("MSE moved", "MSE uncovered", "MSE still", "SSIM", "MSE source frame", "hit rate moved")
 HELD_OUT = 96
 SAMPLING_STEPS = 16
 SIGMAS = (0.5, 2.0, 8.0)
@@ -120,9 +122,9 @@ def train(load: Callable[[str], Any], folder: Path, name: str, seed: int, steps:
     return network
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: mean over seeds, and half the range between them."""
-    columns = list(dict.fromkeys(c for runs in results.values() for run in runs for c in run))
+def table(results: dict[str, list[dict[str, float]]], columns: Sequence[str] | None = None) -> str:
+    """Markdown: mean over seeds, and half the range between them; of all columns if none are named."""
+    columns = columns or list(dict.fromkeys(c for runs in results.values() for run in runs for c in run))
     lines = ["| variant | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name, runs in results.items():
         cells = []
@@ -141,6 +143,8 @@ def write(results: dict[str, list[dict[str, float]]], steps: int, seeds: list[in
             f"{table(results)}\n")
     (ROOT / "bench" / "ablation.md").write_text(text, encoding="utf-8")
     (ROOT / "bench" / "ablation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARK + "\n")
+    PAGE.write_text(f"{before}{MARK}\n\n{table(results, ON_PAGE)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 def main() -> None:
@@ -149,6 +153,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("small_model"), help="the work folder of tools/making/small_model.py")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--write", action="store_true", help="rewrite the tables in bench and docs, after every variant")
     options = parser.parse_args()
     load = tools_pack.open_pack(options.host.resolve())
     folder = options.folder
@@ -162,7 +167,9 @@ def main() -> None:
             network = train(load, folder, name, seed, options.steps, pairs)
             results.setdefault(name, []).append(measure(load, network, held_out, folder))
             print(name, seed, results[name][-1], flush=True)
-            write(results, options.steps, options.seeds[:options.seeds.index(seed) + 1])
+            if options.write:
+                write(results, options.steps, options.seeds[:options.seeds.index(seed) + 1])
+    print(table(results))
     print(f"{(time.time() - begun) / 60:.0f} min")
 
 

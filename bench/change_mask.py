@@ -74,36 +74,51 @@ class Bench:
             self.loaded = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None,
                                                             torch.float32)
 
-    def edited(self, case: Case, way: str) -> Any:
-        """(T, H, W, 3)."""
+    def inverted(self, clip: Any, steps: int, generator: Any) -> tuple[Any, list]:
+        """A clip's trajectory, and the conditioning that it was inverted with."""
+        import torch
+
+        load, loaded, host = self.load, self.loaded, self.load("host.conditioning")
+        pictures, _ = load("core.inversion.sarp").perturb_frames(clip, generator)
+        noise = load("core.inversion.condition").pixel_noise(SIDE, SIDE, generator)
+        positive, latents = host.source_conditioning(loaded.clip_vision, loaded.vae, pictures, host.MicroConds(8, 30, 0.02), noise)
+        levels = torch.tensor(load("core.edm").karras_sigmas(steps))
+        return load("host.inversion.edm").invert(loaded.model, positive, {"samples": latents}, levels), positive
+
+    def sampled(self, model: Any, source: Any, given: tuple[list, list], guidance: float) -> Any:
+        """Latents (T, 4, h, w) sampled from where an inversion ended, guidance rising from 1 over the frames."""
         import comfy.sample
         import comfy.samplers
         import torch
 
-        load, loaded = self.load, self.loaded
-        injection, run, host = load("host.attention.injection"), load("host.attention.injection_run"), load("host.conditioning")
-        condition, sarp, edm = load("core.inversion.condition"), load("core.inversion.sarp"), load("host.inversion.edm")
+        start = self.load("host.inversion.edm").start_latent(source)["samples"]
+        guided = self.load("host.video.stages").linear_guidance(model, 1.0)
+        return comfy.sample.sample_custom(guided, torch.zeros_like(start), guidance, comfy.samplers.sampler_object("euler"),
+                                          torch.tensor(source.sigmas), *given, start, disable_pbar=True, seed=0)
+
+    def edited_given(self, first: Any, generator: Any) -> tuple[list, list]:
+        """Conditioning of an edited clip, from its first frame (1, H, W, 3)."""
+        host, loaded = self.load("host.conditioning"), self.loaded
+        noise = self.load("core.inversion.condition").latent_noise(SIDE // 8, SIDE // 8, generator)
+        return host.edited_conditioning(loaded.clip_vision, loaded.vae, host.ClipStart(first), host.MicroConds(6, 30, 0.02), noise)
+
+    def edited(self, case: Case, way: str) -> Any:
+        """(T, H, W, 3)."""
+        import torch
+
+        injection, run = self.load("host.attention.injection"), self.load("host.attention.injection_run")
         generator = torch.Generator().manual_seed(0)
-        pictures, _ = sarp.perturb_frames(case.source, generator)
-        positive, latents = host.source_conditioning(loaded.clip_vision, loaded.vae, pictures, host.MicroConds(8, 30, 0.02),
-                                                     condition.pixel_noise(SIDE, SIDE, generator))
-        source = edm.invert(loaded.model, positive, {"samples": latents}, torch.tensor(load("core.edm").karras_sigmas(STEPS)))
-        start = host.ClipStart(case.truth[:1])
-        given = host.edited_conditioning(loaded.clip_vision, loaded.vae, start, host.MicroConds(6, 30, 0.02),
-                                         condition.latent_noise(SIDE // 8, SIDE // 8, generator))
+        source, _ = self.inverted(case.source, STEPS, generator)
+        given = self.edited_given(case.truth[:1], generator)
         masks = run.Masks() if way == "no mask" else run.Masks(case.mask)
         whole = run.inject_temporal
         if way == "spatial attention":
             run.inject_temporal = lambda probabilities, v, change, own: whole(probabilities, v, None, own)
         try:
-            model = injection.inject_attention(loaded.model, source, run.Settings(), masks=masks)
-            start = edm.start_latent(source)["samples"]
-            out = comfy.sample.sample_custom(load("host.video.stages").linear_guidance(model, 1.0), torch.zeros_like(start), 1.2,
-                                             comfy.samplers.sampler_object("euler"), torch.tensor(source.sigmas), *given, start,
-                                             disable_pbar=True, seed=0)
+            model = injection.inject_attention(self.loaded.model, source, run.Settings(), masks=masks)
+            return self.loaded.vae.decode(self.sampled(model, source, given, 1.2))
         finally:
             run.inject_temporal = whole
-        return loaded.vae.decode(out)
 
 
 def table(bench: Bench, count: int) -> list[str]:
