@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without both": {"lora": "none", "skip_interval": False},
     "a LoRA for each clip": {"lora": "one a clip"},
     "a LoRA for each clip, without skip-interval": {"lora": "one a clip", "skip_interval": False},
+    "as published: clip 0 by its own LoRA's network": {"lora": "as published"},
     "without attention injection": {"matching": False},
     "pixels carried": {"carry": "pixels"},
     "colour match 1": {"colour_match": 1.0},

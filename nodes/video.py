@@ -177,7 +177,8 @@ class PropagateEdit(io.ComfyNode):
                 io.Int.Input("height", default=576, min=32, max=4096, step=8, tooltip="Working size in pixels."),
                 io.Combo.Input("lora", options=list(propagate.LORAS), default=propagate.LORAS[0],
                                tooltip="Motion LoRA: trained on the first clip for all, on each clip, or none. One a clip follows "
-                                       "changing motion better and takes as many times longer."),
+                                       "changing motion better and takes as many times longer. as published: one a clip, and "
+                                       "what later clips see of the first comes from the first clip's own LoRA."),
                 io.Int.Input("lora_steps", default=250, min=1, max=100_000, tooltip="Training steps; 250 as released."),
                 io.Combo.Input("matching", options=MATCHING, default=MATCHING[0],
                                tooltip="How the source's attention is followed; off follows it by the inverted noise alone. The "

@@ -19,30 +19,41 @@ from torch import Tensor
 from ...core.inversion.trajectory import TrajectoryError
 from ..network import UNET
 
+Delta = Callable[[Tensor], Tensor]  # a layer's input to what patches add to its output
+
 
 class Gate:
-    """Says for which share of the rows weight patches act: (first, last) of the pass, as shares."""
+    """When bypassed weight patches act.
+
+    share: of a pass's rows, (first, last) as fractions, those on which they act.  past: whether this is a pass of clip 0, in which
+    clip 0's patches act in place of the model's own.
+    """
 
     def __init__(self) -> None:
         self.share = (0.0, 1.0)
+        self.past = False
 
 
 class BypassedLayer:
     """The forward of a layer whose weight patches are added to its output instead of its weights, so that the source's rows
-    can do without."""
+    can do without.
 
-    def __init__(self, forward: Callable, delta: Callable[[Tensor], Tensor], gate: Gate):
-        self.forward, self.delta, self.gate = forward, delta, gate
+    own, past: what the model's own patches add, and what those add that replace them in passes of clip 0; None is nothing.
+    """
+
+    def __init__(self, forward: Callable, own: Delta | None, past: Delta | None, gate: Gate):
+        self.forward, self.own, self.past, self.gate = forward, own, past, gate
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out = self.forward(x, *args, **kwargs)
+        delta = self.past if self.gate.past else self.own
         first, last = (round(share * len(x)) for share in self.gate.share)
-        if first >= last:
+        if delta is None or first >= last:
             return out
         if (first, last) == (0, len(x)):
-            return out + self.delta(x).to(out)
+            return out + delta(x).to(out)
         out = out.clone()
-        out[first:last] += self.delta(x[first:last]).to(out)
+        out[first:last] += delta(x[first:last]).to(out)
         return out
 
 
@@ -91,17 +102,28 @@ def _low_rank(patches: list) -> _LowRank | None:
     return _LowRank(pairs)
 
 
-def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
-    """Take the weight patches of a clone's UNet off and add their effect to the layers' outputs instead.
+def bypass_patches(model: ModelPatcher, gate: Gate, source: ModelPatcher | None = None) -> None:
+    """Take weight patches of a clone's UNet off and add their effect to the layers' outputs instead.
+
+    Args:
+        source: a model whose patches stay in the weights, since source and edit share them; those of `model` begin with them.
+            None: all patches come off.
 
     Raises:
-        TrajectoryError: a patch on something that is neither a linear layer nor a convolution.
+        TrajectoryError: a patch on something that is neither a linear layer nor a convolution, or `source` has other patches.
     """
+    kept = {} if source is None else {key: patches for key, patches in source.patches.items() if key.startswith(UNET) and patches}
+    for key, patches in kept.items():
+        begun = model.patches.get(key, [])[:len(patches)]
+        if [id(patch) for patch in begun] != [id(patch) for patch in patches]:
+            raise TrajectoryError("the LoRAs of 'model' do not begin with those that the clip was inverted with. Add the edit's "
+                                  "own LoRA after them.")
     by_layer: dict[str, dict[str, list]] = {}
     for key, patches in model.patches.items():
-        if key.startswith(UNET) and patches:
+        own = patches[len(kept.get(key, ())):]
+        if key.startswith(UNET) and own:
             layer, _, leaf = key.rpartition(".")
-            by_layer.setdefault(layer, {})[leaf] = patches
+            by_layer.setdefault(layer, {})[leaf] = own
     if not by_layer:
         return
     originals = model.get_key_patches(UNET)
@@ -110,18 +132,39 @@ def bypass_patches(model: ModelPatcher, gate: Gate) -> None:
         linear = isinstance(layer, torch.nn.Linear)
         if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
                 "weight", "bias"}:
-            raise TrajectoryError(f"a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
+            raise TrajectoryError(f"Match Attention: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
                                   "cannot be kept from the source. Use a LoRA of linear layers and convolutions, or invert with "
                                   "it on.")
         delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None
         if delta is None:
-            change = {}
-            for leaf, patches in leaves.items():
-                weight, convert = originals[f"{name}.{leaf}"][0]
-                weight = convert(weight.detach().float().cpu().clone(), inplace=True)
-                change[leaf] = comfy.lora.calculate_weight(patches, weight.clone(), f"{name}.{leaf}") - weight
+            change = {leaf: _change(f"{name}.{leaf}", originals[f"{name}.{leaf}"][0], kept.get(f"{name}.{leaf}", []), own)
+                      for leaf, own in leaves.items()}
             delta = _Dense(layer, change.get("weight"), change.get("bias"))
         path = f"{name}.forward"
-        model.add_object_patch(path, BypassedLayer(model.get_model_object(path), delta, gate))
-    model.patches = {k: p for k, p in model.patches.items() if not k.startswith(UNET)}
+        model.add_object_patch(path, BypassedLayer(model.get_model_object(path), delta, delta, gate))
+    model.patches = {k: p for k, p in model.patches.items() if not k.startswith(UNET)} | {k: list(p) for k, p in kept.items()}
     model.patches_uuid = uuid.uuid4()  # tells the host that loaded weights are stale
+
+
+def _change(key: str, original: tuple, kept: list, own: list) -> Tensor:
+    """The difference that patches make to a weight on which `kept` ones act first."""
+    weight, convert = original
+    weight = convert(weight.detach().float().cpu().clone(), inplace=True)
+    before = comfy.lora.calculate_weight(kept, weight.clone(), key) if kept else weight
+    return comfy.lora.calculate_weight(own, before.clone(), key) - before
+
+
+def bypass_past(model: ModelPatcher, past: ModelPatcher, gate: Gate, source: ModelPatcher | None = None) -> None:
+    """Let another model's patches act on a clone's layers, in place of its own, while the gate says `past`.
+
+    Args:
+        model: its own patches are bypassed already.  past: the same network with the other patches.  source: see `bypass_patches`.
+    """
+    other = past.clone()
+    bypass_patches(other, gate, source)
+    own, theirs = ({path: patch for path, patch in m.object_patches.items()
+                    if isinstance(patch, BypassedLayer) and patch.gate is gate} for m in (model, other))
+    for path in own.keys() | theirs.keys():
+        forward = own[path].forward if path in own else model.get_model_object(path)
+        deltas = [patches[path].own if path in patches else None for patches in (own, theirs)]
+        model.add_object_patch(path, BypassedLayer(forward, *deltas, gate))

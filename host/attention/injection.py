@@ -127,7 +127,8 @@ def _hold(args: dict) -> Tensor:
 
 
 def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Settings = Settings(),  # noqa: B008
-                     record: AttentionRecord | None = None, masks: Masks = Masks(), hold: bool = True) -> ModelPatcher:  # noqa: B008
+                     record: AttentionRecord | None = None, masks: Masks = Masks(), hold: bool = True,  # noqa: B008
+                     source: ModelPatcher | None = None) -> ModelPatcher:
     """A clone whose sampling follows a source clip's attention. An earlier Match Attention on it is replaced.
 
     Args:
@@ -135,6 +136,8 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
         record: attention recorded before; steps that it lacks, and all without one, are replayed.
         masks: of pixels, areas that must follow the edit, or the source.
         hold: keep the areas that stay on the source's own latents, too, not on its attention alone.
+        source: the model that the clip was inverted with, if `model` is the same with further LoRAs. None: the clip was inverted
+            either with all LoRAs of `model` or with none.
 
     Raises:
         WrongModel: not an SVD model.
@@ -144,8 +147,8 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
     if trajectory.reached != trajectory.steps:
         raise TrajectoryError(f"the trajectory has {trajectory.reached} of {trajectory.steps} steps; its inversion was "
                               "interrupted. Run Invert EDM to its end.")
-    made_plain = made_by(trajectory.model, model, False)
-    if not made_plain and not made_by(trajectory.model, model, True):
+    made_plain = source is None and made_by(trajectory.model, model, False)
+    if not made_plain and not made_by(trajectory.model, source or model, True):
         plain, patched = (model_digest(model, p, fresh=False) for p in (False, True))
         raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is "
                               f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
@@ -162,8 +165,8 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
     before = clone.get_attachment(keys.READ_OUT)
     gate = Gate() if before is None else before.gate
     read_out = ReadOut()
-    if made_plain:
-        bypass_patches(clone, gate)
+    if made_plain or source is not None:
+        bypass_patches(clone, gate, source)
     watch_attention(clone)
     plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, masks, gate, read_out,
                 sum(len(p) for p in clone.patches.values()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -31,6 +31,7 @@ from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
 from ..source import conditioning_of
 from . import injection
+from .bypass import Gate, bypass_past, bypass_patches
 from .injection_run import SOURCE, InjectionRun, Plan, ReadOut, evaluate
 from .record import Recorder
 from .watched import watch_attention
@@ -39,18 +40,30 @@ NODE = "Skip-interval attention"
 KEY = f"{keys.PREFIX}_skip_interval"
 
 
+class OwnNetwork(NamedTuple):
+    """The network that clip 0 was edited with.
+
+    inverted_with: the model that both clips were inverted with.  edited_with: the same with clip 0's motion LoRA.
+    """
+
+    inverted_with: ModelPatcher
+    edited_with: ModelPatcher
+
+
 @dataclass(frozen=True)
 class PastEdit:
     """Clip 0's finished edit, as far as its keys and values can be made again from it.
 
     states: (steps, T0, 4, h, w) what the network saw at each sampling step, model space.  positive, negative: its
-    CONDITIONING.  source: its source's trajectory.
+    CONDITIONING.  source: its source's trajectory.  network: the one that it was edited with, as published; None computes its keys
+    and values with the later clip's LoRA.
     """
 
     states: Tensor
     positive: list
     negative: list
     source: Trajectory
+    network: OwnNetwork | None = None
 
 
 class Memory:
@@ -138,9 +151,9 @@ class _InversionRun(_Run):
 
 
 class _EditRun(_Run):
-    def __init__(self, past: PastEdit, plan: Plan | None):
+    def __init__(self, past: PastEdit, plan: Plan | None, gate: Gate):
         super().__init__()
-        self.past, self.source_levels = past, past.source.levels
+        self.past, self.source_levels, self.gate = past, past.source.levels, gate
         self.injection = None if plan is None else InjectionRun(replace(plan, read_out=ReadOut()), past.states.shape[1])
 
     def step_of(self, sigma: float, source: bool) -> int:
@@ -156,7 +169,11 @@ class _EditRun(_Run):
         # In a pass of the source alone `given` has one entry; the edit's own passes are still to come.
         both = [self.conds[0], self.conds[1] if guided or len(given) == 1 else None]
         level = torch.full((len(state),), self.past.source.sigmas[step], device=x.device)
-        evaluate(executor, network, both, state, level, _with(options, **{keys.RUN: self.injection}))
+        self.gate.past = True
+        try:
+            evaluate(executor, network, both, state, level, _with(options, **{keys.RUN: self.injection}))
+        finally:
+            self.gate.past = False
 
     def close(self) -> None:
         super().close()
@@ -222,9 +239,10 @@ class _PastInversion:
 class _PastEdit:
     edit: PastEdit
     plan: Plan | None  # of Match Attention, for clip 0
+    gate: Gate
 
     def begin(self) -> _Run:
-        return _EditRun(self.edit, self.plan)
+        return _EditRun(self.edit, self.plan, self.gate)
 
 
 def _attach(model: ModelPatcher, past: _PastInversion | _PastEdit) -> ModelPatcher:
@@ -250,8 +268,14 @@ def remember_edit(model: ModelPatcher, past: PastEdit) -> ModelPatcher:
     """
     if len(past.states) != past.source.steps:
         raise TrajectoryError(f"{NODE}: clip 0 has {len(past.states)} sampling steps, its inversion {past.source.steps}.")
-    found, plan = injection.read_out_of(model), None
+    found, plan, gate = injection.read_out_of(model), None, Gate()
     if found is not None:
         # The past follows its own source through the later clip's patches, whose gate says where LoRAs act.
         plan = replace(found[1], trajectory=past.source, record=None, masks=Masks())
-    return _attach(model, _PastEdit(past, plan))
+        gate = plan.gate
+    clone = _attach(model, _PastEdit(past, plan, gate))
+    if past.network is not None:
+        if found is None:
+            bypass_patches(clone, gate, past.network.inverted_with)
+        bypass_past(clone, past.network.edited_with, gate, past.network.inverted_with)
+    return clone

@@ -101,5 +101,6 @@ def _follow_copied_network(model: ModelPatcher, clone: ModelPatcher) -> None:
             continue
         module = clone.model.get_submodule(name.removesuffix(".forward"))
         forward = module.forward if getattr(patch.forward, "__self__", None) is not None else patch.forward
-        clone.object_patches[name] = (BypassedLayer(forward, patch.delta, patch.gate) if isinstance(patch, BypassedLayer) else
-                                      WatchedAttention(forward, patch.block, patch.site, patch.kind, module))
+        clone.object_patches[name] = (
+            BypassedLayer(forward, patch.own, patch.past, patch.gate) if isinstance(patch, BypassedLayer)
+            else WatchedAttention(forward, patch.block, patch.site, patch.kind, module))

@@ -146,7 +146,8 @@ def source_pass(network: TrainingNetwork, past: Trajectory, step: int) -> None:
 
 def with_memory(network: TrainingNetwork, past: Trajectory) -> Callable[[float], None]:
     """What to call with a step's noise level before the network is asked: clip 0's keys and values of the paired step are then
-    in its temporal attention (I2VEdit, section 4.3; released pairing)."""
+    in its temporal attention (I2VEdit, section 4.1, skip-interval
+    cross-attention; released pairing)."""
     def remember(sigma: float) -> None:
         network.memory = Memory()
         source_pass(network, past, source_step(sampling_step(sigma, past.sigmas), past.steps))

@@ -38,7 +38,8 @@ from ..vae import decode
 from ..weights.motion_lora import with_lora
 from .kept import Kept, Key, Keys, Models, Trajectories
 
-LORAS = ("one for all clips", "one a clip", "none")
+LORAS = ("one for all clips", "one a clip", "none", "as published")
+ONE_EACH = (LORAS[1], LORAS[3])
 CARRIES = ("latent", "pixels")
 DRAW = "second of two"  # of the edit's noise; another one is another result
 
@@ -109,24 +110,24 @@ class Stages:
         self.keys, self.kept, self.trajectories = Keys(models), Kept(store, told), Trajectories(store, told)
         if self.keys.refusal():
             told(self.keys.refusal())
-        self._lora: tuple[int, dict[str, Tensor]] = -1, {}
+        self._loras: dict[int, dict[str, Tensor]] = {}
         self._first_inversion: Trajectory | None = None
         self._first_states: Tensor | None = None
 
     # ---- motion LoRA ----
 
     def lora(self, number: int) -> dict[str, Tensor]:
-        """The motion LoRA that a clip is edited with. The last one stays in memory."""
-        which = number if self.settings.lora == LORAS[1] else 0
-        if self._lora[0] != which:
+        """The motion LoRA that a clip is edited with. The first and the last one stay in memory."""
+        which = number if self.settings.lora in ONE_EACH else 0
+        if which not in self._loras:
             past = self._past(which)
             motion = replace(self.settings.motion, height=self.settings.height, width=self.settings.width)
             key = self.keys.of_training({"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
                                         motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
-            self._lora = which, self.kept.result("lora", key, f"clip {which + 1}: motion LoRA",
-                                                 lambda: self._trained(which, key, motion, past),
-                                                 usable=motion_lora.usable)
-        return self._lora[1]
+            found = self.kept.result("lora", key, f"clip {which + 1}: motion LoRA",
+                                     lambda: self._trained(which, key, motion, past), usable=motion_lora.usable)
+            self._loras = {number: lora for number, lora in self._loras.items() if number == 0} | {which: found}
+        return self._loras[which]
 
     def _trained(self, which: int, key: Key, motion: MotionSettings, past: Trajectory | None) -> dict[str, Tensor]:
         inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
@@ -196,7 +197,8 @@ class Stages:
         begun = {n: t for n, t in start._asdict().items() if t is not None}
         key = self.keys.of_sampling(
             {"start": begun, "first": self.footage.edited, "states": source.states[-1]}, lora or {},
-            {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number, DRAW, changed=True)
+            {n: v for n, v in asdict(settings).items() if n not in ("motion", "lora")}, number, DRAW,
+            *([{"past": self.lora(0)}] if self._own_past(number) else []), changed=True)
         found = self.kept.result("edit", key, f"clip {number + 1}: edit", lambda: self._edited(number, start, source, lora))
         if number == 0:
             self._first_states = found.get("states")
@@ -233,17 +235,25 @@ class Stages:
         if lora is not None:
             model = with_lora(model, lora, settings.lora_strength)
         if settings.matching:
-            model = injection.inject_attention(model, source, settings.match)
+            model = injection.inject_attention(model, source, settings.match, source=self.models.model)
         if past is not None:
             model = skip_interval.remember_edit(model, past)
         return linear_guidance(model, 1.0)
+
+    def _own_past(self, number: int) -> bool:
+        """Whether clip 0's keys and values beside a clip come from clip 0's own network, as published."""
+        return number > 0 and self.settings.skip_interval and self.settings.lora == LORAS[3]
 
     def _past_edit(self) -> skip_interval.PastEdit:
         """Clip 0's edit, as a later clip's temporal attention sees it."""
         start = ClipStart(self.footage.edited)
         if self._first_states is None:
             self.edit(0, start)
-        return skip_interval.PastEdit(self._first_states, *self._conditioning(0, start), self.inversion(0))
+        network = None
+        if self._own_past(1):
+            model = self.models.model
+            network = skip_interval.OwnNetwork(model, with_lora(model, self.lora(0), self.settings.lora_strength))
+        return skip_interval.PastEdit(self._first_states, *self._conditioning(0, start), self.inversion(0), network)
 
     def _conditioning(self, number: int, start: ClipStart) -> tuple[list, list]:
         settings, models = self.settings, self.models

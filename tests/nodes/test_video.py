@@ -350,14 +350,19 @@ def test_nan_in_the_pictures_is_named(pack, loaded, frames, plan, tmp_path):
         propagate.Job(models, frames, bad[5:6], plan, settings, tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "none"}, {"matching": "off"}, {"carry": "pixels"},
-                                     {"colour_match": 1.0}, {"anchor": 1.0}, {"skip_interval": False}], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize("changes", [{"lora": "one a clip"}, {"lora": "as published"}, {"lora": "none"}, {"matching": "off"},
+                                     {"carry": "pixels"}, {"colour_match": 1.0}, {"anchor": 1.0}, {"skip_interval": False}],
+                         ids=lambda c: "_".join(map(str, next(iter(c.items())))))
 def test_every_choice_changes_the_result(job, changes, output):
     plain, changed = job()[0], job(**changes)[0]
     assert (plain - changed).abs().max() > 1e-4
     if changes == {"lora": "one a clip"}:
         assert files(output)["lora"] == 3
         assert torch.equal(plain[:3], changed[:3])  # the first clip is the same in both
+    if changes == {"lora": "as published"}:
+        each = job(lora="one a clip")  # whose LoRAs, inversions and first edit are the same
+        assert files(output) == {"lora": 3, "inversion": 3, "edit": 7} and (each[0] - changed).abs().max() > 1e-4
+        assert torch.equal(each[0][:3], changed[:3]) and each[2].count("trained") == 0
     if changes == {"skip_interval": False}:
         assert torch.equal(plain[:3], changed[:3])
 

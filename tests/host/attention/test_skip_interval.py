@@ -177,3 +177,100 @@ def test_another_number_of_steps_is_refused(skip, loaded, conditioning, sources)
     past = skip.PastEdit(torch.zeros(STEPS - 1, FRAMES, 4, HEIGHT, WIDTH), *conditioning, sources[0])
     with pytest.raises(ValueError, match=f"clip 0 has {STEPS - 1} sampling steps, its inversion {STEPS}"):
         skip.remember_edit(loaded.model, past)
+
+
+# ---- as published: clip 0's keys and values by its own network ---------------------------------------------------------
+
+
+class Noted:
+    """A memory that changes nothing and notes keys and values by noise level, group and block."""
+
+    def __init__(self):
+        self.found = {}
+
+    def extend(self, block, k, v, options):
+        groups = options["cond_or_uncond"]
+        for group, own_k, own_v in zip(groups, k.chunk(len(groups)), v.chunk(len(groups)), strict=True):
+            if group in (0, 1):
+                self.found[round(float(options["sigmas"][0]), 4), group, block] = own_k.clone(), own_v.clone()
+        return k, v
+
+
+def lora(loaded, seed: int) -> dict[str, torch.Tensor]:
+    """A motion LoRA with an effect: on every linear layer of the temporal blocks."""
+    generator, out = torch.Generator().manual_seed(seed), {}
+    for name, weight in loaded.model.model.state_dict().items():
+        if ".time_stack." in name and name.endswith(".weight") and weight.ndim == 2:
+            for part, shape in (("up", (weight.shape[0], 4)), ("down", (4, weight.shape[1]))):
+                out[f"{name.removesuffix('.weight')}.lora_{part}.weight"] = 0.2 * torch.randn(shape, generator=generator)
+    return out
+
+
+@pytest.mark.parametrize(("matching", "branches"), [(True, "one after another"), (True, "together"), (False, "together")])
+def test_a_later_clip_sees_what_the_first_clips_own_network_made(pack, skip, loaded, conditioning, sources, monkeypatch, matching,
+                                                                 branches):
+    """Keys and values of clip 0 beside a clip with another LoRA equal those that clip 0's own edit computed with its own LoRA."""
+    injection, run, keys = pack("host.attention.injection"), pack("host.attention.injection_run"), pack("host.keys")
+    with_lora = pack("host.weights.motion_lora").with_lora
+    settings = run.Settings(branches=branches, coarse_scale=2)
+
+    def edited(which: int):
+        model = with_lora(loaded.model, lora(loaded, which), 1.0)
+        return injection.inject_attention(model, sources[which], settings, source=loaded.model) if matching else model
+
+    first, own, states = edited(0).clone(), Noted(), []
+    pack("host.attention.watched").watch_attention(first)
+    first.model_options["transformer_options"][keys.MEMORY] = own
+    sample(pack, first, conditioning, sources[0], lambda i, x0, x, total: states.append(x.clone()))
+
+    past = skip.PastEdit(torch.stack(states), *conditioning, sources[0],
+                         skip.OwnNetwork(loaded.model, with_lora(loaded.model, lora(loaded, 0), 1.0)))
+    beside, extend = Noted(), skip.Memory.extend
+
+    def noting(memory, block, k, v, options):
+        if memory.recording:
+            beside.extend(block, k, v, options)
+        return extend(memory, block, k, v, options)
+
+    monkeypatch.setattr(skip.Memory, "extend", noting)
+    later = sample(pack, skip.remember_edit(edited(1), past), conditioning, sources[1])
+    assert beside.found.keys() == own.found.keys() and len(own.found) >= 2 * STEPS
+
+    def far(found) -> float:
+        return max(float((a - b).norm() / b.norm()) for name, pair in own.found.items()
+                   for a, b in zip(found[name], pair, strict=True))
+
+    assert far(beside.found) < 1e-5
+    beside.found = {}
+    without = skip.PastEdit(past.states, *conditioning, sources[0])
+    replaced = sample(pack, skip.remember_edit(edited(1), without), conditioning, sources[1])
+    assert far(beside.found) > 1e-2, "the later clip's LoRA in clip 0's passes"
+    assert float((later - replaced).norm() / replaced.norm()) > 1e-4
+
+
+def test_the_own_network_of_an_equal_lora_is_no_change(pack, skip, loaded, conditioning, sources, later):
+    injection, with_lora = pack("host.attention.injection"), pack("host.weights.motion_lora").with_lora
+    settings = pack("host.attention.injection_run").Settings(branches="one after another", coarse_scale=2)
+    model = with_lora(loaded.model, lora(loaded, 3), 1.0)
+    states = torch.randn(STEPS, FRAMES, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    edited = injection.inject_attention(model, sources[1], settings, source=loaded.model)
+    pasts = [skip.PastEdit(states, *conditioning, sources[0], network) for network in (None, skip.OwnNetwork(loaded.model, model))]
+    assert torch.equal(*[sample(pack, skip.remember_edit(edited, past), conditioning, sources[1]) for past in pasts])
+
+
+def test_the_source_keeps_the_loras_that_it_was_inverted_with(pack, loaded, conditioning, sources):
+    """The user's LoRA acts on source and edit, the motion LoRA on the edit's rows alone."""
+    bypass, with_lora = pack("host.attention.bypass"), pack("host.weights.motion_lora").with_lora
+    styled = with_lora(loaded.model, lora(loaded, 0), 1.0)
+    both = with_lora(styled, lora(loaded, 1), 1.0)
+    model, gate = both.clone(), bypass.Gate()
+    bypass.bypass_patches(model, gate, styled)
+    found = []
+    for share, reference in ((0.0, styled), (1.0, both)):
+        gate.share = 0.0, share
+        found.append(sample(pack, model, conditioning, sources[1]))
+        right = sample(pack, reference, conditioning, sources[1])
+        assert float((found[-1] - right).norm() / right.norm()) < 1e-4
+    assert float((found[0] - found[1]).norm() / found[0].norm()) > 1e-2
+    with pytest.raises(ValueError, match="do not begin with those that the clip was inverted with"):
+        bypass.bypass_patches(with_lora(loaded.model, lora(loaded, 1), 1.0), gate, styled)
