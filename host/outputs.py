@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+from comfy.cli_args import args
 
 from ..core.atomic import PARTIAL, WriteError, write_errors
 from ..core.names import is_folder_name, printable
@@ -65,6 +68,20 @@ def new_file(prefix: str, ending: str) -> Path:
     while (path := Path(folder, f"{name}_{number:05}_{ending}")).exists():
         number += 1
     return path
+
+
+def result_of(path: Path) -> tuple[str, str]:
+    """Name and sub-folder of a file under the output folder, as the page asks for it."""
+    folder = path.parent.resolve().relative_to(output()).as_posix()
+    return path.name, "" if folder == "." else folder
+
+
+def workflow_texts(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:
+    """The workflow as the host hands it to nodes that save, for a file's head; nothing if the host was started without that."""
+    if args.disable_metadata:
+        return {}
+    about = {**({} if prompt is None else {"prompt": prompt}), **(extra or {})}
+    return {key: json.dumps(value) for key, value in about.items()}
 
 
 def new_folder(parent: str, name: str, widget: str) -> Path:

@@ -1,21 +1,22 @@
-"""Read Video, Plan Clips, Propagate Edit."""
+"""Read Video, Plan Clips, Propagate Edit, Save Video (tagged)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from comfy_api.latest import InputImpl, io
+from comfy_api.latest import InputImpl, io, ui
 
 from ..core.training.motion_lora.presets import MotionSettings
 from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
 from ..core.video.drift import table as drift_table
 from ..core.video.source import VideoError
+from ..core.video.writing import QUALITY
 from ..host import report
 from ..host.attention.injection_run import Settings
-from ..host.outputs import output
-from ..host.video import propagate
+from ..host.outputs import output, result_of
+from ..host.video import propagate, saving
 from .injection import PRESETS
 from .schema import advanced, check_choice, schema
 
@@ -244,4 +245,31 @@ class PropagateEdit(io.ComfyNode):
         return io.NodeOutput(result.frames, drift_picture(result.drift), text)
 
 
-NODES = [ReadVideo, PlanClips, PropagateEdit]
+class SaveVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="FramePainterSaveVideo",
+            display_name="Save Video (tagged)",
+            description="Writes an MP4 that every player shows in the colours of its frames: encoded as BT.709, and tagged so.",
+            search_aliases=["export video", "colour shift", "color shift", "bt709", "mp4"],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+            inputs=[
+                io.Video.Input("video", tooltip="From Create Video. A video straight from Load Video is copied as it is."),
+                io.String.Input("filename_prefix", default="video/ComfyUI",
+                                tooltip="Place and start of the name under the output folder; a number is added."),
+                advanced(io.Int.Input("crf", default=QUALITY, min=1, max=51, optional=True,
+                                      tooltip="Constant rate factor of the H.264 encoder. Lower keeps more and takes more room; "
+                                              "23 is the encoder's own default, at which even colours are off by up to 3 of 255.")),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, video, filename_prefix: str, crf: int = QUALITY) -> io.NodeOutput:
+        path = saving.save(video, filename_prefix, crf, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(*result_of(path), io.FolderType.output)]))
+
+
+NODES = [ReadVideo, PlanClips, PropagateEdit, SaveVideo]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
-from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
-from ..host.outputs import new_file
+from ..host.outputs import new_file, workflow_texts
 from ..host.weights import folders, loading, saving, text_to_image
 from .schema import FramePainterType, advanced, check_choice, schema
 
@@ -106,11 +103,7 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
     def execute(cls, model, framepainter, filename_prefix: str, clip_vision=None, vae=None,
                 form: str = FORMS[0]) -> io.NodeOutput:
         check_choice("form", form, FORMS)
-        metadata = {}
-        if not args.disable_metadata:
-            if cls.hidden.prompt is not None:
-                metadata["prompt"] = json.dumps(cls.hidden.prompt)
-            metadata |= {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
+        metadata = workflow_texts(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         path = new_file(filename_prefix, ".safetensors")
         if form == FORMS[0]:
             written = [saving.save(path, model, framepainter, clip_vision, vae, metadata)]

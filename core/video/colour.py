@@ -25,6 +25,8 @@ UNKNOWN = {8: "YCgCo", 11: "SMPTE 2085", 12: "chromaticity-derived", 13: "chroma
 WIDE = 9  # H.273's number for BT.2020's primaries
 HD_WIDTH, HD_HEIGHT = 1280, 576  # an untagged picture from this width on, or higher than this, is taken as BT.709
 
+EXACT = "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp:sws_dither=none"  # of the scaler: within rounding
+
 REFERENCE_WHITE = 203.0  # cd/m2, ITU-R BT.2408
 PEAK = 1000.0  # cd/m2 of the display that HLG is shown on, BT.2100
 KNEE = 0.8  # of reference white: what is darker keeps its linear light, what is brighter is pressed under 1
@@ -92,18 +94,22 @@ class ToRGB:
 
 def _graph(frame: Any, matrix: str | None, full: bool, planar: str, to: str) -> Any:
     """The exact conversion, within rounding. By way of planes, for which FFmpeg has it in vector code: a fifth of the time."""
-    graph = av.filter.Graph()
-    options = "out_range=full:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp:sws_dither=none"
+    options = f"out_range=full:{EXACT}"
     if matrix is not None:
         options += f":in_color_matrix={matrix}"
     if not frame.format.is_rgb:
         options += f":in_range={'full' if full else 'limited'}"
+    # The scaler refuses primaries and transfers that it does not know; it has nothing to do with them here.
+    return chain(frame, [("setparams", "color_primaries=bt709:color_trc=bt709"), ("scale", options),
+                         ("format", f"pix_fmts={planar}"), ("scale", None), ("format", f"pix_fmts={to}")])
+
+
+def chain(frame: Any, filters: list[tuple[str, str | None]]) -> Any:
+    """FFmpeg's filters one after another, for frames of the size and format of this one."""
+    graph = av.filter.Graph()
     nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name,
                               time_base=frame.time_base or Fraction(1, 1000)),
-             # The scaler refuses primaries and transfers that it does not know; it has nothing to do with them here.
-             graph.add("setparams", "color_primaries=bt709:color_trc=bt709"), graph.add("scale", options),
-             graph.add("format", f"pix_fmts={planar}"), graph.add("scale"), graph.add("format", f"pix_fmts={to}"),
-             graph.add("buffersink")]
+             *(graph.add(*given) for given in filters), graph.add("buffersink")]
     for one, other in zip(nodes, nodes[1:], strict=False):
         one.link_to(other)
     graph.configure()

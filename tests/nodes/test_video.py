@@ -398,3 +398,31 @@ def test_killed_twenty_times(tmp_path):
     assert len(found["moments"]) == 20 and found["equal"] and all(found["equal"])
     assert len({tuple(m) for m in found["moments"]}) >= 4, "always killed in the same stage"
     assert found["together"] == {"different": 0, "trained": 3, "inverted": 3, "edited": 3}, "two jobs on one folder"
+
+
+def test_a_saved_video_has_workflow_and_sound_and_overwrites_nothing(nodes, frames, output):
+    from fractions import Fraction
+
+    import av
+    from comfy_api.latest import InputImpl, Types
+
+    class Hidden:
+        prompt, extra_pnginfo = {"1": {"class_type": "x"}}, {"workflow": {"nodes": []}}
+
+    nodes.SaveVideo.hidden = Hidden()
+    audio = {"waveform": torch.sin(torch.arange(8000.0)).expand(1, 1, -1), "sample_rate": 8000}
+    bad = frames.clone()
+    bad[0, 0, 0] = float("nan")
+    video = InputImpl.VideoFromComponents(Types.VideoComponents(images=bad, audio=audio, frame_rate=Fraction(8)))
+    for number in (1, 2):
+        shown = nodes.SaveVideo.execute(video, "clips/a.b").ui.as_dict()["images"][0]
+        assert shown == {"filename": f"a.b_{number:05}_.mp4", "subfolder": "clips", "type": "output"}
+    path = output / "clips" / "a.b_00002_.mp4"
+    with av.open(str(path)) as file:
+        assert json.loads(file.metadata["prompt"]) == Hidden.prompt and json.loads(file.metadata["workflow"]) == {"nodes": []}
+        assert len(file.streams.audio) == 1
+    # What comes straight from a file is copied.
+    shown = nodes.SaveVideo.execute(InputImpl.VideoFromFile(str(path)), "copy").ui.as_dict()["images"][0]
+    with av.open(str(path)) as one, av.open(str(output / shown["filename"])) as other:
+        same = [[bytes(p) for p in file.demux(video=0)] for file in (one, other)]
+        assert same[0] == same[1] and "prompt" in other.metadata

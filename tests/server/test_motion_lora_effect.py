@@ -68,7 +68,8 @@ def test_the_lora_teaches_the_motion_and_loads_by_the_hosts_own_node(lab, prompt
     shutil.copy(written[-1], loras / "learned_motion.safetensors")
     model = examples.inputs(prompt, "KSampler", "Sample without LoRA")["model"]
     short = {k: n for k, n in prompt.items() if n["class_type"] not in
-             ("FramePainterTrainMotionLora", "FramePainterSaveMotionLora", "CreateVideo", "SaveVideo")
+             ("FramePainterTrainMotionLora", "FramePainterSaveMotionLora", "CreateVideo",
+              "FramePainterSaveVideo")
              and n["_meta"]["title"] != "Loss curve"}
     short["host's"] = {"class_type": "LoraLoaderModelOnly", "_meta": {"title": "Load LoRA"}, "inputs": {
         "model": model, "lora_name": "learned_motion.safetensors", "strength_model": 1.0}}

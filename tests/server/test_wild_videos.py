@@ -26,7 +26,7 @@ PROMPT = {
         "width": 64, "height": 64, "lora": "none", "lora_steps": 1, "matching": "off", "steps": 1, "guidance": 1.0,
         "carry": "latent", "colour_match": 0.0, "anchor": 0.0, "seed": 0, "skip_interval": False}},
     "7": {"class_type": "CreateVideo", "inputs": {"images": ["6", 0], "fps": ["3", 2], "audio": ["3", 4]}},
-    "8": {"class_type": "SaveVideo", "inputs": {"video": ["7", 0], "format": "mp4", "codec": "h264"}},
+    "8": {"class_type": "FramePainterSaveVideo", "inputs": {"video": ["7", 0], "filename_prefix": ""}},
     "9": {"class_type": "PreviewAny", "inputs": {"source": ["2", 3]}},
     "10": {"class_type": "PreviewAny", "inputs": {"source": ["3", 3]}},
     "11": {"class_type": "SaveImage", "inputs": {"images": ["3", 1], "filename_prefix": "wild/first"}},
@@ -145,15 +145,17 @@ def test_a_file_that_cannot_be_opened_is_named(run, lab):
 
 
 def test_an_odd_size_by_the_hosts_nodes(run, lab):
-    """The host's encoder refuses odd sizes; Plan Clips says so beforehand, and both of its ways out work."""
+    """The host's encoder refuses odd sizes; Plan Clips says so beforehand, and each way out works."""
+    hosts = {"class_type": "SaveVideo", "inputs": {"video": ["7", 0], "format": "mp4", "codec": "h264"}}
     with pytest.raises(lab.tools.RunFailed, match="SaveVideo"):
-        run("odd", host=True)
+        run("odd", host=True, **{"8": hosts})
     crop = {"class_type": "ImageCrop", "inputs": {"image": ["6", 0], "width": 96, "height": 60, "x": 0, "y": 0}}
     create = {"class_type": "CreateVideo", "inputs": {"images": ["12", 0], "fps": ["3", 2]}}
-    edited = run("odd", host=True, **{"12": crop, "7": create})
+    edited = run("odd", host=True, **{"12": crop, "7": create, "8": hosts})
     assert edited.frames.shape == (8, 60, 96, 3)
     assert "97 x 61 pixels: Save Video cannot write odd sizes" in edited.reports
     assert edited.first.shape == (61, 97, 3), "the frame to edit is the source's"
+    assert run("odd", host=True).frames.shape == (8, 62, 98, 3), "our own saver loses nothing"
 
 
 def test_an_odd_size_is_kept_for_webm(run, lab):
