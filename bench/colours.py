@@ -5,7 +5,7 @@
 For each kind a video of even patches is made, whose colours are known. Measured, in levels of 255:
 in: Read Video against FFmpeg's own conversion in 16 bit, any pixel.  truth: Read Video against the patches' colours: how well a
 picture that was edited elsewhere matches its frame.  out: file -> Read Video -> Create Video -> Save Video (tagged), as a player
-shows the saved file against the first one; host's: the same with ComfyUI's own Save Video. Patches are compared by their means.
+shows the saved file against the first one; host's: the same with ComfyUI's own Save Video. Patches are compared by their medians.
 --write puts the table into docs/colours.md, beside the numbers of hosts measured before.
 """
 
@@ -30,6 +30,7 @@ PAGE, BEGIN, END = ROOT / "docs" / "colours.md", "<!-- table: bench/colours.py -
 PATCH, RIM = 40, 12  # pixels of a patch, and those at its edges that are not compared: colours run over them
 SD, HD = (480, 640), (720, 1280)
 LIMITED, FULL = 1, 2
+WHITE = 255 << 8  # in 16 bit, as the scaler makes it of 8, 10 and 12
 # Names of the tags: H.273's number of the matrix, the scaler's name of it.
 TAGS = {"BT.709": (1, "bt709"), "BT.601 (NTSC)": (6, "smpte170m"), "BT.601 (PAL)": (5, "bt470"), "FCC": (4, "fcc"),
         "SMPTE 240M": (7, "smpte240m"), "BT.2020": (9, "bt2020"), "none, smaller": (2, "smpte170m"), "none, HD": (2, "bt709"),
@@ -53,7 +54,8 @@ class Case(NamedTuple):
     def row(self) -> tuple[str, str, str, str]:
         named = {"yuv420p": "4:2:0", "yuv422p": "4:2:2", "yuv444p": "4:4:4", "bgr0": "4:4:4", "gray": "4:0:0"}
         planes = next(text for start, text in named.items() if self.form.startswith(start))
-        return self.tag, "full" if self.range == FULL else "limited", f"{self.depth} bit {planes}", f"{self.size[1]} x {self.size[0]}"
+        height, width = self.size
+        return self.tag, "full" if self.range == FULL else "limited", f"{self.depth} bit {planes}", f"{width} x {height}"
 
 
 def cases() -> list[Case]:
@@ -81,10 +83,10 @@ def patches(case: Case) -> np.ndarray:
 
 
 def middles(picture: np.ndarray) -> np.ndarray:
-    """Mean colours of the patches without their rims."""
+    """Median colours of the patches without their rims, so that the encoder's noise does not count."""
     rows, columns = (side // PATCH for side in picture.shape[:2])
     split = np.asarray(picture, np.float64).reshape(rows, PATCH, columns, PATCH, 3)
-    return split[:, RIM:-RIM, :, RIM:-RIM].mean((1, 3))
+    return np.median(split[:, RIM:-RIM, :, RIM:-RIM], (1, 3))
 
 
 def through(frame: Any, options: str, form: str) -> Any:
@@ -139,7 +141,9 @@ def players(path: Path) -> np.ndarray:
             guess = "bt709" if frame.width >= 1280 or frame.height > 576 else "smpte170m"
             matrix = next((name for number, name in TAGS.values() if name and number == int(frame.colorspace) != 2), guess)
             options += f":in_color_matrix={matrix}"
-    return through(frame, options, "rgb48le").to_ndarray() / 257
+    planes = through(frame, options, "gbrp16le")  # the scaler's packed 16 bit wrap where colours are cut off
+    return np.stack([np.frombuffer(planes.planes[i], np.uint16).reshape(planes.height, -1)[:, :planes.width]
+                     for i in (2, 0, 1)], -1).clip(max=WHITE) / (WHITE / 255)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -160,12 +164,17 @@ def measure(load: Any, case: Case, folder: Path, hosts: bool = True) -> dict[str
     read = frames[0].numpy() * 255
     load("core.video.writing").write(folder / "out.mp4", frames, fps)
     out = {"in": float(np.abs(read - shown).max()), "truth": float(np.abs(middles(read) - middles(picture)).max()),
-           "out": float(np.abs(middles(players(folder / "out.mp4")) - middles(shown)).max())}
+           "out": apart(folder / "out.mp4", shown)}
     if hosts:
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=None, frame_rate=Fraction(fps)))
         video.save_to(str(folder / "hosts.mp4"))
-        out["host's"] = float(np.abs(middles(players(folder / "hosts.mp4")) - middles(shown)).max())
+        out["host's"] = apart(folder / "hosts.mp4", shown)
     return out
+
+
+def apart(path: Path, shown: np.ndarray) -> float:
+    """How far a file's patches are from those of a picture, both in the whole levels of a screen."""
+    return float(np.abs(middles(players(path).round()) - middles(shown.round())).max())
 
 
 def lines(results: dict[str, Any]) -> list[str]:

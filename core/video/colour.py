@@ -27,6 +27,7 @@ HD_WIDTH, HD_HEIGHT = 1280, 576  # an untagged picture from this width on, or hi
 
 EXACT = "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp:sws_dither=none"  # of the scaler: within rounding
 
+SCALER_WHITE = 255 << 8  # what the scaler makes of full white in 16 bit
 REFERENCE_WHITE = 203.0  # cd/m2, ITU-R BT.2408
 PEAK = 1000.0  # cd/m2 of the display that HLG is shown on, BT.2100
 KNEE = 0.8  # of reference white: what is darker keeps its linear light, what is brighter is pressed under 1
@@ -124,7 +125,7 @@ def over_black(picture: np.ndarray) -> np.ndarray:
 @cache
 def _light(transfer: int) -> np.ndarray:
     """Linear light of each of 65536 signal values: of PQ in parts of reference white, of HLG of the scene in [0, 1]."""
-    signal = np.linspace(0.0, 1.0, 65536)
+    signal = (np.arange(65536) / SCALER_WHITE).clip(max=1.0)
     if transfer == PQ:  # BT.2100, table 4
         m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
         root = signal ** (1 / m2)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -96,3 +99,23 @@ def test_hdr_white_is_white_and_the_report_says_so(pack, tmp_path, transfer, whi
     assert means == sorted(means) and means[0] < 1 and 235 < means[3] < 255  # steady, black is black, white nearly at the top
     assert means[4] > means[3] + 3  # and brighter light can still be told from it
     assert all("HDR" in " ".join(v.notes) for v in levels)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """bench/colours.py, which measures the table of docs/colours.md."""
+    path = Path(__file__).parents[3] / "bench" / "colours.py"
+    spec = importlib.util.spec_from_file_location("framepainter_bench_colours", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_colours_holds(pack, bench, tmp_path):
+    """Every fifth kind measured again: in within one level of FFmpeg's own conversion, the whole way within two."""
+    stated = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    assert "\n".join(bench.lines(stated)) in bench.PAGE.read_text(encoding="utf-8")
+    for case in bench.cases()[::5]:
+        found = bench.measure(pack, case, tmp_path, hosts=False)
+        assert found["in"] <= 1 and found["out"] <= 2 and found["truth"] <= 2, (case, found)
+    assert all(row["in"] <= 1 and row["out"] <= 2 for row in stated["ours"].values())
