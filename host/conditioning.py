@@ -14,6 +14,7 @@ from ..core.images import clip_pixels
 from ..core.inversion import condition
 from ..core.inversion.sarp import Pictures
 from ..core.inversion.trajectory import TrajectoryError
+from ..core.placement import on_canvas, placed_size
 from .vae import BY_SENDER, encode
 
 SVD_REMEDY = "Connect Source Conditioning, or VAE Encode with SVD's VAE."
@@ -76,8 +77,8 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
     """Everything a two-frame edit of one picture is conditioned on.
 
     Args:
-        image: (1, H, W, 3) in [0, 1], any size; resized whole (Lanczos) to width x height for the VAE, given whole to
-            CLIP.
+        image: (1, H, W, 3) in [0, 1], any size; resized whole (Lanczos) to its place on width x height for the VAE (see
+            core/placement.py), given whole to CLIP.
         height, width: pixels, multiples of 8.
         augmentation: standard deviation of the pixel noise on [-1, 1]; also told to the network.
         seed: of that noise, drawn on the CPU so that every card gives the same picture.
@@ -85,7 +86,9 @@ def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, wi
     mm.throw_exception_if_processing_interrupted()  # a batch is many of these
     check_finite("'image'", {"pixels": image}, BY_SENDER)
     embedding = clip_embedding(clip_vision, image)
-    pixels = comfy.utils.common_upscale(image.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
+    h, w = placed_size(*image.shape[1:3], height, width)
+    placed = comfy.utils.common_upscale(image.movedim(-1, 1), w, h, "lanczos", "disabled")
+    pixels = on_canvas(placed, height, width).movedim(1, -1)
     if augmentation > 0:
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn((1, 3, height, width), generator=generator).movedim(1, -1).to(pixels)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.finite import check_finite
 from ..core.keeping.dual_clock import clock_steps
 from ..core.keeping.paste import latent_cells
+from ..core.placement import CELL, on_canvas, placed_size
 from . import keys
 from .network import svd_layout
 from .vae import BY_SENDER, encode
@@ -76,13 +77,15 @@ def attach_dual_clock(model: ModelPatcher, region: Tensor, weak: float, strong: 
 
 
 def encode_frames(vae: Any, pictures: Tensor, height: int, width: int) -> Tensor:
-    """Pictures (T, H, W, 3) -> latents (T, 4, height / 8, width / 8), one by one, resized (Lanczos) to height x width."""
+    """Pictures (T, H, W, 3) -> latents (T, 4, height / 8, width / 8), one by one, resized (Lanczos) to their place on a canvas
+    of height x width pixels."""
     out = []
     check_finite("a picture", {"pixels": pictures}, BY_SENDER)
     for picture in pictures[..., :3]:
         pixels = picture[None].movedim(-1, 1)
         if pixels.shape[-2:] != (height, width):
-            pixels = comfy.utils.common_upscale(pixels, width, height, "lanczos", "disabled")
+            h, w = placed_size(*pixels.shape[-2:], height, width)
+            pixels = on_canvas(comfy.utils.common_upscale(pixels, w, h, "lanczos", "disabled"), height, width)
         out.append(encode(vae, pixels.movedim(1, -1)))
     return torch.cat(out)
 
@@ -99,8 +102,9 @@ def dual_clock_start(vae: Any, latent: dict, frames: Tensor, masks: Tensor) -> t
         LATENT, region (T, 1, h, w).
     """
     height, width = latent["samples"].shape[-2:]
-    samples = encode_frames(vae, frames, 8 * height, 8 * width)
-    return {**latent, "samples": samples}, latent_cells(masks, height, width, 0.5)
+    placed = placed_size(*frames.shape[1:3], CELL * height, CELL * width)
+    samples = encode_frames(vae, frames, CELL * height, CELL * width)
+    return {**latent, "samples": samples}, latent_cells(masks, height, width, 0.5, placed)
 
 
 def keep_latent(vae: Any, latent: dict, picture: Tensor, mask: Tensor) -> dict:
@@ -112,7 +116,8 @@ def keep_latent(vae: Any, latent: dict, picture: Tensor, mask: Tensor) -> dict:
     """
     samples = latent["samples"]
     height, width = samples.shape[-2:]
-    source = encode_frames(vae, picture[:1], 8 * height, 8 * width)
-    cells = latent_cells(mask[:1], height, width).expand(len(samples), -1, -1, -1).clone()
+    source = encode_frames(vae, picture[:1], CELL * height, CELL * width)
+    placed = placed_size(*picture.shape[1:3], CELL * height, CELL * width)
+    cells = latent_cells(mask[:1], height, width, placed=placed).expand(len(samples), -1, -1, -1).clone()
     cells[:1] = 1.0
     return {**latent, "samples": source.expand(len(samples), -1, -1, -1).clone(), "noise_mask": cells}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..core.attention import correspondence
+from ..core.placement import CELL, canvas_in_picture, off_canvas, on_canvas, placed_size
 from ..core.signals.area import moved_area
 from ..host.attention.correspondence import look
 from ..host.attention.matching import attach_matching
@@ -97,18 +100,32 @@ class CorrespondenceMap(io.ComfyNode):
         sizes = sorted({site.size for site in seen.values()}, reverse=True)
         size = sizes[min(LEVELS[level], len(sizes) - 1)]
         sites = [site for site in seen.values() if site.size == size]
+        picture = picture[:1, ..., :3].cpu()
+        whole = tuple(CELL * side for side in samples.shape[-2:])
+        height, width = picture.shape[1:3]
+        placed = placed_size(height, width, *whole)
+        x, y = x * placed[1] / whole[1], y * placed[0] / whole[0]
         chosen = correspondence.token_at(x, y, *size)
         matches = correspondence.attention_matches(sites, chosen)
         best = int(matches.best[chosen])
-        picture = picture[:1, ..., :3].cpu()
-        heat = correspondence.overlay_heat(picture, matches.heat, size)
+        ground = on_canvas(picture.movedim(-1, 1), *canvas_in_picture(height, width, *whole)).movedim(1, -1)
+        heat = correspondence.overlay_heat(ground, matches.heat, size)
         heat = correspondence.draw_cross(heat, x, y, RED)
         heat = correspondence.draw_cross(heat, (best % size[1] + 0.5) / size[1], (best // size[1] + 0.5) / size[0], GREEN)
         flow = correspondence.flow_to_image(correspondence.matches_to_flow(matches.best, *size))
         flow = flow.repeat_interleave(max(1, picture.shape[1] // size[0]), 0)
         flow = flow.repeat_interleave(max(1, picture.shape[2] // size[1]), 1)
+        flow = flow[:round(len(flow) * placed[0] / whole[0]), :round(flow.shape[1] * placed[1] / whole[1])]
         attention = (matches.heat / matches.heat.max().clamp_min(1e-12)).reshape(1, *size)
-        return io.NodeOutput(heat, flow[None], attention, moved_area(matches.best, *size)[None])
+        moved = moved_area(matches.best, *size)[None]
+        if placed != whole:
+            attention, moved = (_seen(part, whole, (height, width)) for part in (attention, moved))
+        return io.NodeOutput(heat[:, :height, :width], flow[None], attention, moved)
+
+
+def _seen(tokens: Tensor, canvas: tuple[int, int], picture: tuple[int, int]) -> Tensor:
+    """A map of tokens (1, h, w) without what the canvas has beside the picture."""
+    return off_canvas(interpolate(tokens[:, None], size=canvas, mode="nearest")[:, 0], *picture)
 
 
 NODES = [MatchingAttention, CorrespondenceMap]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..core.images import keep_aspect_size
+from ..core.placement import CELL, canvas_size
 from ..host.conditioning import edit_conditioning
 from .schema import check_choice, schema
 
-MULTIPLE_EXACT, MULTIPLE_FITTED = 8, 64  # one latent; the size that the released pipeline asks for
 SIZE_MODES = ["keep aspect", "exact"]
 
 
@@ -27,9 +26,9 @@ class FramePainterConditioning(io.ComfyNode):
                 io.Int.Input("width", default=1024, min=8, max=8192, step=8, tooltip="Width in pixels."),
                 io.Int.Input("height", default=576, min=8, max=8192, step=8, tooltip="Height in pixels."),
                 io.Combo.Input("size_mode", options=SIZE_MODES, default=SIZE_MODES[0],
-                               tooltip="keep aspect: the picture's own aspect ratio at about width x height pixels, sides "
-                                       "multiples of 64. exact: stretched to width x height, as the authors' demo does; "
-                                       "sides multiples of 8."),
+                               tooltip="keep aspect: the picture's own aspect ratio, within 1 %, at about width x height "
+                                       "pixels. exact: stretched to width x height, as the authors' demo does; sides "
+                                       "multiples of 8."),
                 io.Int.Input("fps_id", default=6, min=0, max=1023,
                              tooltip="Frame rate number as the network sees it; released value 6."),
                 io.Int.Input("motion_bucket_id", default=128, min=0, max=1023,
@@ -66,12 +65,11 @@ def target_size(picture_height: int, picture_width: int, width: int, height: int
         ValueError: exact sides that are no multiples of 8.
     """
     if mode == "keep aspect":
-        return keep_aspect_size(picture_height, picture_width, width * height, MULTIPLE_FITTED)
+        return canvas_size(picture_height, picture_width, width * height)
     for name, side in (("width", width), ("height", height)):
-        if side % MULTIPLE_EXACT:
-            nearest = max(1, round(side / MULTIPLE_EXACT)) * MULTIPLE_EXACT
-            raise ValueError(f"{name} is {side}, not a multiple of {MULTIPLE_EXACT}. "
-                             f"Set it to {nearest}.")
+        if side % CELL:
+            nearest = max(1, round(side / CELL)) * CELL
+            raise ValueError(f"{name} is {side}, not a multiple of {CELL}. Set it to {nearest}.")
     return height, width
 
 

@@ -11,13 +11,14 @@ from ..core.images import one_of
 from ..core.keeping.distance import feathered, grown
 from ..core.keeping.dual_clock import STRONG, WEAK
 from ..core.keeping.paste import blend_weights, keep_untouched
+from ..core.placement import off_canvas
 from ..core.signals.area import difference_area, signal_area
 from ..core.signals.edit_signal import EditSignal
 from ..host.keeping import attach_dual_clock, dual_clock_start, keep_latent
 from ..host.report import Steps
 from .schema import EditSignalType, batch_size, check_choice, schema
 
-# Sizes of "keep aspect" differ by so much from a picture's own; both show all of it.
+# Pictures of one scene that other tools have scaled differ by so much; both show all of it.
 ASPECT_TOLERANCE = 0.1
 MISMATCHES = ["error", "stretch"]
 SIDES = ["inside", "outside"]
@@ -134,13 +135,18 @@ class EditMask(io.ComfyNode):
                 area = torch.maximum(area, signal_area(signal, height, width, drag_radius * min(height, width)))
             if edited is not None:
                 before = one_of(picture if compare is None else compare, i)[..., :3]
-                after = one_of(edited, i)[..., :3]
+                after = off_canvas(one_of(edited, i)[..., :3], height, width)
+                if compare is not None:
+                    before = off_canvas(before, height, width)
                 if before.shape != after.shape:
                     before = interpolate(before.movedim(-1, 1).float(), size=after.shape[1:3], mode="bilinear",
                                          antialias=True).movedim(1, -1)
                 area = torch.maximum(area, _to_size(difference_area(after, before, threshold), height, width))
             if mask is not None:
-                area = torch.maximum(area, _to_size(one_of(mask, i).float(), height, width))
+                own = one_of(mask, i).float()
+                if edited is not None and mask.shape[1:3] == edited.shape[1:3]:
+                    own = off_canvas(own, height, width)
+                area = torch.maximum(area, _to_size(own, height, width))
             # A mask that nobody enlarges or feathers stays as soft as it is.
             out.append(area if not grow and not feather else
                        feathered(grown(area[0] > 0.5, grow), feather, outside=True)[None])
@@ -192,6 +198,9 @@ class KeepUntouched(io.ComfyNode):
         check_choice("colour_match", colour_match, MATCHES)
         count = batch_size(original=original, edited=edited, mask=mask)
         height, width = original.shape[1:3]
+        if mask.shape[1:3] == edited.shape[1:3]:
+            mask = off_canvas(mask, height, width)
+        edited = off_canvas(edited, height, width)
         for name, (h, w), counts in (("edited", edited.shape[1:3], True), ("mask", mask.shape[1:3], float(mask.max()) > 0)):
             if size_mismatch == "error" and counts and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
                 raise ValueError(f"'{name}' is {w} x {h}, 'original' is {width} x {height}; the aspect ratios differ. "

@@ -6,6 +6,7 @@ import comfy.utils
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..core.placement import off_canvas
 from ..host.network import svd_layout
 from ..host.sampling.guidance import set_guidance
 from .schema import check_choice, schema
@@ -47,7 +48,8 @@ class PickEditedFrame(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="All decoded frames of one edit, from VAE Decode."),
                 io.Image.Input("original", optional=True,
-                               tooltip="If connected, the results are resized to this picture's size (Lanczos)."),
+                               tooltip="If connected, the results are resized to this picture's size (Lanczos), without the "
+                                       "rim of less than 8 pixels that an uneven aspect ratio adds at the model's size."),
             ],
             outputs=[
                 io.Image.Output(display_name="edited", tooltip="The last frame."),
@@ -65,8 +67,8 @@ class PickEditedFrame(io.ComfyNode):
         frames = [images[-1:], images[:1]]
         if original is not None and original.shape[1:3] != images.shape[1:3]:
             height, width = original.shape[1:3]
-            frames = [comfy.utils.common_upscale(f.movedim(-1, 1), width, height, "lanczos", "disabled").movedim(1, -1)
-                      for f in frames]
+            frames = [comfy.utils.common_upscale(off_canvas(f, height, width).movedim(-1, 1), width, height, "lanczos",
+                                                 "disabled").movedim(1, -1) for f in frames]
         return io.NodeOutput(*frames)
 
 

@@ -258,7 +258,7 @@ class DragSignal(io.ComfyNode):
         check_choice("size_mismatch", size_mismatch, MISMATCHES)
         drags = read_drags(points, *picture.shape[1:3], size_mismatch == "stretch")
         _warn(drags.notes)
-        return io.NodeOutput([EditSignal("drag", points=drags.points)] * len(picture), ui=seen)
+        return io.NodeOutput([EditSignal("drag", points=drags.points, size=tuple(picture.shape[1:3]))] * len(picture), ui=seen)
 
 
 class ApplyEditSignal(io.ComfyNode):
@@ -294,7 +294,7 @@ class ApplyEditSignal(io.ComfyNode):
                 semantics: str = "release", framepainter=None) -> io.NodeOutput:
         check_choice("semantics", semantics, SEMANTICS)
         if signal.kind == "drag":
-            return io.NodeOutput(apply_drag(model, signal.points, strength, start_percent, end_percent))
+            return io.NodeOutput(apply_drag(model, signal.points, strength, start_percent, end_percent, signal.size))
         if framepainter is None:
             raise ValueError(f"'framepainter' is not connected, and a {signal.kind} signal needs its control "
                              "encoder. Connect FRAMEPAINTER from Load FramePainter. Without trained weights, drags work, and "

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..placement import CELL, on_canvas
 from .distance import feathered
 
 Match = Literal["off", "mean", "mean and deviation"]
@@ -92,8 +93,15 @@ def colour_match(original: Tensor, edited: Tensor, weights: Tensor, match: Match
     return gain, offset
 
 
-def latent_cells(mask: Tensor, height: int, width: int, least: float = 0.0) -> Tensor:
-    """A mask (B, H, W) -> (B, 1, h, w): 1 in the latent cells of which more than `least` is in it, 0 in the rest."""
+def latent_cells(mask: Tensor, height: int, width: int, least: float = 0.0, placed: tuple[int, int] | None = None) -> Tensor:
+    """A mask (B, H, W) -> (B, 1, h, w): 1 in the latent cells of which more than `least` is in it, 0 in the rest.
+
+    Args:
+        placed: (height, width) in pixels of the place that the mask's picture has on the canvas; None if it fills it.
+    """
     # Counted on the mask cut at zero: a cell is edited as soon as one pixel in it is, however faintly.
     part = (mask[:, None].float() > least).float()
+    canvas = CELL * height, CELL * width
+    if placed is not None and placed != canvas:
+        part = on_canvas(interpolate(part, size=placed, mode="area"), *canvas)
     return (interpolate(part, size=(height, width), mode="area") > least).float()

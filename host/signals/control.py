@@ -12,6 +12,7 @@ from ...core.edm import network_timestep
 from ...core.images import resize_control
 from ...core.models.control_encoder import DOWNSCALE
 from ...core.models.control_injection import inject
+from ...core.placement import on_canvas, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch
 from ..network import WrongModel, frames_in, svd_layout, unet_shapes
@@ -69,7 +70,8 @@ class ControlPatch(WeightsPatch):
     def _features(self, h: Tensor, frames: int, sigma: Tensor, options: dict) -> Tensor:
         height, width = (DOWNSCALE * side for side in options["original_shape"][-2:])
         if self._resized.shape[-2:] != (height, width):
-            self._resized = resize_control(self.control, height, width)
+            placed = placed_size(*self.control.shape[-2:], height, width)
+            self._resized = on_canvas(resize_control(self.control, *placed), height, width)
         target = self._resized.to(h)  # (1 or T-1, 3, H, W)
         pair = torch.cat([torch.zeros_like(target[:1]), target])
         t = network_timestep(sigma.to(h.device)).expand(len(pair))
@@ -84,7 +86,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
     """A clone that follows a control frame. Strength 0 is an untouched clone; several may be chained.
 
     Args:
-        control: (1, H, W, 3) light strokes on black; resized to the latents' picture size.
+        control: (1, H, W, 3) light strokes on black; resized to the picture's place on the latents' canvas.
         strength: the released control scale (0.8 in the authors' demo).
         start_percent, end_percent: share of the noise range in which it acts, 0 the noisy end.
         semantics: "release" or "paper", see ControlPatch.

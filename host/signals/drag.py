@@ -7,6 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.attention.drag import copy_tokens, token_drags
+from ...core.placement import CELL, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch, mark_spatial_blocks
 from ..network import frames_in, svd_layout, token_size
@@ -19,9 +20,10 @@ class DragPatch(WeightsPatch):
     """On every spatial block's output: the source frame's tokens at the source points, added to the later frames' tokens
     at the target points. Only conditional rows get it, as with control."""
 
-    def __init__(self, points: Tensor, strength: float, sigma_range: tuple[float, float]):
+    def __init__(self, points: Tensor, strength: float, sigma_range: tuple[float, float],
+                 size: tuple[int, int] | None = None):
         super().__init__(None)
-        self.points, self.strength, self.sigma_range = points, strength, sigma_range
+        self.points, self.strength, self.sigma_range, self.size = points, strength, sigma_range, size
 
     def __call__(self, tokens: Tensor, options: dict) -> Tensor:
         sigma = float(options["sigmas"].flatten()[0])
@@ -31,20 +33,29 @@ class DragPatch(WeightsPatch):
         if not low <= sigma <= high or frames < 2:
             return tokens
         rows = tokens.unflatten(0, (len(groups), frames))
-        drags = token_drags(self.points.to(tokens.device), *token_size(tokens.shape[1], options["original_shape"]))
+        points = self._on_canvas(*(CELL * side for side in options["original_shape"][-2:])).to(tokens.device)
+        drags = token_drags(points, *token_size(tokens.shape[1], options["original_shape"]))
         parts = [rows[i:i + 1] if unconditional else copy_tokens(rows[i:i + 1], drags, self.strength)
                  for i, unconditional in enumerate(groups)]
         return torch.cat(parts).flatten(0, 1)
 
+    def _on_canvas(self, height: int, width: int) -> Tensor:
+        """The points as shares of the canvas, height x width pixels."""
+        if self.size is None:
+            return self.points
+        h, w = placed_size(*self.size, height, width)
+        return self.points * self.points.new_tensor([w / width, h / height] * 2)
 
-def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_percent: float,
-               end_percent: float) -> ModelPatcher:
+
+def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_percent: float, end_percent: float,
+               size: tuple[int, int] | None = None) -> ModelPatcher:
     """A clone whose later frames take up the source frame's tokens at the targets. Strength 0 is an untouched clone.
 
     Args:
         points: (1, K, 4) source x, y, target x, y as shares of the picture's width and height.
         strength: factor on the copied tokens.
         start_percent, end_percent: share of the noise range in which it acts, 0 the noisy end.
+        size: (height, width) of the picture in pixels, for its place on the canvas; None if it fills the canvas.
 
     Raises:
         WrongModel: not an SVD model.
@@ -58,5 +69,5 @@ def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_perce
     sampling = model.get_model_object("model_sampling")
     sigma_range = tuple(sampling.percent_to_sigma(p) for p in (start_percent, end_percent))
     mark_spatial_blocks(clone)
-    clone.set_model_patch(DragPatch(points, strength, sigma_range), keys.BLOCK_OUTPUT)
+    clone.set_model_patch(DragPatch(points, strength, sigma_range, size), keys.BLOCK_OUTPUT)
     return clone

@@ -102,3 +102,41 @@ def test_an_empty_mask_for_the_latents(nodes):
     with pytest.raises(ValueError, match="Keep Untouched in Latents: 'mask' is empty"):
         nodes["FramePainterKeepLatent"].execute({"samples": torch.zeros(2, 4, 8, 8)}, None, torch.rand(1, 64, 64, 3),
                                                 torch.zeros(64, 64))
+
+
+def test_every_step_finds_the_picture_where_conditioning_put_it(nodes, pack):
+    """A network that returns what it sees: whatever aspect ratio, nothing moved. Ramps of place show a shift of a pixel."""
+    placement, (height, width) = pack("core.placement"), (300, 400)
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    picture = torch.stack([x, y, x * y], -1)[None]
+    canvas = placement.canvas_size(height, width, 96 * 96)
+    placed = placement.placed_size(height, width, *canvas)
+    assert placed != canvas
+    small = torch.nn.functional.interpolate(picture.movedim(-1, 1), size=placed, mode="bilinear", antialias=True)
+    seen = placement.on_canvas(small, *canvas).movedim(1, -1)
+
+    limit = 1.5 / placed[1]  # resizing goes through 8 bits
+    assert (keep(nodes, picture, seen, torch.ones(1, height, width), 0)[0] - picture).abs().max() < limit
+    picked = nodes["FramePainterPickEditedFrame"].execute(torch.cat([seen, seen]), picture).args[0]
+    assert (picked - picture).abs().max() < limit
+    assert edit_mask(nodes, picture, 0.02, edited=seen).max() == 0
+    cells = pack("core.keeping.paste").latent_cells((x > 0.5)[None], canvas[0] // 8, canvas[1] // 8, 0.5, placed)[0, 0]
+    assert [bool(c) for c in cells[0]] == [8 * i + 4 > placed[1] / 2 for i in range(canvas[1] // 8)]
+
+
+def test_drags_and_controls_act_where_the_picture_is(pack):
+    placement, drag = pack("core.placement"), pack("core.attention.drag")
+    canvas, size = placement.canvas_size(300, 400, 96 * 96), (300, 400)
+    placed = placement.placed_size(*size, *canvas)
+    points = torch.tensor([[[0.94, 0.5, 0.94, 0.1]]])
+    patch = pack("host.signals.drag").DragPatch(points, 1.0, (1000.0, 0.0), size)
+    h, w = (side // 8 for side in canvas)
+    tokens = torch.zeros(2, h * w, 1)
+    tokens[0] = torch.arange(h * w)[:, None] + 1.0
+    out = patch(tokens, {"sigmas": torch.tensor([5.0]), "cond_or_uncond": [0], "original_shape": [2, 8, h, w]})
+    column = int(0.94 * placed[1] / 8)
+    assert column != int(0.94 * w)
+    target = int(0.1 * placed[0] / 8) * w + column
+    assert out[1].nonzero()[:, 0].tolist() == [target]
+    assert float(out[1, target]) == int(0.5 * placed[0] / 8) * w + column + 1
+    assert drag.token_drags(points, h, w).target[0, 0] == int(0.1 * h) * w + int(0.94 * w)
