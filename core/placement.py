@@ -16,7 +16,7 @@ from torch import Tensor
 from .images import keep_aspect_size
 
 CELL = 8  # pixels of a latent cell
-RELEASED = 64  # what the released pipeline's sizes are multiples of; used where that changes shape and area little
+MULTIPLES = (64, 32, 16)  # of the released pipeline's sizes, and what the network halves less often; used where they cost little
 DISTORTION, AREA = 0.01, 0.1  # the most that counts as little
 SHORTEST = 32  # a strip that would be thinner is squeezed: the network halves its sides three times after the VAE
 
@@ -35,14 +35,16 @@ def placed_size(height: int, width: int, canvas_height: int, canvas_width: int) 
 def canvas_size(height: int, width: int, area: int) -> tuple[int, int]:
     """The canvas (height, width) for a picture H x W at about `area` pixels, on which it keeps its shape within 1 %.
 
-    Multiples of 64 where they do, as released; else of 8. Only strips whose short side would be under 32 pixels are squeezed.
+    Multiples of 64 where they do, as released; else of 32, of 16, of 8. Only strips whose short side would be under 32 pixels
+    are squeezed.
     """
-    released = keep_aspect_size(height, width, area, RELEASED)
-    if abs(math.prod(released) / area - 1) <= AREA and distortion(height, width, *released) <= DISTORTION:
-        return released
     scale = math.sqrt(area / (height * width))
     if min(height, width) * scale < SHORTEST:
-        return released
+        return keep_aspect_size(height, width, area, MULTIPLES[0])
+    for multiple in MULTIPLES:
+        size = keep_aspect_size(height, width, area, multiple)
+        if abs(math.prod(size) / area - 1) <= AREA and distortion(height, width, *size) <= DISTORTION:
+            return size
     found = []
     for across, end in product((True, False), (math.floor, math.ceil)):
         side = end((width if across else height) * scale / CELL) * CELL
