@@ -1,4 +1,5 @@
 import { app } from "../../scripts/app.js";
+import { addFileView, FILES } from "./files.js";
 import { editorWidget } from "./widget.js";
 
 // The only file here that does anything when it is loaded; the page loads all of them.
@@ -9,4 +10,7 @@ app.registerExtension({
     FRAMEPAINTER_DRAG: editorWidget("drag"),
     FRAMEPAINTER_COARSE: editorWidget("coarse"),
   }),
+  nodeCreated(node) {
+    if (node.comfyClass in FILES) addFileView(node);
+  },
 });

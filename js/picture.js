@@ -1,5 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { addressOf, annotated, choose, FILES, upload } from "./files.js";
 
 /** Which picture is connected to a node, as far as the page can know before and after a run. */
 
@@ -7,8 +8,8 @@ import { app } from "../../scripts/app.js";
 const SUBGRAPH_INPUT = -10;
 const BYPASSED = 4;
 const MAX_STEPS = 64;
-/** ComfyUI's node for picture files. */
-const LOADER = "LoadImage";
+/** Nodes for picture files: ComfyUI's, and ours, which knows examples as well. */
+const LOADERS = ["LoadImage", "FramePainterPicture"];
 
 /** @typedef {{url: string, key: string}} Source where the picture can be had; the key changes when the picture does */
 
@@ -88,13 +89,6 @@ function pixelsOnly(address) {
   return url.href;
 }
 
-/** "sub/name.png [input]" */
-function annotated(value) {
-  const [, path, type] = /^(.*?)(?:\s*\[(input|output|temp)\])?$/.exec(value);
-  const cut = path.lastIndexOf("/");
-  return { filename: path.slice(cut + 1), subfolder: path.slice(0, Math.max(0, cut)), type: type ?? "input" };
-}
-
 /**
  * The picture at an input.
  * @param {object} node
@@ -108,7 +102,8 @@ export function sourceOf(node, name, own = null) {
   if (origin) {
     const file = origin.widgets?.find((w) => w.name === "image")?.value;
     const shown = outputsOf(origin)?.images?.[0];
-    if (/^LoadImage/.test(origin.comfyClass ?? origin.type ?? "") && typeof file === "string" && file) url = view(annotated(file));
+    if (FILES[origin.comfyClass]?.[0] === "image" && file) url = pixelsOnly(addressOf(file));
+    else if (/^LoadImage/.test(origin.comfyClass ?? origin.type ?? "") && typeof file === "string" && file) url = view(annotated(file));
     else if (shown?.filename) url = view(shown);
     else if (besides(origin, slot)) url = view(besides(origin, slot));
     else if (origin.imgs?.[0]?.src) url = pixelsOnly(origin.imgs[0].src);
@@ -139,25 +134,15 @@ export async function fetchPicture(source, signal) {
  * @param {File} file
  */
 export async function connectFile(node, name, file) {
-  const body = new FormData();
-  body.append("image", file);
-  const answer = await api.fetchApi("/upload/image", { method: "POST", body });
-  if (!answer.ok) throw new Error(`the picture could not be uploaded (${answer.status})`);
-  const { name: stored, subfolder } = await answer.json();
-  const path = subfolder ? `${subfolder}/${stored}` : stored;
+  const path = await upload(file);
   let loader = originOf(node, name)?.node;
   const slot = node.inputs.findIndex((input) => input.name === name);
-  if (loader?.comfyClass !== LOADER || loader.graph !== node.graph) {
-    loader = globalThis.LiteGraph.createNode(LOADER);
+  if (!LOADERS.includes(loader?.comfyClass) || loader.graph !== node.graph) {
+    loader = globalThis.LiteGraph.createNode(LOADERS[0]);
     node.graph.add(loader);
     const stack = node.inputs.slice(0, slot).filter((input) => input.link != null).length;
     loader.pos = [node.pos[0] - loader.size[0] - 60, node.pos[1] + stack * 60];
     loader.connect(0, node, slot);
   }
-  const widget = loader.widgets.find((w) => w.name === "image");
-  const values = widget.options?.values;
-  if (Array.isArray(values) && !values.includes(path)) values.push(path);
-  widget.value = path;
-  widget.callback?.(path);
-  node.graph.setDirtyCanvas?.(true, true);
+  choose(loader, loader.widgets.find((w) => w.name === "image"), path);
 }

@@ -18,6 +18,8 @@ const STYLE = `<style>
 .framepainter-widget .framepainter-thumb canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .framepainter-widget .framepainter-empty { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 12px;
   color: var(--fp-quiet); font-size: 12px; pointer-events: none; }
+.framepainter-file .framepainter-thumb { cursor: default; }
+.framepainter-file .framepainter-thumb > :is(img, video) { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
 .framepainter-widget .framepainter-status { display: flex; gap: 8px; align-items: center; justify-content: space-between; flex: none; min-height: 18px;
   color: var(--fp-quiet); font-size: 11.5px; line-height: 1.35; }
 .framepainter-widget .framepainter-status[data-level=warn] { color: var(--fp-text); background: color-mix(in srgb, var(--fp-warn) 24%, var(--fp-panel));

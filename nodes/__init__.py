@@ -7,6 +7,7 @@ from . import (
     data,
     evaluation,
     injection,
+    inputs,
     inversion,
     keeping,
     motion_lora,
@@ -21,5 +22,5 @@ from . import (
 from .schema import guarded
 
 folders.register()
-NODES = [guarded(node) for stage in (weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
+NODES = [guarded(node) for stage in (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
                               inversion, injection, motion_lora, video, video_text, prompt) for node in stage.NODES]

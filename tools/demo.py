@@ -185,8 +185,8 @@ def _options(definition: Sequence[Any]) -> list[Any]:
 def fill(prompt: Mapping[str, Any], picture: str, sketch: str, loader: Mapping[str, str]) -> dict[str, Any]:
     """The example prompt with its pictures and its model put in; the original stays as it is."""
     filled = copy.deepcopy(dict(prompt))
-    filled[titled(prompt, "Picture", "LoadImage")]["inputs"]["image"] = picture
-    filled[titled(prompt, "Sketch", "LoadImage")]["inputs"]["image"] = sketch
+    filled[titled(prompt, "Picture", "FramePainterPicture")]["inputs"]["image"] = picture
+    filled[titled(prompt, "Sketch", "FramePainterPicture")]["inputs"]["image"] = sketch
     for node_id in of_type(prompt, LOADER):
         filled[node_id]["inputs"].update(loader)
     return filled

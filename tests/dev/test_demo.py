@@ -69,8 +69,8 @@ def prompt() -> dict[str, Any]:
         return {"class_type": kind, "_meta": {"title": title}, "inputs": inputs}
 
     return {
-        "1": node("LoadImage", "Picture", image="a.png"),
-        "2": node("LoadImage", "Sketch", image="b.png"),
+        "1": node("FramePainterPicture", "Picture", image="a.png"),
+        "2": node("FramePainterPicture", "Sketch", image="b.png"),
         "3": node(demo.LOADER, "Load", model_file="x.safetensors", weight_dtype="default"),
         "4": node("SaveImage", "Edited picture", images=["3", 0]),
         "5": node("SaveImage", "Contact sheet", images=["3", 0]),
@@ -113,7 +113,7 @@ def test_the_prompt_is_filled_by_title_and_the_original_kept() -> None:
 def test_a_prompt_without_a_titled_node_says_which() -> None:
     broken = prompt()
     del broken["2"]
-    with pytest.raises(Problem, match="LoadImage node titled “Sketch”"):
+    with pytest.raises(Problem, match="FramePainterPicture node titled “Sketch”"):
         fill(broken, "p", "s", {})
 
 

@@ -30,7 +30,7 @@ def test_a_large_photo_comes_back_as_large(lab, tmp_path):
     photo = torch.nn.functional.interpolate(torch.rand(1, 3, 10, 40, generator=generator), size=(1000, 4000), mode="bilinear")
     photo = (photo[0].movedim(0, -1) * 255 + torch.rand(1000, 4000, 3, generator=generator) * 8).clamp(0, 255).byte()
     request = prompt("framepainter_drag")
-    inputs(request, "LoadImage", "Picture")["image"] = lab.upload(tmp_path, "photo.png", photo)
+    inputs(request, "FramePainterPicture", "Picture")["image"] = lab.upload(tmp_path, "photo.png", photo)
     inputs(request, "FramePainterDragSignal")["points"] = json.dumps(
         {"version": 1, "width": 4000, "height": 1000, "drags": [[1000, 500, 1600, 500]]})
     inputs(request, "FramePainterConditioning").update(width=256, height=64)

@@ -212,7 +212,7 @@ def test_correspondence_and_matching_nodes_run(lab, good):
     }, "map": {
         "class_type": "FramePainterCorrespondenceMap", "_meta": {"title": "Map"},
         "inputs": {"model": ["matching", 0], "positive": [node_id(request, "FramePainterConditioning"), 0],
-                   "latent": [sampler, 0], "picture": [node_id(request, "LoadImage"), 0], "x": 0.25, "y": 0.75,
+                   "latent": [sampler, 0], "picture": [node_id(request, "FramePainterPicture"), 0], "x": 0.25, "y": 0.75,
                    "level": "medium (1/16)"},
     }}
     for output, title in enumerate(("Heat", "Flow")):

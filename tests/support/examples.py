@@ -59,7 +59,7 @@ def small(prompt: Prompt, **changes: dict[str, Any]) -> Prompt:
         if node["inputs"].get("model_file", "").startswith("unet_"):
             node["inputs"].update(RANDOM)
     for key, values in changes.items():
-        target = inputs(out, "LoadImage", key) if key in ("Picture", "Sketch") else inputs(out, key)
+        target = inputs(out, "FramePainterPicture", key) if key in ("Picture", "Sketch") else inputs(out, key)
         target.update(values)
     return out
 
