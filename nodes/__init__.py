@@ -22,5 +22,6 @@ from . import (
 from .schema import guarded
 
 folders.register()
-NODES = [guarded(node) for stage in (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation,
-                              inversion, injection, motion_lora, video, video_text, prompt) for node in stage.NODES]
+STAGES = (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation, inversion, injection,
+          motion_lora, video, video_text, prompt)
+NODES = [guarded(node) for stage in STAGES for node in stage.NODES]
