@@ -71,9 +71,9 @@ def warn(text: str, node: str | None = None) -> None:
     """
     text, node = with_name(printable(text)), node_id() if node is None else node
     log.warning("FramePainter: %s", text)
-    server = _server()
-    if node is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node)
+    host = server()
+    if node is not None and hasattr(host, "send_progress_text"):
+        host.send_progress_text(text, node)
 
 
 # ---- progress --------------------------------------------------------------------------------------------------------
@@ -112,16 +112,16 @@ class Steps:
 
 def send(event: str, data: dict[str, Any]) -> None:
     """Tell the page that queued the run; nothing happens without one, as in runs through the API."""
-    server = _server()
-    if server is not None and page_waits():
-        server.send_sync(event, data, server.client_id)
+    host = server()
+    if host is not None and page_waits():
+        host.send_sync(event, data, host.client_id)
 
 
 def page_waits() -> bool:
     """Whether a page gets the messages of this run."""
-    return getattr(_server(), "client_id", None) is not None
+    return getattr(server(), "client_id", None) is not None
 
 
-def _server() -> Any:
-    server = sys.modules.get("server")  # absent when nodes run outside a server, as in unit tests
-    return getattr(getattr(server, "PromptServer", None), "instance", None)
+def server() -> Any:
+    """The host's server; None outside one, as in unit tests."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

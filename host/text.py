@@ -53,9 +53,8 @@ def read_prompt(clip: Any, text: str, name: str) -> Prompt:
         raise WordError(f"'{name}' holds an embedding (embedding:name), which is no words that could be aligned. Take it out; in "
                         "the negative prompt embeddings may be used.")
     if len(tokens) > 1:
-        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
-        count = sum(token not in special for chunk in tokens for token in chunk)
-        raise WordError(f"'{name}' has {count} tokens; words can be aligned in prompts of at most {TOKENS - 2}. Shorten it.")
+        raise WordError(f"'{name}' has {count_tokens(clip, text)} tokens; words can be aligned in prompts of at most "
+                        f"{TOKENS - 2}. Shorten it.")
     ids = tokens[0][:tokens[0].index(tokenizer.end_token, 1) + 1]
     pieces = [tokenizer.inv_vocab[token].removesuffix("</w>") for token in ids]
     prompt = Prompt(plain_text(text), tuple(ids), tuple(pieces))
@@ -64,6 +63,13 @@ def read_prompt(clip: Any, text: str, name: str) -> Prompt:
             raise WordError(f"'{name}' cannot be told apart into words at '{word}': the tokenizer reads other characters than are "
                             "written there. Write it with plain letters.")
     return prompt
+
+
+def count_tokens(clip: Any, text: str) -> int:
+    """How many tokens a prompt has, in however many chunks the text encoder gets them; embeddings have none."""
+    tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
+    special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+    return sum(isinstance(token, Integral) and token not in special for chunk in clip.tokenize(text)[ENCODER] for token, _ in chunk)
 
 
 def encode(clip: Any, text: str) -> list:

@@ -1,5 +1,6 @@
 """The nodes, in wiring order: schema, unit conversion, one call down."""
 
+from ..host import word_chips
 from ..host.weights import folders
 from . import (
     attention,
@@ -22,6 +23,7 @@ from . import (
 from .schema import guarded
 
 folders.register()
+word_chips.register()
 STAGES = (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation, inversion, injection,
           motion_lora, video, video_text, prompt)
 NODES = [guarded(node) for stage in STAGES for node in stage.NODES]

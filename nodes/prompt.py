@@ -22,10 +22,10 @@ from ..host.sampling.edit_run import BRANCHES, Settings
 from ..host.sampling.video_p2p import prompt_attention
 from ..host.sampling.word_map import read_maps
 from ..host.text import PromptPlan, encode, read_prompt
-from .schema import EditPlanType, NullTextType, TrajectoryType, advanced, check_choice, schema
+from ..host.word_chips import ALIGNMENTS
+from .schema import EditPlanType, NullTextType, TrajectoryType, advanced, check_choice, drawn_by, schema
 
 FOLDER = "trajectories"  # under output; unfinished inversions and optimisations
-ALIGNMENTS = {"automatic": "automatic", "swap word by word": "swap", "refine": "refine"}
 PROMPTS = ("edited", "source")
 PIXELS = 8  # of a latent cell's side
 PLACEHOLDER = (1, 64, 64)  # the black mask that Load Image gives with an opaque picture
@@ -134,10 +134,12 @@ class PromptEdit(io.ComfyNode):
                 io.String.Input("edited_text", multiline=True, dynamic_prompts=True, default="",
                                 tooltip="What it is to show. Keep the words that should stay; those that differ are swapped or "
                                         "added."),
-                io.String.Input("words", multiline=True, default="",
-                                tooltip="Words by hand, an entry a line: 'dog *2' weighs a word, '@dog' lets the edit act where "
-                                        "the word looks, '-@grass' not there, 'cat > dog' swaps, '+big' adds, 'dog 0..0.4' edits "
-                                        "in a share of the steps. Empty: automatic."),
+                drawn_by(io.String.Input("words", multiline=True, default="",
+                                         tooltip="Words by hand. As chips: click where the edit may act, drag for a weight. As "
+                                                 "text, an entry a line: 'dog *2' weighs a word, '@dog' lets the edit act where "
+                                                 "the word looks, '-@grass' not there, 'cat > dog' swaps, '+big' adds, "
+                                                 "'dog 0..0.4' edits in a share of the steps. Empty: automatic."),
+                         "FRAMEPAINTER_WORDS"),
                 io.Combo.Input("alignment", options=list(ALIGNMENTS), default="automatic", optional=True,
                                tooltip="What words are to each other before 'words' counts. automatic: words that differ are "
                                        "swapped or added. swap word by word: needs as many words. refine: none is swapped."),

@@ -84,7 +84,7 @@ def advanced(widget: Any) -> Any:
 
 
 def drawn_by(widget: Any, name: str) -> Any:
-    """Let an editor of js/ write a STRING input: widget type `name`, no socket."""
+    """Let an editor of js/ write a STRING input, by its widget type."""
     widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "widgetType": name}
     return widget
 

@@ -49,7 +49,7 @@ def edit_of(source: Prompt, edited: Prompt, text: str = "", kind: Kind = "automa
     text = text.strip()
     if not text:
         return out
-    return _with_chips(out, text) if text.startswith(("{", "[")) else _with_entries(out, text)
+    return with_chips(out, read_state(text)) if is_json(text) else _with_entries(out, text)
 
 
 # ---- text form -------------------------------------------------------------------------------------------------------
@@ -174,7 +174,17 @@ def checked(mark: Mark, where: str) -> Mark:
 # ---- JSON form -------------------------------------------------------------------------------------------------------
 
 
-def _with_chips(edit: Edit, text: str) -> Edit:
+def is_json(text: str) -> bool:
+    """Whether a text is in the JSON form, or means to be."""
+    return text.lstrip().startswith(("{", "["))
+
+
+def read_state(text: str) -> dict[str, Any]:
+    """The JSON form as an object whose chips are in lists; what is in a chip is not looked at.
+
+    Raises:
+        WordError: no JSON, another version, or no lists.
+    """
     try:
         state = json_value(text)
     except ValueError as error:
@@ -183,23 +193,33 @@ def _with_chips(edit: Edit, text: str) -> Edit:
     if version != VERSION:
         raise WordError("it must be a JSON object of version 1 with the lists 'source' and 'edited'. Clear it, or update "
                         "ComfyUI-FramePainter if a newer editor has written it.")
-    marks, source_marks = list(edit.marks), list(edit.source_marks)
-    for name, prompt, into in (("source", edit.source, source_marks), ("edited", edit.edited, marks)):
-        chips = state.get(name, [])
-        if not isinstance(chips, list):
+    for name in ("source", "edited"):
+        if not isinstance(state.get(name, []), list):
             raise WordError(f"'{name}' must be a list. Clear it, or choose the words again.")
-        for chip in chips:
-            n = _place(chip, prompt, name)
+    return state
+
+
+def with_chips(edit: Edit, state: dict[str, Any]) -> Edit:
+    """An edit with what a state of `read_state` says on top.
+
+    Raises:
+        WordError: a chip that cannot be read, or names a word that is not there.
+    """
+    marks, source_marks, kept = list(edit.marks), list(edit.source_marks), []
+    for name, prompt, into in (("source", edit.source, source_marks), ("edited", edit.edited, marks)):
+        for chip in state.get(name, []):
+            n = place_of(chip, prompt, name)
             into[n] = checked(_chip_mark(into[n], chip, edit, name), chip["word"])
+            kept += [n] if name == "edited" and chip.get("state") == "kept" else []
     out = replace(edit, marks=tuple(marks), source_marks=tuple(source_marks))
-    for n, mark in enumerate(marks):
-        if mark.state == "kept" and edit.edited.positions[n] and not out.alignment.alphas[list(edit.edited.positions[n])].any():
+    for n in kept:
+        if marks[n].state == "kept" and edit.edited.positions[n] and not out.alignment.alphas[list(edit.edited.positions[n])].any():
             raise WordError(f"the word '{edit.edited.words[n]}' is to be kept, but finds no equal word in its place of the source "
                             f"prompt, which has {_listed(edit.source)}. Choose 'added', or 'swapped' and the word it stands for.")
     return out
 
 
-def _place(chip: Any, prompt: Prompt, name: str) -> int:
+def place_of(chip: Any, prompt: Prompt, name: str) -> int:
     """Number of the word that a chip is about; a word that has moved is found if it is there once.
 
     Raises:

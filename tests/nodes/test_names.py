@@ -80,7 +80,7 @@ def test_a_warning_is_named_and_shown_on_its_node(report, node, caplog, monkeypa
         def send_progress_text(self, text, node_id):
             shown.append((node_id, text))
 
-    monkeypatch.setattr(report, "_server", Server)
+    monkeypatch.setattr(report, "server", Server)
     node.execute(lambda: report.warn("odd."))
     assert shown == [] and "FramePainter: Told What: odd." in caplog.text
     with CurrentNodeContext("prompt", "17", 0):
