@@ -88,7 +88,8 @@ def _unaligned(texts: dict[str, str], problem: str) -> dict[str, Any]:
     def alone(text: str) -> dict[str, Any]:
         return {"words": plain_text(text).split(" "), "tokens": count_tokens(_encoder(), text), "chips": []}
 
-    return {**{name: alone(texts[name]) for name in LISTS}, "links": [], "said": None, "lost": [], "problem": problem,
+    return {**{name: alone(texts[name]) for name in LISTS}, "links": [], "said": None,
+            "lost": {name: [] for name in LISTS}, "problem": problem,
             "limit": TOKENS - 2}
 
 

@@ -1,4 +1,5 @@
 import { app } from "../../scripts/app.js";
+import { wordsWidget } from "./chips.js";
 import { addFileView, FILES } from "./files.js";
 import { editorWidget } from "./widget.js";
 
@@ -9,6 +10,7 @@ app.registerExtension({
     FRAMEPAINTER_SKETCH: editorWidget("sketch"),
     FRAMEPAINTER_DRAG: editorWidget("drag"),
     FRAMEPAINTER_COARSE: editorWidget("coarse"),
+    FRAMEPAINTER_WORDS: wordsWidget,
   }),
   nodeCreated(node) {
     if (node.comfyClass in FILES) addFileView(node);

@@ -91,6 +91,51 @@ body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { col
 .framepainter-numbers[hidden] { display: none; }
 .framepainter-numbers label { display: flex; align-items: center; justify-content: space-between; gap: 6px; color: var(--fp-quiet); white-space: nowrap; }
 .framepainter-dialog .framepainter-numbers input[type=number] { width: 72px; flex: none; }
+.framepainter-words { --fp-kept: var(--fp-hover); --fp-swapped: color-mix(in srgb, #f59e0b 34%, var(--fp-panel)); --fp-added: color-mix(in srgb, #22c55e 32%, var(--fp-panel));
+  --fp-removed: color-mix(in srgb, #ef4444 30%, var(--fp-panel)); --fp-blend: #4c9aff; --fp-away: #c77dff; }
+.framepainter-widget.framepainter-words { min-height: 200px; }
+.framepainter-words [hidden] { display: none !important; }
+.framepainter-word-rows { flex: 1 1 0; min-height: 60px; overflow: auto; display: flex; flex-direction: column; gap: 8px; padding: 7px; border-radius: 6px;
+  background: var(--fp-ground); border: 1px solid var(--fp-line); scrollbar-width: thin; }
+.framepainter-word-row { display: flex; flex-direction: column; gap: 2px; }
+.framepainter-word-side { display: flex; gap: 8px; font-size: 11px; line-height: 1.3; color: var(--fp-quiet); font-variant-numeric: tabular-nums; }
+.framepainter-word-side b { font-weight: 600; }
+.framepainter-word-side[data-level=warn] span { color: var(--fp-danger); font-weight: 650; }
+.framepainter-chips { display: flex; flex-wrap: wrap; gap: 4px; font-size: 12.5px; color: var(--fp-quiet); }
+.framepainter-chip { max-width: 100%; display: inline-flex; align-items: baseline; gap: 4px; margin: 0; padding: 1px 6px; border: 2px solid transparent; border-radius: 7px;
+  background: var(--fp-kept); color: var(--fp-text); font: inherit; line-height: 1.35; cursor: pointer; user-select: none; -webkit-user-select: none; touch-action: none; }
+.framepainter-chip-word { overflow-wrap: anywhere; text-align: left; }
+.framepainter-chip-weight { font-weight: 700; font-variant-numeric: tabular-nums; }
+.framepainter-chip-steps { font-size: 10.5px; color: var(--fp-quiet); white-space: nowrap; }
+.framepainter-chip-weight:empty { display: none; }
+.framepainter-chip[data-kind=swapped] { background: var(--fp-swapped); }
+.framepainter-chip[data-kind=added] { background: var(--fp-added); }
+.framepainter-chip[data-kind=removed] { background: var(--fp-removed); }
+.framepainter-chip[data-kind=removed] .framepainter-chip-word { text-decoration: line-through; text-decoration-thickness: 1px; }
+.framepainter-chip[data-area=blend] { border-color: var(--fp-blend); }
+.framepainter-chip[data-area=away] { border-color: var(--fp-away); border-style: dashed; }
+.framepainter-chip:hover:not([aria-disabled]) { filter: brightness(1.18); }
+.framepainter-chip[data-list=edited]:not([aria-disabled]) { cursor: ew-resize; }
+.framepainter-chip[aria-disabled] { opacity: .6; cursor: default; }
+.framepainter-chip:focus-visible, .framepainter-words select:focus-visible, .framepainter-words input:focus-visible, .framepainter-words-text:focus-visible { outline: 2px solid var(--fp-text); outline-offset: 1px; }
+.framepainter-legend { display: flex; flex-wrap: wrap; gap: 1px 9px; flex: none; font-size: 11px; color: var(--fp-quiet); }
+.framepainter-legend span::before { content: ""; display: inline-block; width: 10px; height: 10px; margin-right: 4px; border-radius: 3px; vertical-align: -1px; background: var(--fp-line); }
+.framepainter-legend [data-kind=swapped]::before { background: var(--fp-swapped); }
+.framepainter-legend [data-kind=added]::before { background: var(--fp-added); }
+.framepainter-legend [data-kind=removed]::before { background: var(--fp-removed); }
+.framepainter-legend [data-kind=blend]::before { background: none; border: 2px solid var(--fp-blend); }
+.framepainter-legend [data-kind=away]::before { background: none; border: 2px dashed var(--fp-away); }
+.framepainter-words-text { flex: 1 1 0; min-height: 60px; resize: none; padding: 7px; border: 1px solid var(--fp-line); border-radius: 6px; background: var(--fp-ground); color: var(--fp-text);
+  font: 12px/1.45 ui-monospace, Consolas, monospace; }
+.framepainter-words .framepainter-status { max-height: 76px; overflow: auto; }
+.framepainter-words .framepainter-status .framepainter-button { height: 24px; flex: none; }
+.framepainter-words .framepainter-row .framepainter-button { flex: none; height: 28px; padding: 0 8px; }
+.framepainter-detail { flex: 1; min-width: 0; display: flex; gap: 5px; align-items: center; font-size: 11.5px; line-height: 1.25; color: var(--fp-quiet); }
+.framepainter-detail select, .framepainter-detail input { height: 28px; min-width: 0; padding: 0 5px; border: 1px solid var(--fp-line); border-radius: 6px; background: var(--fp-field);
+  color: var(--fp-text); font: inherit; font-size: 12px; }
+.framepainter-detail select { flex: 1; }
+.framepainter-detail select option { background: var(--fp-panel); color: var(--fp-text); }
+.framepainter-detail input { width: 56px; flex: none; font-variant-numeric: tabular-nums; }
 @media (max-width: 760px) {
   .framepainter-slider input[type=range] { width: 72px; } .framepainter-head .framepainter-about, .framepainter-foot .framepainter-tip { display: none; } .framepainter-side { width: 168px; }
   .framepainter-numbers { grid-template-columns: minmax(0, 1fr); } .framepainter-bar { gap: 6px; } .framepainter-group + .framepainter-group { padding-left: 6px; }

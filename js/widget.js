@@ -2,6 +2,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { button, element } from "./editor/dom.js";
 import { Editor } from "./editor/shell.js";
+import { NodeWidget, remember, ROOT } from "./node_widget.js";
 import { connectFile, fetchPicture, sourceOf } from "./picture.js";
 import { paintPreview, statusOf } from "./preview.js";
 import { KINDS } from "./state.js";
@@ -11,14 +12,12 @@ const INPUT = "picture";
 const MIN_WIDTH = 260, MIN_HEIGHT = 230;
 /** How often a node looks whether its picture has become another one: neither runs nor other nodes' widgets tell. */
 const LOOK_MS = 700;
-const HEAL_FRAMES = 60;
-const ROOT = "framepainter-widget";
 /** The frontend's own root element: unlike a node's element it is never hidden. */
 const PAGE = "#vue-app";
 const OPEN = { sketch: ["brush", "Draw"], drag: ["arrow", "Drag points"], coarse: ["lasso", "Move parts"] };
 
 /** An editor's widget on its node: a thumbnail and buttons; its value is the editor's text. */
-class EditorWidget {
+class EditorWidget extends NodeWidget {
   /**
    * @param {object} node
    * @param {string} name of the input
@@ -26,7 +25,8 @@ class EditorWidget {
    * @param {string} text
    */
   constructor(node, name, kind, text) {
-    Object.assign(this, { node, kind, text, bitmap: null, key: null, own: null, editor: null, problem: "" });
+    super(node, element("div", { class: ROOT, "data-kind": kind }), LOOK_MS);
+    Object.assign(this, { kind, text, bitmap: null, key: null, own: null, editor: null, problem: "" });
     this.#build();
     this.widget = node.addDOMWidget(name, `framepainter_${kind}`, this.root, {
       getValue: () => this.text,
@@ -37,9 +37,8 @@ class EditorWidget {
     });
     this.widget.serialize = true;
     this.observer = new ResizeObserver(() => this.paint());
-    this.ended = true;
-    this.#follow();
-    if (node.graph) this.#begin();
+    this.#listen();
+    this.follow();
   }
 
   #build() {
@@ -57,35 +56,22 @@ class EditorWidget {
       button({ icon: "trash", label: "Clear", id: "clear", run: () => this.clear() }));
     // A press on a button is not the start of moving the node.
     for (const type of ["pointerdown", "mousedown", "dblclick"]) row.addEventListener(type, (event) => event.stopPropagation());
-    this.root = element("div", { class: ROOT, "data-kind": this.kind }, this.thumb, this.status, row);
+    this.root.append(this.thumb, this.status, row);
     addStyle(this.root);
   }
 
   // The node ------------------------------------------------------------------------------------------
 
-  /** Do something when the node does; its own function comes first. */
-  #chain(name, extra) {
-    const { node } = this, before = node[name];
-    node[name] = function (...all) {
-      const result = before?.apply(this, all);
-      extra(...all);
-      return result;
-    };
-  }
-
-  #follow() {
-    this.#chain("onExecuted", (output) => {
+  #listen() {
+    this.chain("onExecuted", (output) => {
       if (!output?.framepainter_picture) return;
       this.own = output;
       this.look();
     });
-    this.#chain("onConnectionsChange", () => {
+    this.chain("onConnectionsChange", () => {
       if (!app.configuringGraph) this.own = {};  // what was reported was another picture
       queueMicrotask(() => this.look());
     });
-    this.#chain("onAdded", () => this.#begin());
-    this.#chain("onConfigure", () => this.#heal());
-    this.#chain("onRemoved", () => this.#end());
   }
 
   /** Before a run can fail our nodes say which picture they got; ids of nodes in subgraphs come after those of the subgraph. */
@@ -95,37 +81,13 @@ class EditorWidget {
     this.look();
   };
 
-  /** Pages that make a node again, as undo does, may leave the old element in place of ours. */
-  #heal(frames = HEAL_FRAMES) {
-    cancelAnimationFrame(this.healing);
-    if (this.ended) return;
-    this.healing = requestAnimationFrame(() => {
-      const { node } = this, present = node.graph?.getNodeById?.(node.id) === node;
-      if (!this.root.isConnected && present) {
-        const stale = document.querySelector(`[data-node-id="${node.id}"] .${ROOT}[data-kind=${this.kind}]`);
-        if (stale) stale.replaceWith(this.root);
-      }
-      if (frames > 1) this.#heal(frames - 1);
-    });
+  begun() {
+    this.key = null;
+    this.observer.observe(this.thumb);
+    api.addEventListener("framepainter.picture", this.reported);
   }
 
-  /** Only a node in a graph does anything: copying makes others that are dropped without a word. */
-  #begin() {
-    if (this.ended) {
-      this.ended = false;
-      this.key = null;
-      this.timer = setInterval(() => this.look(), LOOK_MS);
-      this.observer.observe(this.thumb);
-      api.addEventListener("framepainter.picture", this.reported);
-      queueMicrotask(() => this.look());
-    }
-    this.#heal();
-  }
-
-  #end() {
-    this.ended = true;
-    clearInterval(this.timer);
-    cancelAnimationFrame(this.healing);
+  gone() {
     this.observer.disconnect();
     api.removeEventListener("framepainter.picture", this.reported);
     this.loading?.abort();
@@ -243,13 +205,6 @@ class EditorWidget {
     this.editor.setPicture(this.bitmap, !this.bitmap && Boolean(this.key) && !this.problem);
     this.look();
   }
-}
-
-/** Tell the page that the workflow has changed: without this neither undo nor saving would know. */
-function remember() {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  if (tracker?.captureCanvasState) tracker.captureCanvasState();
-  else tracker?.checkState?.();
 }
 
 /**

@@ -21,12 +21,12 @@ class Reading(NamedTuple):
 
     edit: as far as the text fits; `problem` says why it does not in full.
     said: the JSON form of what differs from the automatic alignment; chips of a JSON text with their other keys.
-    lost: chips of words that are not in the prompts.
+    lost: chips, by list, of words that are not in the prompts.
     """
 
     edit: Edit
     said: dict[str, Any]
-    lost: list[dict[str, Any]]
+    lost: dict[str, list[Any]]
     problem: str | None
 
 
@@ -40,23 +40,27 @@ def read_words(source: Prompt, edited: Prompt, text: str = "", kind: Kind = "aut
     try:
         if not is_json(text):
             found = edit_of(source, edited, text, kind, as_released)
-            return Reading(found, said_of(found, base), [], None)
+            return Reading(found, said_of(found, base), _none(), None)
         state, lost, problem = _placed(read_state(text), source, edited)
         return Reading(with_chips(base, state), state, lost, problem)
     except WordError as error:
-        return Reading(base, said_of(base, base), [], str(error))
+        return Reading(base, said_of(base, base), _none(), str(error))
 
 
-def _placed(state: dict[str, Any], source: Prompt, edited: Prompt) -> tuple[dict[str, Any], list[dict[str, Any]], str | None]:
+def _none() -> dict[str, list[Any]]:
+    return {name: [] for name in LISTS}
+
+
+def _placed(state: dict[str, Any], source: Prompt, edited: Prompt) -> tuple[dict[str, Any], dict[str, list[Any]], str | None]:
     """A JSON state whose chips name the present numbers of their words, the chips without a word, and why the first has none."""
-    out, lost, problem = dict(state), [], None
+    out, lost, problem = dict(state), _none(), None
     for name, prompt in zip(LISTS, (source, edited), strict=True):
         out[name] = []
         for chip in state.get(name, []):
             try:
                 out[name].append({**chip, "at": place_of(chip, prompt, name)})
             except WordError as error:
-                lost.append(chip)
+                lost[name].append(chip)
                 problem = problem or str(error)
     return out, lost, problem
 

@@ -216,3 +216,21 @@ def test_word_map_refuses_what_it_cannot_show(nodes, clip, model, empty, inverte
     refused("prompt is 'both'; choose one of edited, source", prompt="both")
     refused("'images' has 2 frames, the edit has 3", images=torch.zeros(2, 64, 64, 3))
     refused("'images' are 128 x 64 pixels, the edit 128 x 128", images=torch.zeros(3, 64, 128, 3))
+
+
+def test_the_page_is_told_what_the_node_does(pack, nodes, clip):
+    chips, state_of = pack("host.word_chips"), pack("core.attention.words").state_of
+    texts = {"source": "a (cat:1.3) sits\non the photorealistic mat", "edited": "a small Spider-Man  sits on the mat",
+             "words": "@cat > Spider-Man *2"}
+    for label in chips.ALIGNMENTS:
+        if label == "swap word by word":
+            continue
+        told = chips.answer({**texts, "alignment": label})
+        edit = edited(nodes, clip, texts["source"], texts["edited"], texts["words"], alignment=label)[2].edit
+        assert [told[name]["chips"] for name in chips.LISTS] == [state_of(edit)[name] for name in chips.LISTS]
+        assert told["source"]["tokens"] == len(edit.source.ids) - 2 and told["problem"] is None
+    refused = chips.answer({**texts, "alignment": "swap word by word", "edited": "dog " * 90})
+    assert refused["edited"]["tokens"] == 90 and "at most 75" in refused["problem"] and refused["said"] is None
+    for wrong in (3, {"source": 4}, {"words": "a" * 20_001}, {"alignment": []}, {"as_released": "yes"}):
+        with pytest.raises(ValueError, match="expected|must be"):
+            chips.answer(wrong)

@@ -52,7 +52,7 @@ def test_chips_say_what_the_text_says(words, chips, prompt):
         pair, text = (prompt(source), prompt(edited)), some_text(rng, source, edited)
         by_text = words.edit_of(*pair, text)
         read = chips.read_words(*pair, text)
-        assert read.edit == by_text and read.problem is None and not read.lost
+        assert read.edit == by_text and read.problem is None and not any(read.lost.values())
         again = chips.read_words(*pair, json.dumps(read.said))
         assert again.edit == by_text and again.said == read.said, text
         assert words.edit_of(*pair, json.dumps(read.said)) == by_text
@@ -74,7 +74,8 @@ def test_a_word_that_has_gone_costs_no_other_chip(words, chips, prompt):
     with pytest.raises(words.WordError, match="the word 'disc' was chosen"):
         words.edit_of(source, edited, json.dumps(state))
     read = chips.read_words(source, edited, json.dumps(state))
-    assert "the word 'disc' was chosen as word 3 of the edited prompt" in read.problem and read.lost == [state["edited"][1]]
+    assert "the word 'disc' was chosen as word 3 of the edited prompt" in read.problem
+    assert read.lost == {"source": [], "edited": [state["edited"][1]]}
     assert read.said == {**state, "edited": [{"at": 2, "word": "blue", "weight": 2, "why": "so"}]}
     assert read.edit == words.edit_of(source, edited, json.dumps(read.said)) and read.edit.marks[2].weight == 2
     assert torch.equal(read.edit.factors[1:5], torch.tensor([1.0, 1.0, 2.0, 1.0]))
@@ -85,6 +86,6 @@ def test_a_word_that_has_gone_costs_no_other_chip(words, chips, prompt):
 def test_what_cannot_be_read_leaves_the_automatic_alignment(words, chips, prompt, text):
     pair = prompt(["a", "red", "disc"]), prompt(["a", "blue", "disc"])
     read = chips.read_words(*pair, text)
-    assert read.edit == words.edit_of(*pair) and read.problem and read.said["edited"] == read.lost == []
+    assert read.edit == words.edit_of(*pair) and read.problem and read.said["edited"] == [] and not any(read.lost.values())
     with pytest.raises(words.WordError, match=read.problem[:20].replace("(", ".")):
         words.edit_of(*pair, text)

@@ -1,0 +1,385 @@
+import { api } from "../../scripts/api.js";
+import { button, element } from "./editor/dom.js";
+import { NodeWidget, remember, ROOT } from "./node_widget.js";
+import { originOf } from "./picture.js";
+import { addStyle } from "./style.js";
+import { changed, chipsOf, describe, draggedWeight, limited, LISTS, sentPrompt, writeWords } from "./words.js";
+
+const PATH = "/framepainter/words";
+const MIN_WIDTH = 300, MIN_HEIGHT = 200;
+/** How often a node looks at its prompts: other widgets do not tell when they are typed in. */
+const LOOK_MS = 250;
+const DRAG_FROM = 4;  // pixels; less is a click
+const NEAR = 15;  // tokens to the limit from where they are counted on the node
+const STEP = 0.1, LARGE_STEP = 1;
+const LABELS = { source: "Source", edited: "Edited" };
+const PROMPTS = { source: "source_text", edited: "edited_text" };
+const LEGEND = { kept: "kept", swapped: "swapped", added: "added", removed: "left out", blend: "acts here", away: "not here" };
+const HELP = "Click a word: the edit may act where it looks; with Shift: it may not. Drag an edited word sideways, or press up and "
+           + "down, for its weight. Double click or Delete takes everything back.";
+
+/** Prompt Edit's words: a chip for every word of both prompts. Its value is the text of the input `words`. */
+class WordsWidget extends NodeWidget {
+  constructor(node, name, text) {
+    super(node, element("div", { class: `${ROOT} framepainter-words`, "data-kind": "words" }), LOOK_MS);
+    Object.assign(this, { name, text, reading: null, asked: null, problem: "", picked: null, press: null, typed: false });
+    this.#build();
+    this.widget = node.addDOMWidget(name, "framepainter_words", this.root, {
+      getValue: () => this.text,
+      setValue: (value) => this.receive(value),
+      getMinHeight: () => MIN_HEIGHT,
+      hideOnZoom: false,
+    });
+    this.widget.serialize = true;
+    this.follow();
+  }
+
+  // Elements ------------------------------------------------------------------------------------------
+
+  #build() {
+    const keep = (event) => event.stopPropagation();  // a press here is not the start of moving the node
+    this.rows = element("div", { class: "framepainter-word-rows", title: HELP, on: {
+      pointerdown: (event) => this.#pressed(event), pointermove: (event) => this.#moved(event),
+      pointerup: () => this.#released(), pointercancel: () => this.#dropped(),
+      click: (event) => this.#clicked(event), keydown: (event) => this.#key(event), focusin: (event) => this.#focused(event),
+    } });
+    this.field = element("textarea", { class: "framepainter-words-text", spellcheck: "false", "aria-label": "Words by hand, as text",
+      placeholder: "dog *2\n@dog\ncat > dog", on: { input: () => this.write(this.field.value, false), change: remember } });
+    this.legend = element("div", { class: "framepainter-legend", "aria-hidden": "true" },
+      ...Object.entries(LEGEND).map(([kind, text]) => element("span", { "data-kind": kind, text })));
+    this.status = element("div", { class: "framepainter-status", role: "status" });
+    this.detail = element("div", { class: "framepainter-detail" });
+    this.switch = button({ text: "As text", id: "text", run: () => this.#toggle() });
+    this.reset = button({ icon: "undo", text: "Reset", label: "Take back all that is said about words", id: "reset", run: () => this.write("") });
+    this.bar = element("div", { class: "framepainter-row" }, this.detail, this.switch, this.reset);
+    for (const part of [this.rows, this.field, this.bar, this.status]) {
+      for (const type of ["pointerdown", "mousedown", "dblclick"]) part.addEventListener(type, keep);
+    }
+    for (const part of [this.rows, this.field]) {
+      part.addEventListener("wheel", (event) => part.scrollHeight > part.clientHeight && keep(event), { passive: true });
+    }
+    this.root.append(this.rows, this.field, this.legend, this.status, this.bar);
+    addStyle(this.root);
+  }
+
+  // The prompts ---------------------------------------------------------------------------------------
+
+  begun() {
+    this.asked = null;
+    this.#paint();
+  }
+
+  gone() {
+    this.loading?.abort();
+    this.press = null;
+  }
+
+  /** The node that an input is connected to, as a phrase; null if its text is the node's own. */
+  #linked(name) {
+    if (this.node.inputs?.find((input) => input.name === name)?.link == null) return null;
+    const origin = originOf(this.node, name)?.node;
+    return origin ? `“${origin.title || origin.type}”` : "another node";
+  }
+
+  #value(name) {
+    return this.node.widgets?.find((widget) => widget.name === name)?.value;
+  }
+
+  /** What the server is to read, or why it cannot. */
+  #question() {
+    const asked = { words: this.text, alignment: this.#value("alignment"), as_released: this.#value("as_released") };
+    if (this.#linked(this.name)) return { problem: `${this.name} comes from ${this.#linked(this.name)}, so nothing can be chosen here.` };
+    for (const list of LISTS) {
+      const name = PROMPTS[list], from = this.#linked(name), sent = sentPrompt(String(this.#value(name) ?? ""));
+      if (from) return { problem: `${name} comes from ${from}, so its words are known only in a run. Name words as text, for instance “dog *2”.` };
+      if (sent === null) return { problem: `${name} has choices in braces, which each run draws. Name words as text, for instance “dog *2”.` };
+      asked[list] = sent;
+    }
+    return { asked };
+  }
+
+  /** Ask again, if anything has changed. */
+  async look() {
+    if (this.ended || document.hidden || this.press) return;
+    const { asked, problem = "" } = this.#question(), key = JSON.stringify([asked, problem]);
+    if (key === this.asked) return;
+    this.asked = key;
+    this.loading?.abort();
+    this.loading = new AbortController();
+    const { signal } = this.loading;
+    let reading = null, failed = problem;
+    try {
+      if (asked) reading = await read(asked, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      failed = `The words cannot be shown: ${error.message}.`;
+    }
+    if (signal.aborted || this.ended) return;
+    Object.assign(this, { reading, problem: failed });
+    this.#paint();
+  }
+
+  // The text ------------------------------------------------------------------------------------------
+
+  /** A text from the page: a loaded workflow, undo, a paste. */
+  receive(value) {
+    const text = typeof value === "string" ? value : value == null ? "" : JSON.stringify(value);
+    if (text === this.text) return;
+    this.text = text;
+    this.look();
+    this.#paint();
+  }
+
+  /** A text from the chips or the field. */
+  write(text, whole = true) {
+    if (text === this.text) return;
+    this.text = text;
+    this.widget.value = text;
+    this.widget.callback?.(text);
+    if (whole) remember();
+    this.look();
+    this.#paint();
+  }
+
+  /** Whether chips may be changed: not while a text that would be lost cannot be read. */
+  get #open() {
+    return Boolean(this.reading?.said) && (!this.reading.problem || this.#lost);
+  }
+
+  get #lost() {
+    return LISTS.some((list) => this.reading?.lost[list].length);
+  }
+
+  /** Say something about words: at once on the screen, then in the text; the server reads that again. */
+  #say(chips, changes) {
+    if (!this.#open || !chips.length) return;
+    const said = changed(this.reading.said, chips, changes);
+    const known = Object.fromEntries(Object.entries(changes).filter(([, value]) => value !== undefined));
+    for (const chip of chips) Object.assign(this.reading[chip.list].chips[chip.at], known);
+    this.reading.said = said;
+    // What is said about words that are gone stays until the user drops it: the words may come back.
+    const { lost } = this.reading, whole = LISTS.map((list) => [list, [...said[list], ...lost[list]]]);
+    this.write(writeWords({ ...said, ...Object.fromEntries(whole) }));
+  }
+
+  /** The chip and those of the other prompt that share its map. */
+  #together(chip) {
+    const other = LISTS.find((list) => list !== chip.list);
+    return [chip, ...chipsOf(this.reading, other).filter(({ at }) => chip.partners.includes(at))];
+  }
+
+  #flag(chip, name) {
+    const on = !chip[name];
+    this.#say(this.#together(chip), { blend: name === "blend" && on, away: name === "away" && on });
+  }
+
+  #clear(chip) {
+    this.#say(this.#together(chip), { blend: false, away: false });
+    if (chip.list === "edited") this.#say([chip], { weight: 1, steps: undefined, state: undefined, from: undefined });
+  }
+
+  #weigh(chip, weight) {
+    if (chip.list === "edited" && Number.isFinite(weight)) this.#say([chip], { weight: limited(weight) });
+  }
+
+  // Mouse and keys ------------------------------------------------------------------------------------
+
+  #chipAt(target) {
+    const found = target.closest?.(".framepainter-chip");
+    return found ? this.#chip(found.dataset.list, Number(found.dataset.at)) : null;
+  }
+
+  #chip(list, at) {
+    return this.reading ? chipsOf(this.reading, list).find((chip) => chip.at === at) ?? null : null;
+  }
+
+  #pressed(event) {
+    const chip = event.button === 0 && this.#open ? this.#chipAt(event.target) : null;
+    this.dragged = false;
+    if (!chip) return;
+    const made = event.target.closest(".framepainter-chip");
+    made.setPointerCapture(event.pointerId);
+    this.press = { chip, made, x: event.clientX, weight: chip.weight };
+  }
+
+  #moved(event) {
+    const { press } = this;
+    if (!press || press.chip.list !== "edited") return;
+    const moved = event.clientX - press.x;
+    if (!this.dragged && Math.abs(moved) < DRAG_FROM) return;
+    this.dragged = true;
+    press.weight = draggedWeight(press.chip.weight, moved, event.shiftKey);
+    press.made.dataset.dragged = "";
+    showWeight(press.made, press.weight);
+  }
+
+  #released() {
+    const { press } = this;
+    this.press = null;
+    if (press && this.dragged) this.#weigh(press.chip, press.weight);
+    if (press && this.dragged) this.#paint();
+  }
+
+  #dropped() {
+    this.press = null;
+    this.#paint();
+  }
+
+  #clicked(event) {
+    const chip = this.#chipAt(event.target);
+    if (!chip || this.dragged) return;
+    this.picked = { list: chip.list, at: chip.at };
+    if (event.detail > 1) this.#clear(chip);
+    else this.#flag(chip, event.shiftKey ? "away" : "blend");
+    this.#paint();
+  }
+
+  #focused(event) {
+    const chip = this.#chipAt(event.target);
+    if (!chip || this.painting || (this.picked?.list === chip.list && this.picked.at === chip.at)) return;
+    this.picked = { list: chip.list, at: chip.at };
+    this.#paintDetail();
+  }
+
+  #key(event) {
+    const chip = this.#chipAt(event.target);
+    if (!chip || event.ctrlKey || event.metaKey || event.altKey) return;
+    const step = event.shiftKey ? LARGE_STEP : STEP, round = (weight) => Math.round(weight * 100) / 100;
+    const keys = {
+      ArrowLeft: () => this.#go(chip, -1), ArrowRight: () => this.#go(chip, 1),
+      Home: () => this.#go(chip, -Infinity), End: () => this.#go(chip, Infinity),
+      ArrowUp: () => this.#weigh(chip, round(chip.weight + step)), ArrowDown: () => this.#weigh(chip, round(chip.weight - step)),
+      Enter: () => this.#flag(chip, event.shiftKey ? "away" : "blend"), " ": () => this.#flag(chip, event.shiftKey ? "away" : "blend"),
+      Delete: () => this.#clear(chip), Backspace: () => this.#clear(chip),
+      Escape: () => this.press && this.#dropped(),
+    };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    event.stopPropagation();  // the page would delete the node
+    keys[event.key]();
+  }
+
+  #go(chip, by) {
+    const row = chipsOf(this.reading, chip.list), place = row.findIndex(({ at }) => at === chip.at);
+    const next = row[Math.max(0, Math.min(row.length - 1, place + by))];
+    this.rows.querySelector(`[data-list=${next.list}][data-at="${next.at}"]`)?.focus();
+  }
+
+  #toggle() {
+    this.typed = !this.typed;
+    this.#paint();
+    if (this.typed) this.field.focus();
+  }
+
+  // What is seen --------------------------------------------------------------------------------------
+
+  #paint() {
+    if (this.ended || this.press) return;
+    const { reading } = this, typed = this.typed || (!reading && Boolean(this.problem)), linked = this.#linked(this.name);
+    this.painting = true;
+    const held = this.rows.contains(document.activeElement) ? document.activeElement.dataset : null;
+    this.rows.hidden = typed;
+    this.field.hidden = !typed || Boolean(linked);
+    this.legend.hidden = typed;
+    if (this.field.value !== this.text) this.field.value = this.text;
+    this.rows.replaceChildren(...(reading ? LISTS.map((list) => this.#row(list)) : []));
+    if (held) this.rows.querySelector(`[data-list=${held.list}][data-at="${held.at}"]`)?.focus({ preventScroll: true });
+    this.painting = false;
+    this.switch.firstChild.textContent = typed ? "As chips" : "As text";
+    this.switch.hidden = !reading;
+    this.reset.disabled = !this.text || Boolean(linked);
+    this.#paintStatus();
+    this.#paintDetail();
+  }
+
+  #row(list) {
+    const { reading } = this, { tokens } = reading[list], chips = chipsOf(reading, list);
+    const here = chips.find(({ at }) => this.picked?.list === list && this.picked.at === at) ?? chips[0];
+    const made = chips.map((chip) => chipElement(chip, describe(chip, reading), chip === here, this.#open));
+    const over = tokens > reading.limit, near = tokens > reading.limit - NEAR;
+    return element("div", { class: "framepainter-word-row", role: "group", "aria-label": `Words of the ${list} prompt` },
+      element("div", { class: "framepainter-word-side", "data-level": over ? "warn" : null,
+                       title: `${tokens} of at most ${reading.limit} tokens` },
+        element("b", { text: LABELS[list] }), element("span", { text: near ? `${tokens} of ${reading.limit} tokens` : "" })),
+      element("div", { class: "framepainter-chips" }, ...(made.length ? made : [element("i", { text: `${PROMPTS[list]} is empty` })])));
+  }
+
+  #paintStatus() {
+    const { reading } = this, text = this.problem || (reading?.problem ? sentence(reading.problem) : "");
+    this.status.hidden = !text;
+    this.status.dataset.level = text ? "warn" : "";
+    this.status.replaceChildren(element("span", { text }));
+    if (this.#lost) {
+      this.status.append(button({ text: "Drop", label: "Drop what is said about words that are gone", id: "drop",
+                                  run: () => this.write(writeWords(reading.said)) }));
+    }
+  }
+
+  /** What the picked word is, and fields to change it without the mouse. */
+  #paintDetail() {
+    const chip = this.picked && !this.typed ? this.#chip(this.picked.list, this.picked.at) : null;
+    if (this.detail.contains(document.activeElement) && this.shown === chip?.word) return;  // the user is typing here
+    this.shown = chip?.word;
+    if (!chip || chip.list !== "edited" || !this.#open) {
+      this.detail.replaceChildren(element("span", { text: this.hint(chip) }));
+      return;
+    }
+    this.detail.replaceChildren(this.#states(chip), element("input", { type: "number", step: STEP, value: chip.weight,
+      "aria-label": `Weight of ${chip.word}`, title: `Weight of “${chip.word}”`,
+      on: { change: (event) => this.#weigh(chip, event.target.valueAsNumber), keydown: (event) => event.stopPropagation() } }));
+  }
+
+  hint(chip) {
+    if (chip) return describe(chip, this.reading);
+    return this.field.hidden ? "Click: edit acts here. Drag: weight." : "An entry a line.";
+  }
+
+  /** What an edited word is to the source: found automatically, added, or in the place of one of its words. */
+  #states(chip) {
+    const entry = this.reading.said.edited.find(({ at }) => at === chip.at), hand = entry?.state;
+    const now = hand === "swapped" ? `from ${entry.from?.length === 1 ? entry.from[0] : "more"}` : hand ?? "automatic";
+    const options = [["automatic", `${chip.word}: automatic`], ["added", `${chip.word}: added`],
+                     ...(now === "kept" ? [["kept", `${chip.word}: kept`]] : []),
+                     ...(now === "from more" ? [["from more", describe({ ...chip, weight: 1, steps: null, blend: false, away: false }, this.reading)]] : []),
+                     ...chipsOf(this.reading, "source").map(({ at, word }) => [`from ${at}`, `${word} > ${chip.word}`])];
+    return element("select", { "aria-label": `What ${chip.word} is`, title: `What “${chip.word}” is to the source prompt`, on: {
+      change: (event) => this.#choose(chip, event.target.value), keydown: (event) => event.stopPropagation(),
+    } }, ...options.map(([value, text]) => element("option", { value, text, selected: value === now })));
+  }
+
+  #choose(chip, value) {
+    const from = /^from (\d+)$/.exec(value);
+    if (from) this.#say([chip], { state: "swapped", from: [Number(from[1])] });
+    else if (value === "automatic") this.#say([chip], { state: undefined, from: undefined });
+    else if (value !== "from more") this.#say([chip], { state: value, from: undefined });
+  }
+}
+
+function chipElement(chip, label, reachable, open) {
+  const made = element("button", { type: "button", class: "framepainter-chip", "data-list": chip.list, "data-at": chip.at, "data-kind": chip.kind,
+    "data-area": chip.away ? "away" : chip.blend ? "blend" : null, "aria-label": label, "aria-pressed": String(chip.blend),
+    "aria-disabled": open ? null : "true", tabindex: reachable ? "0" : "-1" },
+  element("span", { class: "framepainter-chip-word", text: chip.word }), element("span", { class: "framepainter-chip-weight" }),
+  chip.steps ? element("span", { class: "framepainter-chip-steps", text: chip.steps.map((share) => `${Math.round(share * 100)}`).join("–") + " %" }) : null);
+  showWeight(made, chip.weight ?? 1);
+  return made;
+}
+
+function showWeight(made, weight) {
+  made.querySelector(".framepainter-chip-weight").textContent = weight === 1 && !("dragged" in made.dataset) ? "" : `×${weight}`;
+}
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1);
+
+async function read(asked, signal) {
+  const answer = await api.fetchApi(PATH, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked), signal });
+  const found = await answer.json().catch(() => null);
+  if (!answer.ok || !found) throw new Error(found?.error ?? `the server answers ${answer.status}`);
+  return found;
+}
+
+/** A widget constructor for getCustomWidgets. */
+export function wordsWidget(node, name, spec) {
+  const { widget } = new WordsWidget(node, name, spec?.[1]?.default ?? "");
+  return { widget, minWidth: MIN_WIDTH, minHeight: MIN_HEIGHT };
+}

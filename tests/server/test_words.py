@@ -1,0 +1,117 @@
+"""The word chips of Prompt Edit in the real page: worked with mouse and keys in both renderers, and what a run makes of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from framepainter_tests import examples
+from framepainter_tests.browser import artefact, canvas_page, chrome
+
+NODE = "FramePainterPromptEdit"
+STEPS = examples.SMALL["FramePainterInvertDDIM"]
+PIXELS = 80  # of a drag: 1 more in weight
+VALUE = "([type, name]) => app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value"
+LOOK_AT = """type => {
+  const node = app.graph.nodes.find(n => n.type === type), view = app.canvas.ds
+  view.scale = 1.2
+  view.offset[0] = 300 - node.pos[0]
+  view.offset[1] = 90 - node.pos[1]
+  app.canvas.setDirty(true, true)
+}"""
+LINK = """type => {
+  const node = app.graph.nodes.find(n => n.type === type), text = LiteGraph.createNode('PrimitiveStringMultiline')
+  app.graph.add(text)
+  text.connect(0, node, node.inputs.findIndex(i => i.name === 'edited_text'))
+  window.__linked = text.id
+}"""
+
+
+class Chips:
+    def __init__(self, canvas):
+        self.page = canvas.page
+        self.root = self.page.locator(".framepainter-words")
+
+    def chip(self, side: str, word: str):
+        return self.root.locator(f".framepainter-chip[data-list={side}]", has_text=word).first
+
+    def text(self) -> str:
+        return self.page.evaluate(VALUE, [NODE, "words"])
+
+    def said(self) -> dict[str, dict]:
+        """Entries by side and word, without numbers and words."""
+        state = json.loads(self.text() or "{}")
+        return {side: {e["word"]: {k: v for k, v in e.items() if k not in ("at", "word")} for e in state.get(side, [])}
+                for side in ("source", "edited")}
+
+    def kinds(self, side: str) -> list[str]:
+        self.page.wait_for_timeout(400)  # the server has read it again
+        return [f"{c.get_attribute('aria-label')}|{c.get_attribute('data-kind')}"
+                for c in self.root.locator(f".framepainter-chip[data-list={side}]").all()]
+
+    def drag(self, side: str, word: str, pixels: float) -> None:
+        box = self.chip(side, word).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + pixels, y, steps=4)
+        self.page.mouse.up()
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, vue):
+    chrome()
+    with canvas_page(lab.server.url, vue=vue) as canvas:
+        content = canvas.load_template("/api/workflow_templates/ComfyUI-FramePainter/video_p2p_words.json")
+        canvas.set_widget("FramePainterInvertDDIM", **STEPS)
+        canvas.page.evaluate(LOOK_AT, NODE)
+        chips = Chips(canvas)
+        chips.chip("edited", "blue").wait_for()
+        typed = chips.text()
+        assert chips.chip("edited", "blue").inner_text().split() == ["blue", "×2"], "the text form shows as chips"
+        assert chips.chip("source", "disc").get_attribute("data-area") == "blend"
+        chips.root.locator("[data-action=reset]").click()
+        assert chips.text() == ""
+        assert chips.kinds("source")[1:3] == ["red, becomes blue|swapped", "disc, kept|kept"]
+        assert chips.kinds("edited")[1] == "blue, takes the place of red|swapped"
+
+        chips.chip("edited", "disc").click()
+        chips.drag("edited", "blue", PIXELS)
+        assert chips.said() == {"source": {"disc": {"blend": True}}, "edited": {"blue": {"weight": 2}, "disc": {"blend": True}}}
+        wanted = chips.text()
+        # By the keys: from one chip to the next, a weight, not here, and all taken back.
+        chips.chip("edited", "blue").focus()
+        for key in ("End", "ArrowLeft", "ArrowUp", "Shift+ArrowUp", "Shift+Enter"):
+            canvas.page.keyboard.press(key)
+        assert [chips.said()[side]["green"] for side in ("source", "edited")] == [{"away": True}, {"weight": 2.1, "away": True}]
+        canvas.page.screenshot(path=artefact(f"words_{'vue' if vue else 'classic'}.png"))
+        canvas.page.keyboard.press("Delete")
+        assert chips.text() == wanted and len(canvas.nodes()) == len(content["nodes"])
+        # By double click, and back by the page's own undo, which makes the node again.
+        chips.chip("edited", "blue").dblclick()
+        assert set(chips.said()["edited"]) == {"disc"}
+        canvas.page.keyboard.press("Control+z")
+        canvas.page.wait_for_function(f"wanted => ({VALUE})(['{NODE}', 'words']) === wanted", arg=wanted)
+        assert chips.kinds("edited")[1] == "blue, takes the place of red, weight 2|swapped" and chips.root.count() == 1
+
+        ids = {n.get("title"): str(n["id"]) for n in content["nodes"]}
+        shown = canvas.run(ids["Edited frames"], 120)
+        by_chips = torch.stack([examples.pixels(lab.server.fetch(image)) for image in shown])
+        by_text = lab.run(examples.small(examples.prompt("video_p2p_words")), 120)["Edited frames"]
+        assert examples.inputs(examples.prompt("video_p2p_words"), NODE)["words"] == typed
+        assert torch.equal(by_chips, torch.stack(by_text))
+
+        # Prompts that change under the chips, and prompts that the page cannot know.
+        canvas.set_widget(NODE, edited_text="a blue square on a green ground")
+        chips.root.locator(".framepainter-status", has_text="'disc' was chosen").wait_for()
+        chips.root.locator("[data-action=drop]").click()
+        assert chips.said()["edited"] == {"blue": {"weight": 2}}
+        canvas.set_widget(NODE, edited_text="a blue cat " * 30)
+        chips.root.locator(".framepainter-status", has_text="at most 75").wait_for()
+        canvas.page.evaluate(LINK, NODE)
+        chips.root.locator(".framepainter-status", has_text="edited_text comes from").wait_for()
+        assert chips.root.locator("textarea").is_visible()
+        canvas.page.evaluate("type => app.graph.remove(app.graph.nodes.find(n => n.type === type))", NODE)
+        chips.root.wait_for(state="detached")
+        assert [c for c in canvas.complaints if "framepainter" in c.lower() and "api.comfy.org" not in c] == []
