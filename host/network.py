@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
+from torch import nn
 
 from ..core.weights import diffusers_svd
+from ..core.weights.trained import Trained
 
 UNET = "diffusion_model."
 
@@ -36,6 +38,16 @@ def svd_layout(model: ModelPatcher) -> diffusers_svd.Layout:
             "Connect MODEL from Load FramePainter, or from Image Only Checkpoint Loader with an SVD checkpoint."
         )
     return layout
+
+
+def set_trained(network: nn.Module, trained: Trained) -> None:
+    """Note on a network itself how it was trained; every patcher that shares the network then knows."""
+    network.framepainter_trained = trained
+
+
+def trained(network: nn.Module) -> Trained | None:
+    """What `set_trained` noted; None for networks of other loaders."""
+    return getattr(network, "framepainter_trained", None)
 
 
 def frames_in(rows: int, options: dict) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..core.placement import CELL, canvas_size
+from ..core.weights.trained import Trained
 from ..host.conditioning import edit_conditioning
+from ..host.network import trained
+from ..host.report import warn
 from .schema import check_choice, schema
 
 SIZE_MODES = ["keep aspect", "exact"]
@@ -23,8 +26,10 @@ class FramePainterConditioning(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Input("vae", tooltip="SVD's VAE."),
                 io.Image.Input("image", tooltip="Source picture or pictures, any size."),
-                io.Int.Input("width", default=1024, min=8, max=8192, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=576, min=8, max=8192, step=8, tooltip="Height in pixels."),
+                io.Int.Input("width", default=1024, min=0, max=8192, step=8,
+                             tooltip="Width in pixels. 0 for width and height: the size that the model was trained at, if its file "
+                                     "says so."),
+                io.Int.Input("height", default=576, min=0, max=8192, step=8, tooltip="Height in pixels; see width."),
                 io.Combo.Input("size_mode", options=SIZE_MODES, default=SIZE_MODES[0],
                                tooltip="keep aspect: the picture's own aspect ratio, within 1 %, at about width x height "
                                        "pixels. exact: stretched to width x height, as the authors' demo does; sides "
@@ -52,10 +57,31 @@ class FramePainterConditioning(io.ComfyNode):
     def execute(cls, clip_vision, vae, image, width: int, height: int, size_mode: str, fps_id: int,
                 motion_bucket_id: int, augmentation: float, seed: int) -> io.NodeOutput:
         check_choice("size_mode", size_mode, SIZE_MODES)
+        known = trained(getattr(vae, "first_stage_model", None))
+        if not width or not height:
+            height, width = trained_size(width, height, known)
         size = target_size(image.shape[1], image.shape[2], width, height, size_mode)
+        far = None if known is None else known.far_from(*size)
+        if far is not None:
+            warn(far)
         edits = [edit_conditioning(clip_vision, vae, image[i:i + 1, ..., :3], *size, fps_id, motion_bucket_id,
                                    augmentation, seed) for i in range(len(image))]
         return io.NodeOutput([e.positive for e in edits], [e.negative for e in edits], [e.latent for e in edits])
+
+
+def trained_size(width: int, height: int, known: Trained | None) -> tuple[int, int]:
+    """(height, width) in pixels of the training of the VAE's file.
+
+    Raises:
+        ValueError: only one side is 0, or the file does not say.
+    """
+    if width or height:
+        raise ValueError(f"width is {width} and height is {height}. Set both to 0 for the size that the model was trained at, or "
+                         "neither.")
+    if known is None or known.size is None:
+        raise ValueError("width and height are 0, but the file of 'vae' does not say at which size it was trained. Set them; the "
+                         "published weights were trained at 1024 x 576.")
+    return known.size
 
 
 def target_size(picture_height: int, picture_width: int, width: int, height: int, mode: str) -> tuple[int, int]:

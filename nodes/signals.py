@@ -15,8 +15,9 @@ from ..core.signals.pieces import read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
+from ..host.network import trained
 from ..host.report import node_id, page_waits, send, warn
-from ..host.signals.control import apply_control
+from ..host.signals.control import apply_control, is_controlled
 from ..host.signals.drag import apply_drag
 from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, schema
 
@@ -293,6 +294,10 @@ class ApplyEditSignal(io.ComfyNode):
     def execute(cls, model, signal: EditSignal, strength: float, start_percent: float, end_percent: float,
                 semantics: str = "release", framepainter=None) -> io.NodeOutput:
         check_choice("semantics", semantics, SEMANTICS)
+        known = trained(model.model)
+        mismatch = None if known is None else known.mismatch(signal.kind)
+        if mismatch is not None and not (signal.kind == "drag" and is_controlled(model)):
+            warn(mismatch)
         if signal.kind == "drag":
             return io.NodeOutput(apply_drag(model, signal.points, strength, start_percent, end_percent, signal.size))
         if framepainter is None:

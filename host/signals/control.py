@@ -81,6 +81,12 @@ class ControlPatch(WeightsPatch):
             [features[:1], features[1:2].expand(frames - 1, *features.shape[1:])])
 
 
+def is_controlled(model: ModelPatcher) -> bool:
+    """Whether a control picture acts on a model already."""
+    patches = model.model_options["transformer_options"].get("patches", {}).get("input_block_patch_after_skip", [])
+    return any(isinstance(patch, ControlPatch) for patch in patches)
+
+
 def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, strength: float, start_percent: float,
                   end_percent: float, semantics: ControlSemantics) -> ModelPatcher:
     """A clone that follows a control frame. Strength 0 is an untouched clone; several may be chained.

@@ -23,9 +23,10 @@ from ...core.training.lora import add_lora, is_lora, lora_file, merged
 from ...core.training.parallel import Processes
 from ...core.training.preview import sample
 from ...core.weights import diffusers_svd
+from ...core.weights.trained import Trained
 from ..attention.matching import attach_matching
 from ..conditioning import AUGMENTATION_SPAN, clip_embedding
-from ..network import multiple, svd_layout, unet_shapes
+from ..network import multiple, set_trained, svd_layout, unet_shapes
 from ..weights.building import EPSILON_DIFFUSERS, build_encoder, build_matching, build_unet
 from ..weights.loading import FramePainterWeights
 from .copies import plain_encoder, plain_matching, plain_unet
@@ -239,6 +240,7 @@ def train(inputs: Inputs, folder: Path, settings: RunSettings) -> NodeResult:
     index = open_dataset(inputs.dataset)
     finished = run(inputs, settings, folder, index, progress.callbacks())
     model, weights = export(finished, inputs.model, settings, folder.name)
+    set_trained(model.model, Trained(folder.name, settings.signal, tuple(index[0].source.shape[-2:])))
     skipped = list(getattr(index, "skipped", ()))
     report = "\n".join([
         f"run '{folder.name}' at step {finished.steps} of {settings.steps}: {progress.losses()}",

@@ -22,9 +22,23 @@ def register() -> None:
 
 
 def names(kinds: tuple[str, ...]) -> list[str]:
-    """Safetensors files in the given folders, those of the first folder first, each name once."""
+    """Safetensors files in the given folders, those of the first folder first, each name once.
+
+    A new node chooses the first: of the models that come with the pack that is one which edits, and what can never be chosen as a
+    model, an encoder by its published name, stands last.
+    """
     found = [n for kind in kinds for n in folder_paths.get_filename_list(kind) if n.lower().endswith(SUFFIXES)]
-    return list(dict.fromkeys(found))
+    return sorted(dict.fromkeys(found), key=_late)
+
+
+def _late(name: str) -> int:
+    """Place of a name in the lists; equal ones keep their order."""
+    shipped = [f"framepainter_small_{signal}.safetensors" for signal in ("sketch", "drag", "coarse", "base")]
+    if name in shipped:
+        return 1 + shipped.index(name)
+    if name == "small_text_to_image.safetensors" or name.startswith("encoder_"):
+        return 10
+    return 0
 
 
 def find(name: str, kinds: tuple[str, ...]) -> Path:

@@ -20,8 +20,10 @@ from ...core.attention.matching import MatchingBranch
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.weights import framepainter
 from ...core.weights.framepainter import UNetNames
+from ...core.weights.trained import trained_as
 from ...core.weights.weight_file import WHERE, WeightFile, WeightsError
 from ..attention.matching import attach_matching
+from ..network import set_trained
 from .building import (
     HEAD_WIDTH,
     build_clip_vision,
@@ -209,6 +211,7 @@ def _unet_of(file: WeightFile, places: tuple[UNetNames, int], dtype: torch.dtype
     trained_in_diffusers = file.header.metadata.get("framepainter.group_norm_epsilon", "diffusers") == "diffusers"
     epsilon = trained_in_diffusers and file.kind != "svd checkpoint"
     model = build_unet(file.read(names.unet), dtype, head_width, epsilon, disable_dynamic)
+    set_trained(model.model, trained_as(file.header.metadata, file.path.stem))
     model.cached_patcher_init = (_load_unet, (file.path, dtype))
     return model
 
@@ -237,6 +240,7 @@ def clip_and_vae_of(file: WeightFile) -> tuple[Any, Any]:
         tensors = file.read(vae_names)
         given = dict(tensors)
         vae = _complete(file, "VAE", lambda: build_vae(tensors), lambda built: built.first_stage_model, given)
+        set_trained(vae.first_stage_model, trained_as(file.header.metadata, file.path.stem))
     return clip, vae
 
 

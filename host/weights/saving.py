@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ...core import atomic
 from ...core.weights import diffusers_svd, framepainter
 from ...core.weights.weight_file import WeightFile
+from ..network import trained
 from .building import EPSILON_DIFFUSERS
 from .loading import Absent, FramePainterWeights, WeightsError
 
@@ -55,8 +56,10 @@ def _write(path: Path, model: ModelPatcher, weights: FramePainterWeights, clip_v
            metadata: dict[str, str]) -> None:
     unet = model.model.diffusion_model
     norm = diffusers_svd.diffusers_epsilon_norms(diffusers_svd.layout_from_comfy(unet.state_dict()))[0]
+    known = trained(model.model)
     metadata = {
         **metadata,
+        **({} if known is None else known.metadata()),
         "framepainter.format": "1",
         "framepainter.head_width": str(model.model.model_config.unet_config["num_head_channels"]),
         "framepainter.group_norm_epsilon": "diffusers" if unet.get_submodule(norm).eps == EPSILON_DIFFUSERS else "svd",

@@ -228,3 +228,29 @@ def test_control_without_an_encoder(nodes, pack):
     signal = pack("core.signals.edit_signal").EditSignal("sketch", torch.zeros(1, 8, 8, 3))
     with pytest.raises(ValueError, match="Apply Edit Signal: 'framepainter' is not connected, and a sketch signal needs"):
         nodes["FramePainterApplyEditSignal"].execute(None, signal, 1.0, 0.0, 1.0)
+
+
+def test_a_model_of_another_signal_is_named(pack, caplog):
+    """small_sketch in the place of small_drag succeeds, so it has to be said; drags beside its own sketch are no mistake."""
+    folders, by_id = pack("host.weights.folders"), {n.define_schema().node_id: n for n in pack("nodes").NODES}
+    kinds = pack("core.signals.edit_signal").EditSignal
+    with torch.inference_mode():
+        loaded = pack("host.weights.loading").load(folders.SHIPPED / "framepainter_small_sketch.safetensors", None, None, None)
+
+        def apply(model, signal):
+            caplog.clear()
+            out = by_id["FramePainterApplyEditSignal"].execute(model, signal, 1.0, 0.0, 1.0, framepainter=loaded.weights).args[0]
+            return out, [r.getMessage() for r in caplog.records]
+
+        drag = kinds("drag", points=torch.tensor([[[0.1, 0.1, 0.5, 0.5]]]))
+        model, said = apply(loaded.model, drag)
+        assert len(said) == 1 and "Apply Edit Signal: 'framepainter_small_sketch' was trained on sketches" in said[0]
+        model, said = apply(loaded.model, kinds("sketch", torch.zeros(1, 96, 96, 3)))
+        assert said == [] and apply(model, drag)[1] == []
+        assert "will hardly follow coarse edits" in apply(loaded.model, kinds("coarse", torch.zeros(1, 96, 96, 3)))[1][0]
+
+        condition, picture = by_id["FramePainterConditioning"], torch.rand(1, 30, 40, 3)
+        latent = condition.execute(loaded.clip_vision, loaded.vae, picture, 0, 0, "keep aspect", 6, 128, 0.02, 0).args[2][0]
+        assert latent["samples"].shape[-2:] == (10, 14)  # 112 x 80
+        with pytest.raises(ValueError, match="width is 0 and height is 64. Set both to 0"):
+            condition.execute(loaded.clip_vision, loaded.vae, picture, 0, 64, "exact", 6, 128, 0.02, 0)

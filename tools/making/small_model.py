@@ -328,7 +328,8 @@ def write(load: Callable[[str], Any], path: Path, folder: Path, unet: dict, matc
     tensors = {prefix + name: t.detach().to(torch.float16).contiguous() for prefix, part in parts.items()
                for name, t in part.items() if not name.endswith("position_ids")}
     metadata = {"framepainter.format": "1", "framepainter.head_width": str(HEAD_WIDTH),
-                "framepainter.group_norm_epsilon": "svd"}
+                "framepainter.group_norm_epsilon": "svd", "framepainter.size": f"{SIDE}x{SIDE}",
+                "framepainter.signal": path.stem.rsplit("_", 1)[-1].replace("base", "none")}
     save_file(tensors, str(path), metadata=metadata)
     print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
