@@ -183,7 +183,7 @@ class SaveTrajectory(io.ComfyNode):
             description="Writes an inversion into one safetensors file, to edit the clip again without inverting it again.",
             is_output_node=True,
             inputs=[
-                TrajectoryType.Input("trajectory", tooltip="From Invert EDM."),
+                TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Invert DDIM."),
                 io.String.Input("filename_prefix", default=f"{FOLDER}/clip",
                                 tooltip="Place and start of the name under the output folder; a number is added. Load "
                                         "Trajectory lists the folder trajectories."),
@@ -207,8 +207,9 @@ class LoadTrajectory(io.ComfyNode):
             inputs=[io.Combo.Input("file", options=saved_names(FOLDER),
                                    tooltip="From the folder trajectories under output or input.")],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as Invert EDM gives it."),
-                TrajectoryType.Output(display_name="trajectory", tooltip="For Match Attention."),
+                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as the inversion gave it."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="For Match Attention, if it is of Invert EDM; for "
+                                                                         "Prompt Attention and Null-Text, if of Invert DDIM."),
                 io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
             ],
         )
@@ -226,7 +227,7 @@ class LoadTrajectory(io.ComfyNode):
         found = load(saved_path(file, FOLDER))
         if found.reached < found.steps:
             raise TrajectoryError(f"'{file}' has {found.reached} of {found.steps} steps; it is what an "
-                                  "interrupted inversion left. Run Invert EDM again with 'resumable' on, and save the result.")
+                                  "interrupted inversion left. Run the inversion again with 'resumable' on, and save the result.")
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
 

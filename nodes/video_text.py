@@ -93,31 +93,42 @@ class TuneOnVideo(io.ComfyNode):
                 advanced(io.Int.Input("save_every", default=100, min=1, max=100_000, optional=True,
                                       tooltip="Steps between saved states; a crash loses at most these.")),
                 *layers_inputs(),
+                io.Vae.Input("vae", optional=True, tooltip="For previews only: the checkpoint's VAE."),
+                advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
+                                      tooltip="Steps between previews, the video sampled again from itself under noise; 0 is none. "
+                                              "A preview takes as long as a dozen steps.")),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy that sees the video, as of Video Text Model."),
                 TunedVideoType.Output(display_name="tuned", tooltip="What was learned, for Save Tuned Video and Video Text Model."),
                 io.Image.Output(display_name="loss_curve", tooltip="Loss over steps; single steps scatter with their noise."),
                 io.String.Output(display_name="report", tooltip="What was done, and where the file lies."),
+                io.Image.Output(display_name="previews", tooltip="The last preview: above sampled, below the video. Black if there "
+                                                                 "is none."),
             ],
         )
 
     @classmethod
     def execute(cls, model, positive, latent, preset: str, steps: int, learning_rate: float, seed: int, what_trains: str = PRESET,
-                precision: str = PRESET, save_every: int = 100, window: int = 0, streamed: bool = False) -> io.NodeOutput:
+                precision: str = PRESET, save_every: int = 100, window: int = 0, streamed: bool = False, vae=None,
+                preview_every: int = 0) -> io.NodeOutput:
         for name, value, options in (("preset", preset, PRESETS), ("what_trains", what_trains, (PRESET, *WHAT)),
                                      ("precision", precision, (PRESET, *PRECISIONS))):
             check_choice(name, value, options)
         given = {"what_trains": what_trains, "precision": precision}
         settings = choose(preset, steps=steps, learning_rate=learning_rate, seed=seed, save_every=save_every,
+                          preview_every=preview_every,
                           **{name: None if value == PRESET else value for name, value in given.items()})
         frames = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
         if len(frames) < 2:
             raise TrajectoryError("'latent' has one frame; a video needs at least two. Connect VAE Encode of all frames.")
-        inputs = OneShotInputs(model, text_of(positive, "positive"), frames)
+        if preview_every and vae is None:
+            raise ValueError(f"'preview_every' is {preview_every}, but no 'vae' is connected to decode previews. Connect the "
+                             "checkpoint's VAE, or set it to 0.")
+        inputs = OneShotInputs(model, text_of(positive, "positive"), frames, vae)
         made = tune(inputs, settings, output() / RUNS,
                     Settings(window=window, streamed=streamed))
-        return io.NodeOutput(made.model, made.trained, made.curve, made.report)
+        return io.NodeOutput(made.model, made.trained, made.curve, made.report, made.previews)
 
 
 class SaveTunedVideo(io.ComfyNode):

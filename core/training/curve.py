@@ -69,3 +69,12 @@ def draw_curve(steps: Sequence[int], series: Mapping[str, Sequence[float]], widt
                 pen.ellipse((places[0][0] - 2, places[0][1] - 2, places[0][0] + 2, places[0][1] + 2), fill=ink)
         pen.text((box[2] - 150, top + 6 + 13 * row), f"{name} {values[-1]:.4g}", fill=colour)
     return picture
+
+
+def below(picture: Image.Image, other: Image.Image) -> Image.Image:
+    """Two pictures, the other one below at the first one's width."""
+    height = max(1, round(other.height * picture.width / other.width))
+    out = Image.new("RGB", (picture.width, picture.height + height), "white")
+    out.paste(picture, (0, 0))
+    out.paste(other.convert("RGB").resize((picture.width, height)), (0, picture.height))
+    return out

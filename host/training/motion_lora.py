@@ -40,7 +40,7 @@ from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet
 from .network import DTYPES, TrainingNetwork
 from .progress import NodeResult, Progress, finished_or_run
-from .run import SILENT, RunCallbacks, RunResult, Task, decoded, differentiable
+from .run import SILENT, RunCallbacks, RunResult, Task, differentiable, first_middle_last
 from .run import run as run_task
 
 FILE = "motion_lora.safetensors"
@@ -194,10 +194,8 @@ def preview(inputs: MotionInputs, settings: MotionSettings, clip: objective.Moti
     """The clip sampled again from its first frame: first, middle and last frame, above the true ones."""
     micro_conds = torch.tensor([objective.MICRO_CONDS[settings.numbers]], device=clip.latents.device)
     batch = Examples(latents=clip.latents[None], image=clip.image[None], embedding=clip.embedding[None], micro_conds=micro_conds)
-    shown = [0, len(clip.latents) // 2, len(clip.latents) - 1]
     sampled = sample(network, batch, 10, 1.0, settings.seed)[0]
-    rows = [torch.cat(list(decoded(inputs.vae, inputs.model, z[shown])), 1) for z in (sampled, clip.latents)]
-    return torch.cat(rows, 0).clamp(0, 1).clone()
+    return first_middle_last(inputs.vae, inputs.model, sampled, clip.latents)
 
 
 # ---- the node --------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ The release draws the latents from the VAE's posterior in every step; core's VAE
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -15,10 +16,11 @@ from ...core.digest import digest
 from ...core.finite import BY_VAE, check_finite
 from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
+from ...core.training.one_shot.preview import sample
 from ..attention.inflated import is_inflated, network_digest
 from ..identity import model_digest
 from .inflated import InflatedNetwork, copy_of
-from .run import SILENT, RunCallbacks, RunResult, Task, differentiable
+from .run import SILENT, RunCallbacks, RunResult, Task, differentiable, first_middle_last
 from .run import run as run_task
 
 
@@ -27,11 +29,13 @@ class OneShotInputs(NamedTuple):
 
     model: Stable Diffusion 1.x; LoRAs on it are merged. One that is inflated goes on from its temporal layers.
     text: (1, K, C) embedding of the video's prompt.  latents: (F, 4, h, w), as a LATENT holds them.
+    vae: for previews; it decides nothing.
     """
 
     model: ModelPatcher
     text: Tensor
     latents: Tensor
+    vae: Any = None
 
 
 def mark(network: InflatedNetwork, settings: OneShotSettings) -> InflatedNetwork:
@@ -62,9 +66,15 @@ def run(inputs: OneShotInputs, settings: OneShotSettings, folder: Path, callback
     check_finite("the prompt", {"'positive'": inputs.text}, "Connect CLIP Text Encode directly.")
     network = mark(copy_of(inputs.model, settings.precision, settings.checkpointing, settings.seed, settings.random_bias), settings)
     latents, text = inputs.model.model.process_latent_in(inputs.latents.clone().float()), inputs.text.clone().float()
+
+    def preview(device: torch.device) -> Tensor:
+        again = sample(network, latents.to(device), text.to(device), settings.seed)
+        return first_middle_last(inputs.vae, inputs.model, again, latents)
+
     temporal = set(network.temporal.state_dict())
     task = Task(
         network, lambda call, device: objective.batch_loss(call, latents.to(device), text.to(device)), settings.loop(),
         identity_of(inputs, settings), network.named_weights,
-        comes_out=lambda name: name in temporal or objective.trains(name, "all_trainable"))
+        comes_out=lambda name: name in temporal or objective.trains(name, "all_trainable"),
+        preview=None if inputs.vae is None else preview, preview_every=settings.preview_every)
     return run_task(task, folder, callbacks)

@@ -1,4 +1,4 @@
-"""A training run as a node shows it: progress with the loss curve as live preview, previews, a report."""
+"""A training run as a node shows it: progress with the loss curve and previews as live picture, a report."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..report import Steps, warn
 from .run import RunCallbacks, RunResult
 
 LIVE_EVERY = 2.0  # seconds between live curves
+LIVE_SIZE = 512  # pixels of the longer side
 
 
 class NodeResult(NamedTuple):
@@ -38,8 +39,8 @@ def as_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)[None]
 
 
-def save_preview(folder: Path, step: int, picture: Tensor) -> None:
-    """Keep (H, W, 3) in [0, 1] as the preview of a step.
+def save_preview(folder: Path, step: int, picture: Tensor) -> Image.Image:
+    """Keep (H, W, 3) in [0, 1] as the preview of a step; returns it.
 
     Raises:
         WriteError: it cannot be written.
@@ -47,6 +48,7 @@ def save_preview(folder: Path, step: int, picture: Tensor) -> None:
     image = Image.fromarray((picture.nan_to_num().clamp(0, 1).numpy() * 255).round().astype(np.uint8))
     with replacing(folder / f"preview-{step:06d}.png") as partial:
         image.save(partial, "png", compress_level=1)
+    return image
 
 
 def read_log(folder: Path) -> tuple[list[int], dict[str, list[float]]]:
@@ -64,6 +66,7 @@ class Progress:
         self.bar = Steps(steps)
         self.steps, self.series = read_log(folder)
         self.shown = 0.0
+        self.seen: Image.Image | None = None  # the last preview of this call
 
     def callbacks(self) -> RunCallbacks:
         """What a run calls."""
@@ -82,11 +85,17 @@ class Progress:
         live = None
         if time.monotonic() - self.shown > LIVE_EVERY or step.step == self.all_steps:
             self.shown = time.monotonic()
-            live = ("JPEG", curve.draw_curve(self.steps, self.series), 512)
+            live = self.live()
         self.bar.show(step.step, self.all_steps, live)
 
     def preview(self, step: int, picture: Tensor) -> None:
-        save_preview(self.folder, step, picture)
+        self.seen = save_preview(self.folder, step, picture)
+        self.bar.show(step, self.all_steps, self.live())
+
+    def live(self) -> tuple[str, Image.Image, int]:
+        """What the node shows while it trains: the curve so far, below it the last preview."""
+        drawn = curve.draw_curve(self.steps, self.series)
+        return "JPEG", drawn if self.seen is None else curve.below(drawn, self.seen), LIVE_SIZE
 
     # ---- for the node's outputs ----
 

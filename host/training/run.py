@@ -132,6 +132,12 @@ def free_device() -> torch.device:
 # ---- what objectives share -------------------------------------------------------------------------------------------
 
 
+def first_middle_last(vae: Any, model: ModelPatcher, *clips: Tensor) -> Tensor:
+    """A preview of clips (F, 4, h, w), in the network's scale: three frames of each in a row, below each other; (H, W, 3)."""
+    rows = [torch.cat(list(decoded(vae, model, z[[0, len(z) // 2, len(z) - 1]])), 1) for z in clips]
+    return torch.cat(rows, 0).clamp(0, 1).clone()
+
+
 def decoded(vae: Any, model: ModelPatcher, latents: Tensor) -> Tensor:
     """(B, 4, h, w) in the network's scale -> (B, H, W, 3) on the CPU."""
     with torch.inference_mode():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from types import SimpleNamespace
+
 import folder_paths
 import pytest
 import torch
@@ -61,15 +64,34 @@ def seen(pack, model) -> torch.Tensor:
 
 def test_a_run_is_kept_and_comes_back(pack, nodes, model, tune, output):
     before = seen(pack, model)
-    tuned_model, tuned, curve, report = tune()
+    tuned_model, tuned, curve, report, previews = tune()
     assert f"{STEPS} steps" in report and curve.shape[0] == 1 and curve.shape[-1] == 3
     again = tune()
     assert "taken from an equal run" in again[3] and torch.equal(seen(pack, again[0]), seen(pack, tuned_model))
     assert (seen(pack, tuned_model) - before).abs().max() > 1e-3 and torch.equal(seen(pack, model), before)
     (by_hand,) = nodes("VideoTextModel", model=model, tuned=tuned).args
     assert torch.equal(seen(pack, by_hand), seen(pack, tuned_model))
+    assert not previews.any()
     other = tune(seed=6)
     assert "equal run" not in other[3] and len(list((output / "framepainter_tuning").iterdir())) == 2
+
+
+def test_previews_are_shown_and_change_nothing(pack, tune, output, monkeypatch):
+    vae = SimpleNamespace(decode=lambda z: torch.nn.functional.interpolate(z[:, :3], scale_factor=8).movedim(1, -1).sigmoid())
+    shown = []
+    monkeypatch.setattr(pack("host.report").Steps, "show", lambda self, done, total=None, picture=None: shown.append(picture))
+    plain = tune()
+    shutil.rmtree(output / "framepainter_tuning")
+    looked = tune(vae=vae, preview_every=2)
+    assert all(torch.equal(looked[1].tensors[name], tensor) for name, tensor in plain[1].tensors.items())
+    height, width = (8 * side for side in VIDEO.shape[-2:])
+    assert looked[4].shape == (1, 2 * height, 3 * width, 3)
+    assert torch.allclose(looked[4][0, height:, :width], vae.decode(VIDEO[:1])[0], atol=1 / 255), "below, the video itself"
+    assert (looked[4][0, :height] - looked[4][0, height:]).abs().mean() > 0.01
+    sizes = [picture[1].size for picture in shown if picture]
+    assert sizes[0][1] < sizes[-1][1], "the curve alone, and with a preview below"
+    with pytest.raises(ValueError, match="'preview_every' is 2, but no 'vae' is connected"):
+        tune(preview_every=2)
 
 
 def test_a_cancelled_run_continues_bit_for_bit(pack, tune, output, monkeypatch):

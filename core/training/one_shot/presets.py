@@ -24,6 +24,7 @@ class OneShotSettings:
     checkpointing: bool = True
     seed: int = 33
     save_every: int = 100
+    preview_every: int = 0                  # Steps between previews; 0 is none.
 
     @property
     def random_bias(self) -> bool:
