@@ -9,6 +9,7 @@ oldest supported one (the pinned host, `python dev.py serve`): newer ones read i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -41,8 +42,8 @@ SKETCH_NOTE = """\
 The first two: Hugging Face, **Yabo/FramePainter**. The third: **stabilityai/stable-video-diffusion-img2vid-xt-1-1**.
 A new file shows in the lists after pressing R.
 
-**Your own edit:** load a picture, then draw over it: right click it > *Open in Mask Editor*, mask brush, and bypass
-the Sketch node (Ctrl+B). Or load a drawing of the same shape, as here: any colour on any plain ground.
+**Your own edit:** choose or upload a picture, bypass the Sketch node (Ctrl+B), and press **Draw** on Sketch Signal. Or load a
+drawing of the same shape, as here: any colour on any plain ground.
 
 **Values:** cfg 3, 25 steps and strength 0.8 are the FramePainter authors'.
 """
@@ -52,15 +53,14 @@ SMALL_NOTE = """\
 The small model comes with the pack: coloured shapes on smooth grounds, 96 x 96 pixels, trained from nothing on made-up
 scenes. It shows what the nodes do; it knows nothing of photographs. For those see *framepainter_sketch*.
 
-Put `workflows/inputs/scene.png` and `scene_sketch.png` of this pack into **Picture** and **Sketch**.
+**Picture** and **Sketch** are examples that come with the pack; choose or upload your own there.
 
 **Your own edit:** draw the outline of the shape in its new place, about as large as it is, on white.
 """
 EVALUATE_NOTE = """\
 ### How far is an edit from the truth?
 
-Runs with the small model of the pack. Put `workflows/inputs/scene.png`, `scene_sketch.png` and `scene_truth.png` of this
-pack into **Picture**, **Sketch** and **Truth**.
+Runs as it is, on the small model of the pack. **Picture**, **Sketch** and **Truth** are examples that come with it.
 
 **Evaluate Edits** writes a table: the edit's errors, and beside them those of leaving the picture alone. Connect batches
 to measure sets, masks to measure areas, a CLIP vision model for CLIP-FID.
@@ -79,7 +79,7 @@ Everything lies under `output/framepainter_datasets` and `output/framepainter_tr
 DRAG_NOTE = """\
 ### Drag
 
-Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+Runs as it is, on the small model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
 In **Drag Signal**: press on something, pull it to its new place, release. Several points move it more surely than one.
 
@@ -88,7 +88,7 @@ In **Drag Signal**: press on something, pull it to its new place, release. Sever
 COARSE_NOTE = """\
 ### Coarse edit
 
-Runs as it is, on the small model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into **Picture**.
+Runs as it is, on the small model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
 In **Coarse Edit Signal**: lasso something, then move, turn, scale, flip, copy or delete it. Leave the background black:
 so the model was trained.
@@ -98,8 +98,7 @@ so the model was trained.
 COMBINED_NOTE = """\
 ### All three ways at once
 
-Runs as it is, on the small sketch model that comes with the pack. Put `workflows/inputs/scene.png` of this pack into
-**Picture**.
+Runs as it is, on the small sketch model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
 The sketch says where the outline will be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
 first half), and the coarse edit is what the run starts from (**FramePainter Dual Clock**), which needs no training.
@@ -121,8 +120,7 @@ EDIT_NODES: dict[int | str, tuple[int, int, int, int]] = {
 CLIP_NOTE = """\
 ### Edit the first frame, the clip follows
 
-Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` and `clip_edited.png` of this pack into **Clip** and
-**Edited first frame**.
+Runs as it is, on the small base model of the pack. **Clip** is an example that comes with it; choose or upload your own there.
 
 **Smooth Area Perturbation** adds invisible noise to areas without detail, **Invert EDM** finds the noise that the clip could have
 been made from, **Match Attention** makes the edit follow the source. **Difference Mask** shows where it did not.
@@ -133,10 +131,10 @@ bucket 127, preset *local edit*, guidance 2, and a motion LoRA from *Train Motio
 LONG_NOTE = """\
 ### A video of any length
 
-Runs with the small base model of the pack: put `workflows/inputs/long_clip.mp4` and `long_clip_edited.png` of this pack into
-**Video** and **Edited first frame**.
+Runs as it is, on the small base model of the pack. **Video** is an example that comes with it; choose or upload your own there.
 
-**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling, clip after
+**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling,
+clip after
 clip. Cancel at any time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
 
 **Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps
@@ -145,7 +143,7 @@ at 0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, g
 PAINT_NOTE = """\
 ### Paint on the first frame, the whole video follows
 
-Runs with the small models of the pack: put `workflows/inputs/paint_clip.mp4` of this pack into **Video** and run.
+Runs as it is, on the small models of the pack. **Video** is an example that comes with it; choose or upload your own there.
 
 In **Coarse Edit Signal** open the editor: it shows the first frame after one run. Lasso something, move, turn, scale, copy or
 delete it. **Painted first frame** is the edit, **Propagate Edit** carries it through the video. Cancel at any time and
@@ -156,7 +154,7 @@ queue again to go on.
 LORA_NOTE = """\
 ### A motion LoRA of one clip
 
-Runs with the small base model of the pack: put `workflows/inputs/clip.mp4` of this pack into **Clip**.
+Runs as it is, on the small base model of the pack. **Clip** is an example that comes with it; choose or upload your own there.
 
 **Train Motion LoRA** learns how the clip moves; both samplers then make a clip from its first frame, with the same noise. The
 saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attention** and **Propagate Edit**.
@@ -166,7 +164,8 @@ saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attent
 P2P_NOTE = """\
 ### Change a video by changing words
 
-Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**. It takes
+Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
+your own there. It takes
 about a minute on a CPU.
 
 **Prompt Edit** compares the two prompts: words that differ are swapped. `@disc` and `@square` hold the edit to where these
@@ -178,7 +177,8 @@ cross_steps 0.2, map_scale 4. That has not been measured here; the small model k
 P2P_WORDS_NOTE = """\
 ### Words by hand
 
-Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**.
+Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
+your own there.
 
 The field **words** of Prompt Edit, an entry a line: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc`
 holds the edit to where the disc is, `-@ground` would keep it away from the ground. **Words** shows what was understood.
@@ -186,30 +186,34 @@ holds the edit to where the disc is, `-@ground` would keep it away from the grou
 P2P_TUNE_NOTE = """\
 ### Tune on a video, then edit it
 
-Runs with the small text-to-image model of the pack: put `workflows/inputs/shape_clip.mp4` of this pack into **Video**.
+Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
+your own there.
 
-**Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. Cancel at any time and queue again to go on. The
+**Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. Cancel at any time and queue again to go
+on. The
 file that *Save Tuned Video* writes is read by *Load Tuned Video*.
 """
 P2P_LONG_NOTE = """\
 ### More than eight frames
 
-Runs with the small text-to-image model of the pack: put `workflows/inputs/long_shape_clip.mp4` of this pack into **Video**. A few
+Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
+your own there. A few
 minutes on a CPU.
 
-All 24 frames are one video for the model. If they do not fit on a card, switch on **streamed** of *Video Text Model*: the result is
+All 24 frames are one video for the model. If they do not fit on a card, switch on **streamed** of *Video Text Model*: the
+result is
 the same, it takes longer.
 """
 P2P_GROUPS = {
     "1 Video and model": (0, 0, 700, 1000), "2 Words": (720, 0, 400, 1000), "3 Invert": (1140, 0, 720, 1000),
-    "4 Edit": (1880, 0, 740, 1000), "5 Result": (2640, 0, 1960, 1000),
+    "4 Edit": (1880, 0, 740, 1000), "5 Result": (2640, 0, 2360, 1000),
 }
 P2P_NODES: dict[int | str, tuple[int, int, int, int]] = {
     1: (20, 80, 320, 300), 2: (20, 520, 320, 100), 3: (360, 80, 320, 130), "note": (-520, 80, 480, 520),
     4: (740, 80, 360, 480), 5: (740, 720, 360, 140), 6: (1160, 80, 320, 80), 7: (1160, 320, 320, 120), 8: (1520, 80, 320, 160),
     9: (1900, 80, 340, 560), 10: (1900, 820, 340, 80), 11: (2280, 80, 320, 300), 12: (2280, 640, 320, 80),
     13: (2660, 80, 320, 300), 14: (2660, 640, 320, 120), 15: (3020, 80, 360, 380), 16: (3420, 80, 560, 400),
-    17: (3020, 580, 360, 320), 18: (4020, 80, 560, 400),
+    17: (4620, 80, 360, 320), 18: (4020, 80, 560, 400),
 }
 LAYOUTS = {
     "paint_and_propagate": Layout(
@@ -298,10 +302,61 @@ LAYOUTS |= {
     "video_p2p_edit": Layout(P2P_NOTE, P2P_GROUPS, P2P_NODES),
     "video_p2p_words": Layout(P2P_WORDS_NOTE, P2P_GROUPS, P2P_NODES),
     "video_p2p_long": Layout(P2P_LONG_NOTE, P2P_GROUPS, P2P_NODES),
-    "video_p2p_tune": Layout(P2P_TUNE_NOTE, P2P_GROUPS, {**P2P_NODES, 7: (1160, 320, 320, 420), 19: (1520, 560, 320, 240),
-                                                           20: (3420, 580, 560, 320)}),
+    "video_p2p_tune": Layout(P2P_TUNE_NOTE, {**P2P_GROUPS, "5 Result": (2640, 0, 2960, 1000)}, {
+        **P2P_NODES, 7: (1160, 320, 320, 420), 19: (1520, 560, 320, 240), 20: (5020, 80, 560, 320)}),
 }
-VIEW = {"scale": 0.62, "offset": [130, 240]}
+# Of a page of 1920 x 1000: what panels leave, and room for the newer renderer's wider nodes.
+SCREEN, CORNER = (1560, 780), (120, 110)
+GAP = 60  # between two rows of groups
+# Files that full-size templates need and the page can offer to download: file name -> folder under models, address.
+HUGGING_FACE = "https://huggingface.co/"
+DOWNLOADS = {
+    "unet_diffusion_pytorch_model.safetensors": ("framepainter", "Yabo/FramePainter"),
+    "encoder_diffusion_pytorch_model.safetensors": ("framepainter", "Yabo/FramePainter"),
+    "svd_xt_1_1.safetensors": ("checkpoints", "stabilityai/stable-video-diffusion-img2vid-xt-1-1"),
+}
+
+
+def in_rows(layout: Layout) -> Layout:
+    """The same with its groups in as many rows as show it largest; what lies outside of groups goes with the nearest."""
+    groups = list(layout.groups.items())
+
+    def owner(x: float) -> int:
+        return min(range(len(groups)), key=lambda i: max(groups[i][1][0] - x, x - groups[i][1][0] - groups[i][1][2], 0))
+
+    def place(cuts: tuple[int, ...]) -> Layout:
+        shifts, top = {}, 0
+        for first, last in zip((0, *cuts), (*cuts, len(groups)), strict=True):
+            left = min([groups[first][1][0]] + [x for x, *_ in layout.nodes.values() if first <= owner(x) < last])
+            shifts |= {i: (-left, top) for i in range(first, last)}
+            top += max(groups[i][1][3] for i in range(first, last)) + GAP
+        moved = {title: (x + shifts[i][0], y + shifts[i][1], w, h) for i, (title, (x, y, w, h)) in enumerate(groups)}
+        nodes = {n: (x + shifts[owner(x)][0], y + shifts[owner(x)][1], w, h) for n, (x, y, w, h) in layout.nodes.items()}
+        return Layout(layout.note, moved, nodes)
+
+    cuts = (c for rows in range(4) for c in itertools.combinations(range(1, len(groups)), rows))
+    return max(map(place, cuts), key=lambda rows: (view_of(rows)["scale"], -max(x + w for x, _, w, _ in rows.groups.values())))
+
+
+def view_of(layout: Layout) -> dict[str, Any]:
+    """The saved view that shows all of it."""
+    boxes = [*layout.groups.values(), *layout.nodes.values()]
+    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
+    width, height = (max(box[axis] + box[axis + 2] for box in boxes) - first for axis, first in ((0, left), (1, top)))
+    scale = min(SCREEN[0] / width, SCREEN[1] / height, 1.0)
+    return {"scale": round(scale, 3), "offset": [round(CORNER[i] / scale - first) for i, first in enumerate((left, top))]}
+
+
+def with_downloads(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The files of DOWNLOADS noted on the nodes that name them, as the page reads them."""
+    for node in workflow["nodes"]:
+        files = [v for v in node.get("widgets_values") or [] if isinstance(v, str) and v in DOWNLOADS]
+        if files:
+            node["properties"]["models"] = [{"name": f, "url": f"{HUGGING_FACE}{DOWNLOADS[f][1]}/resolve/main/{f}",
+                                             "directory": DOWNLOADS[f][0]} for f in files]
+    return workflow
+
+
 BUILD = """([api, name, nodes, groups, note, view]) => {
   app.loadApiJson(api, name)
   const place = (node, box) => { node.pos = box.slice(0, 2); node.setSize(box.slice(2)) }
@@ -329,15 +384,16 @@ BUILD = """([api, name, nodes, groups, note, view]) => {
 def export(page: Page, name: str) -> dict[str, Any]:
     """The canvas form of an API prompt, laid out as LAYOUTS says."""
     api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    note, groups, nodes = LAYOUTS[name]
+    layout = in_rows(LAYOUTS[name])
+    note, groups, nodes = layout
     page.wait_for_function("window.app?.extensionManager && window.app.graph && window.LiteGraph")
     page.wait_for_timeout(5000)  # its own first workflow would otherwise replace ours
     places = {str(k): v for k, v in nodes.items()}
-    workflow = json.loads(page.evaluate(BUILD, [api, f"{name}.json", places, groups, note, VIEW]))
+    workflow = json.loads(page.evaluate(BUILD, [api, f"{name}.json", places, groups, note, view_of(layout)]))
     for node in workflow["nodes"]:
         if not node.get("widgets_values"):  # the page writes an empty list or nothing, by chance
             node.pop("widgets_values", None)
-    return {**workflow, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
+    return {**with_downloads(workflow), "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))}
 
 
 def main() -> None:
