@@ -76,13 +76,23 @@ class CanvasPage:
         return self.page.evaluate("""() => Object.fromEntries(app.graph.nodes.map(n => [String(n.id), {
             type: n.type,
             known: n.type in LiteGraph.registered_node_types,
-            widgets: Object.fromEntries((n.widgets ?? []).map(w => [w.name, w.value])),
+            widgets: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value])),
         }]))""")
 
     def overlaps(self) -> list[str]:
         """Pairs of nodes that cover each other, as the renderer in use draws them."""
         boxes = self.page.evaluate(VUE_BOXES if self.vue else CLASSIC_BOXES)
         return [f"{a[0]} and {b[0]}" for i, a in enumerate(boxes) for b in boxes[i + 1:] if _cross(a[1:], b[1:])]
+
+    def outside(self) -> list[str]:
+        """Nodes that the page's view does not show whole."""
+        return self.page.evaluate("""() => {
+            const { scale, offset } = app.canvas.ds, { clientWidth, clientHeight } = app.canvas.canvas
+            const seen = ([x, y]) => x >= 0 && y >= 0 && x <= clientWidth && y <= clientHeight
+            const at = (x, y) => [(x + offset[0]) * scale, (y + offset[1]) * scale]
+            return app.graph.nodes.filter(n => !seen(at(...n.pos)) || !seen(at(n.pos[0] + n.size[0], n.pos[1] + n.size[1])))
+                .map(n => n.title)
+        }""")
 
     def set_widget(self, node_type: str, **values: Any) -> None:
         """Set widgets of all nodes of a type, as a user's choice would."""
