@@ -1,0 +1,67 @@
+"""The carried change at the video's own size.
+
+The experts work on small frames. What depends on the colour is brought to the full size as an affine function of the colour (as
+in the guided filter), so that it follows the full frame's edges and grain; what was drawn or pasted is moved at full size.
+
+Legend: H W pixels of the video, h w of the working size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..flow.warp import warp
+from ..flow.weight_free import enlarged
+from .affine import affine_models, unpacked
+
+WORK_SIDE = 512   # longer side of the frames that the experts see
+LEAST = 0.5 / 255  # a smaller change is none
+ROWS = 270        # of the full frame that are computed at a time
+
+
+def work_size(height: int, width: int) -> tuple[int, int]:
+    """Size at which the experts work: the video's own, if it is small."""
+    scale = min(1.0, WORK_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def small(picture: Tensor) -> Tensor:
+    """A frame (H, W, 3), bytes or floats in [0, 1], at the working size: (1, 3, h, w) float32."""
+    x = picture.movedim(-1, 0)[None]
+    size = work_size(*picture.shape[:2])
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    return x.float() if x.shape[-2:] == size else F.interpolate(x.float(), size, mode="bilinear", antialias=True)
+
+
+class FullKey:
+    """A keyframe's change (1, 3, H, W) and edited pixels, at full size."""
+
+    def __init__(self, picture: Tensor, change: Tensor):
+        self.picture, self.change = picture, change
+        self.area = (change.abs().amax(1, keepdim=True) > 0).float()
+        self.payload = torch.cat([change, self.area, picture + change], 1)
+
+
+def full_change(key: FullKey, frame: Tensor, low: Tensor, flow: Tensor, changes: Tensor, weights: Tensor) -> Tensor:
+    """The mixed change (1, 3, H, W) of a full frame (1, 3, H, W).
+
+    Args:
+        low: (1, 3, h, w) the frame at the working size.  flow: (1, 2, h, w) to the keyframe.
+        changes, weights: of difference, pixels, colour and lookup, (4, 3, h, w) and (4, 1, h, w).
+    """
+    height, width = frame.shape[-2:]
+    by_flow, by_colour = weights[:2], weights[2:]
+    share = by_colour.sum(0, keepdim=True)
+    if (height, width) == tuple(low.shape[-2:]):
+        return (weights * changes).sum(0, keepdim=True)
+    smooth = (by_colour * changes[2:]).sum(0, keepdim=True) / share.clamp_min(1e-6)
+    models = affine_models(low, smooth, 1).packed()
+    packed = torch.cat([models, by_flow[0:1], by_flow[1:2], (smooth.abs().amax(1, keepdim=True) > 0).float()], 1)
+    grown = F.interpolate(packed, (height, width), mode="bilinear")
+    change = unpacked(grown[:, :12]).apply(frame) * (1 - grown[:, 12:13] - grown[:, 13:14]) * (grown[:, 14:15] > 0)
+    moved = warp(key.payload, enlarged(flow, (height, width)))
+    pixels = moved[:, 3:4] * moved[:, 4:] - moved[:, 3:4] * frame
+    return change + grown[:, 12:13] * moved[:, :3] + grown[:, 13:14] * pixels
