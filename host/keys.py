@@ -16,4 +16,5 @@ CONTROLLED = f"{PREFIX}_controlled"  # transformer_options: (features with contr
 DUAL_CLOCK = f"{PREFIX}_dual_clock"  # wrapper of the sampler, see host/keeping.py
 PROMPT_RUN = f"{PREFIX}_prompt_run"  # transformer_options: what one sampling run of Prompt Attention keeps
 PROMPT_PASS = f"{PREFIX}_prompt_pass"  # transformer_options: what one evaluation of it does
+PROMPT_VIDEOS = f"{PREFIX}_prompt_videos"  # transformer_options: what each video of such an evaluation is
 PROMPT_EDIT = f"{PREFIX}_prompt_edit"  # attachment: the plan of Prompt Attention, and where words looked in its last run

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..core.inversion.trajectory import TrajectoryError
 from ..core.training.one_shot.objective import WHAT
 from ..core.training.one_shot.presets import PRECISIONS, PRESETS, choose
-from ..host.attention.inflated import Settings, inflate
+from ..host.attention.inflated import Settings, check_model, inflate
 from ..host.conditioning import check_latent
 from ..host.inversion.ddim import text_of
 from ..host.outputs import new_file, output, saved_names, saved_path
@@ -119,6 +119,7 @@ class TuneOnVideo(io.ComfyNode):
         settings = choose(preset, steps=steps, learning_rate=learning_rate, seed=seed, save_every=save_every,
                           preview_every=preview_every,
                           **{name: None if value == PRESET else value for name, value in given.items()})
+        check_model(model)
         frames = check_latent(latent, "Stable Diffusion 1.x", "Connect VAE Encode with the checkpoint's VAE.")
         if len(frames) < 2:
             raise TrajectoryError("'latent' has one frame; a video needs at least two. Connect VAE Encode of all frames.")

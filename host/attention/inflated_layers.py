@@ -158,8 +158,27 @@ class _Block(_Forward):
 
     def __call__(self, x: Tensor, context: Tensor | None = None, transformer_options: dict | None = None) -> Tensor:
         options = {} if transformer_options is None else transformer_options
-        out = self.forward(x, context=context, transformer_options=_seen_by_replacements(options))
+        out = self.forward(x, context=context, transformer_options=self._with_hooks(_seen_by_replacements(options), x.shape[1]))
         return out if pass_now().part is not None else self.temporal(out, options)
+
+    def _with_hooks(self, options: dict, length: int) -> dict:
+        """Options under which another node's replacement of attn2 gets what hooks change of the text's attention added to its own
+        result; it does not call attn2's forward."""
+        replaced = options.get("patches_replace", {}).get("attn2")
+        if not replaced or not options.get(HOOKS):
+            return options
+        now, attn2 = pass_now(), self.module.attn2
+        place = Place(self.site, "attn2", attn2.heads, now.frames, _size(length, options), None, now.part)
+
+        def both(replacement: Callable) -> Callable:
+            def attention(q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:
+                hooked, plain = (attend(place, q, k, v, asked, attn2.attn_precision) for asked in (options, {**options, HOOKS: ()}))
+                return replacement(q, k, v, extra) + (hooked - plain)
+
+            return attention
+
+        hooked = {where: both(replacement) for where, replacement in replaced.items()}
+        return {**options, "patches_replace": {**options["patches_replace"], "attn2": hooked}}
 
     def temporal(self, x: Tensor, options: dict) -> Tensor:
         """The temporal layer alone: (V*F, L, C) with all frames."""

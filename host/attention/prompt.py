@@ -2,8 +2,8 @@
 
 The host evaluates the edits alone, conditional and unconditional. To the pass that holds the conditional ones, the source's
 rows are added, so that all prompts and frames of a video are in one call of the network; they come off the result again.
-In `cond_or_uncond` each video of a pass has an entry then: 1 for the unconditional rows of an edit, 0 for its conditional ones,
-and two numbers of ours for the source's.
+In `cond_or_uncond` each video of a pass has an entry then, 0 for conditional and 1 for unconditional ones as ever: other nodes
+index with it. Which of them are the source's is told beside it, under a key of ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .. import keys
 from .hooks import Place, probabilities
 from .inflated import VIDEOS
 
-SOURCE, SOURCE_EMPTY = 2, 3  # in cond_or_uncond, beside the host's 0 (conditional) and 1 (unconditional)
+SOURCE, SOURCE_EMPTY = 2, 3  # among the videos of a pass, beside the edits' 0 (conditional) and 1 (unconditional)
+AS_THE_HOST = {SOURCE: 0, SOURCE_EMPTY: 1}
 
 
 class PromptPass:
@@ -48,7 +49,7 @@ class PromptPass:
 
     def __call__(self, place: Place, q: Tensor, k: Tensor, v: Tensor, attention: Callable, options: dict) -> Tensor:
         """The hook. A hook that is asked after this one sees parts of the rows."""
-        groups = list(options.get("cond_or_uncond", (0,)))
+        groups = list(options.get(keys.PROMPT_VIDEOS, ()))
         if SOURCE not in groups:
             return attention(q, k, v)
         source, edits = groups.index(SOURCE), [n for n, group in enumerate(groups) if group == 0]
@@ -57,6 +58,9 @@ class PromptPass:
                 return attention(q, k, v)
             rows = (t.unflatten(0, (len(groups), -1)) for t in (q, k, v))
             return followed_temporal_attention(*rows, source, edits, attention, self.chunk).flatten(0, 1)
+        if k.shape[1] % TOKENS:
+            raise ValueError(f"Prompt Attention: another node on 'model' adds {k.shape[1] % TOKENS} tokens to the texts, so their "
+                             "words cannot be told apart. Take that node off the model.")
         videos = tuple(t.unflatten(0, (len(groups), -1)) for t in (q, k, v))
         if self.maps is not None and place.site in self.sites:
             self._look(place, videos[0], videos[1], source, edits)
@@ -113,7 +117,8 @@ def apply_with_source(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor
 
 def _videos(videos: list[int], ids: list[Any]) -> dict[str, Any]:
     """Options of a pass in which each entry of `cond_or_uncond` is one video."""
-    return {"cond_or_uncond": videos, "uuids": ids, VIDEOS: 1}
+    known = [AS_THE_HOST.get(video, video) for video in videos]
+    return {"cond_or_uncond": known, keys.PROMPT_VIDEOS: videos, "uuids": ids, VIDEOS: 1}
 
 
 def _fitted(text: Tensor, tokens: int) -> Tensor:

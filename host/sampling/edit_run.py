@@ -97,8 +97,8 @@ class Plan:
 
     @property
     def marked(self) -> bool:
-        """Whether words say where the edits may act."""
-        return any(any(edit.chosen("blend")) for edit in self.edits)
+        """Whether words say where the edits may act, or where not."""
+        return any(any(edit.chosen(what)) for edit in self.edits for what in ("blend", "away"))
 
 
 class EditRun:
@@ -239,13 +239,15 @@ class EditRun:
         return out
 
     def word_masks(self, size: tuple[int, int]) -> Tensor:
-        """(E, F, h, w) bool: where the marked words of each edit or of the source look."""
+        """(E, F, h, w) bool: where the marked words of each edit or of the source look; everywhere if all of them are marked as
+        those where the edit may not act."""
         settings, out = self.plan.settings, []
         for prompt, edit in enumerate(self.plan.edits, 1):
             blend, away = ([self.maps.of(p, words) for p, words in zip((0, prompt), edit.chosen(what), strict=True)]
                            for what in ("blend", "away"))
             away = torch.stack(away) if any(edit.chosen("away")) else None
-            out.append(blend_masks(torch.stack(blend), size, settings.threshold, away, settings.away_threshold)[1])
+            blend = torch.stack(blend) if any(edit.chosen("blend")) else torch.ones_like(blend[0]).expand(2, -1, -1, -1)
+            out.append(blend_masks(blend, size, settings.threshold, away, settings.away_threshold)[1])
         return torch.stack(out)
 
     def outside_exact(self, samples: Tensor, source: Tensor) -> Tensor:

@@ -153,6 +153,10 @@ def check_run(plan: Plan, shape: Sequence[int], sigmas: list[float], conds: dict
     if len(positive) != 1:
         raise TrajectoryError(f"{NODE}: the sampler's 'positive' holds {len(positive)} conditionings; an edited prompt needs "
                               "exactly one. Connect the edited conditioning of Prompt Edit directly.")
+    limited = [name for name in ("area", "mask") if positive[0].get(name) is not None]
+    if limited:
+        raise TrajectoryError(f"{NODE}: the sampler's 'positive' is limited to a part of the picture ({', '.join(limited)}). "
+                              "Connect the edited conditioning of Prompt Edit directly, and limit the edit with 'blend_mask'.")
     text = positive[0].get("cross_attn")
     if text is None or text.shape[1] != TOKENS or text.shape[-1] != plan.text.shape[-1]:
         size = "no text" if text is None else f"{text.shape[1]} tokens of width {text.shape[-1]}"
@@ -276,6 +280,11 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
     if trajectory is not None and null_text.done != trajectory.steps:
         raise TrajectoryError(f"'null_text' has embeddings for {null_text.done} steps, 'trajectory' has "
                               f"{trajectory.steps}. Connect the Null-Text of the same Invert DDIM.")
+    latents, found = tuple(null_text.latents[-1].shape), None if trajectory is None else tuple(trajectory.states.shape[1:])
+    if found is not None and latents != found:
+        raise TrajectoryError(f"'null_text' is of a video of {latents[0]} frames of {latents[3] * 8} x {latents[2] * 8} pixels, "
+                              f"'trajectory' of {found[0]} of {found[3] * 8} x {found[2] * 8}. Connect the Null-Text of the same "
+                              "Invert DDIM.")
     return tuple(null_text.embeddings)
 
 

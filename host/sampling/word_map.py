@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .. import keys
+from ..attention.inflated import check_model
 from .edit_run import Plan, ReadOut
 from .video_p2p import Attached, read_out_of
 
@@ -28,8 +29,10 @@ def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any]) -> tu
         positive: the edit's CONDITIONING.  latent: LATENT of the finished edit.
 
     Raises:
+        WrongModel: not a Stable Diffusion 1.x model.
         NoWordMaps: the model has no Prompt Attention.
     """
+    check_model(model)
     found = read_out_of(model)
     if found is None:
         raise NoWordMaps("'model' has no Prompt Attention. Connect the MODEL that goes into the sampler.")

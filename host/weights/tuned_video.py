@@ -38,6 +38,7 @@ def save(path: Path, tuned: TunedVideo, precision: str = "fp16", rank: int = 0, 
 
     Raises:
         TunedFileError: no model, or another one.
+        WrongModel: not a Stable Diffusion 1.x model.
         WriteError: the file cannot be written.
     """
     tensors, error = tuned.tensors, 0.0
@@ -45,6 +46,7 @@ def save(path: Path, tuned: TunedVideo, precision: str = "fp16", rank: int = 0, 
         if model is None:
             raise TunedFileError("the low-rank form holds what tuning added to a model. Connect the checkpoint that went into Tune "
                                  "on Video to 'model'.")
+        check_model(model)
         _check_base(tuned, model)
         tensors, error = to_low_rank(tensors, start_of(model, tuned), rank)
     tensors = {name: t.to(DTYPES[precision]).contiguous() for name, t in tensors.items()}

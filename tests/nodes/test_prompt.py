@@ -202,6 +202,40 @@ def test_what_does_not_belong_together_is_refused(pack, nodes, clip, model, empt
     refused("in 'model' the frames do not see each other. Put Video Text Model", model=plain, trajectory=inverted[1])
 
 
+def test_other_families_are_refused_by_name(nodes, clip, model, video, empty, inverted):
+    source, positive, plan, _ = edited(nodes, clip)
+    on = attention(nodes, model, plan, trajectory=inverted[1])
+    for family in ("SDXL", "SVD_img2vid", "Flux"):
+        for title, run, given in (
+                ("Invert DDIM", lambda m: nodes("InvertDDIM", model=m, positive=source, latent=video, steps=STEPS), model),
+                ("Null-Text", lambda m: nodes("NullText", model=m, trajectory=inverted[1], negative=empty, guidance=5.0,
+                                              iterations=2), model),
+                ("Prompt Attention", lambda m: attention(nodes, m, plan, trajectory=inverted[1]), model),
+                ("Word Map", lambda m: nodes("WordMap", model=m, positive=positive, latent=inverted[0], words="dog",
+                                             prompt="edited", threshold=0.3), on)):
+            with pytest.raises(ValueError, match=f"{title}: the 'model' input is a {family} model .*Load Checkpoint with an SD 1"):
+                run(text_model.of_family(given, family))
+
+
+def test_a_trajectory_of_something_else_is_refused(pack, nodes, clip, model, empty, inverted):
+    """Of another model, another size, another number of steps: by the node that it goes into, or by the sampler."""
+    source, positive, plan, _ = edited(nodes, clip)
+    other = text_model.inflated(pack, text_model.small_tensors(pack, seed=5))
+    null_text = {"trajectory": inverted[1], "negative": empty, "guidance": 5.0, "iterations": 1}
+    with pytest.raises(ValueError, match="Null-Text: 'trajectory' was made with another model than 'model'"):
+        nodes("NullText", model=other, **null_text)
+    with pytest.raises(ValueError, match="Prompt Attention: 'trajectory' was made with another model than 'model'"):
+        attention(nodes, other, plan, trajectory=inverted[1])
+    small = nodes("InvertDDIM", model=model, positive=source, steps=STEPS, latent={"samples": torch.rand(FRAMES, 4, 8, SIDE)})
+    found = nodes("NullText", model=model, **{**null_text, "trajectory": small[1]})[0]
+    with pytest.raises(ValueError, match="Prompt Attention: 'null_text' is of a video of 3 frames of 128 x 64 pixels"):
+        attention(nodes, model, plan, trajectory=inverted[1], null_text=found, source_branch="null-text")
+    for wrong, message in (((small[0], *inverted[1:]), "'trajectory' is for 128 x 128 pixels, the latent to sample for 128 x 64"),
+                           ((*inverted[:2], inverted[2][::2]), "'trajectory' was made with 4 steps .*the sampler runs 2 steps")):
+        with pytest.raises(ValueError, match=f"Prompt Attention: {message}"):
+            sampled(attention(nodes, model, plan, trajectory=inverted[1]), positive, empty, wrong)
+
+
 def test_word_map_refuses_what_it_cannot_show(nodes, clip, model, empty, inverted):
     _, positive, plan, _ = edited(nodes, clip)
     on = attention(nodes, model, plan, trajectory=inverted[1])

@@ -187,21 +187,24 @@ def test_streamed_and_windowed(pack, nodes, model):
 
 
 def test_other_networks_and_single_frames_are_refused(pack, nodes, model, tune, checkpoint, output):
-    import comfy.supported_models
-
     with torch.inference_mode():
         video = pack("host.weights.loading").load(checkpoint, None, None, torch.float32).model
     for name in ("VideoTextModel", "TuneOnVideo"):
         run = tune if name == "TuneOnVideo" else lambda model: nodes("VideoTextModel", model=model)
         with pytest.raises(ValueError, match="is a SVD_img2vid model .*Load Checkpoint with an SD 1.5"):
             run(model=video)
-    for family in ("SDXL", "SD20", "Flux"):
-        other = model.clone()
-        kind = getattr(comfy.supported_models, family)
-        other.model = type("Other", (), {"diffusion_model": model.model.diffusion_model,
-                                         "model_config": kind.__new__(kind)})()
-        with pytest.raises(ValueError, match=f"Video Text Model: the 'model' input is a {family} model"):
-            nodes("VideoTextModel", model=other)
+    kept = tune()[1]
+    low_rank = {"tuned": kept, "filename_prefix": "tuned_videos/x", "form": "low rank", "rank": 2, "precision": "fp16"}
+    nodes("SaveTunedVideo", **low_rank, model=model)
+    for family in ("SDXL", "SD20", "SVD_img2vid", "Flux"):
+        other = text_model.of_family(model, family)
+        for title, run in (("Video Text Model", lambda m: nodes("VideoTextModel", model=m)),
+                           ("Video Text Model", lambda m: nodes("VideoTextModel", model=m, tuned=kept)),
+                           ("Tune on Video", lambda m: tune(model=m)),
+                           ("Save Tuned Video", lambda m: nodes("SaveTunedVideo", **low_rank, model=m)),
+                           ("Load Tuned Video", lambda m: nodes("LoadTunedVideo", model=m, file="x_00001_.safetensors"))):
+            with pytest.raises(ValueError, match=f"{title}: the 'model' input is a {family} model .*Load Checkpoint with an SD 1"):
+                run(other)
     with pytest.raises(ValueError, match="Tune on Video: 'latent' has one frame"):
         tune(latent={"samples": VIDEO[:1]})
     with pytest.raises(ValueError, match="Tune on Video: preset is 'fast'; choose one of"):

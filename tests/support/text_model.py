@@ -27,6 +27,16 @@ def inflated(pack: Any, tensors: dict[str, Tensor], **settings: Any) -> Any:
     return inflate.inflate(model, inflate.build_temporal(model, added), inflate.Settings(**settings))
 
 
+def of_family(model: Any, family: str) -> Any:
+    """What a node sees of a model of another family: the host's class of its configuration."""
+    import comfy.supported_models
+
+    kind = getattr(comfy.supported_models, family)
+    other = model.clone()
+    other.model = type("Other", (), {"diffusion_model": model.model.diffusion_model, "model_config": kind.__new__(kind)})()
+    return other
+
+
 def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
     """One noise prediction through the host's sampling path.
 

@@ -268,11 +268,45 @@ def test_a_part_of_the_schedule(pack, patched, trajectory):
     (dict(start=noise(FRAMES, 4, 8, 12, seed=0)), "'trajectory' is for 128 x 128 pixels, the latent to sample for 96 x 64"),
     (dict(sigmas=[10.0, 5.0, 0.0]), "'trajectory' was made with 4 steps .* the sampler runs 2 steps"),
     (dict(positive=[[EDITED, {}], [SOURCE, {}]]), "'positive' holds 2 conditionings"),
+    (dict(positive=[[EDITED, {"area": (8, 8, 0, 0)}]]), "'positive' is limited to a part of the picture \\(area\\)"),
     (dict(positive=EDITED.repeat(1, 2, 1)), "'positive' has 154 tokens of width 16, the plan is for 77"),
 ])
 def test_runs_that_do_not_fit_are_refused(pack, patched, begin, change, message):
     with pytest.raises(ValueError, match=f"Prompt Attention: .*{message}"):
         sample(pack, patched(), **{"start": begin, **change})
+
+
+def test_another_nodes_text_attention_is_edited_too(pack, model, patched, begin):
+    """A node in place of attn2, which finds its own tokens by `cond_or_uncond` (as image prompts do), and one before it."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def attention(q, k, v, extra):
+        table = torch.tensor([0.0, 0.0])  # what it adds to conditional and unconditional rows
+        added = torch.stack([table[i] for i in extra["cond_or_uncond"]]).repeat_interleave(len(q) // len(extra["cond_or_uncond"]))
+        return optimized_attention(q, k, v, extra["n_heads"]) + added[:, None, None]
+
+    def with_it(on):
+        on = on.clone()
+        for block in (("input", 1), ("input", 4), ("middle", 0), ("output", 1)):
+            on.set_model_attn2_replace(attention, *block)
+        return on
+
+    settings = {"cross": 1.0, "words": "@cat, @dog *3", "threshold": 0.99}
+    plain, other = (sample(pack, on, start=begin) for on in (patched(**settings), with_it(patched(**settings))))
+    unedited = sample(pack, with_it(patched(cross=0.0, words="@cat, @dog", threshold=0.99)), start=begin)
+    assert (other - plain).abs().max() < 1e-3 < 0.05 < (other - unedited).abs().max()
+    more = patched().clone()
+    more.set_model_attn2_patch(lambda n, k, v, extra: (n, *(torch.cat([t, t[:, :4]], 1) for t in (k, v))))
+    with pytest.raises(ValueError, match="Prompt Attention: another node on 'model' adds 4 tokens to the texts"):
+        sample(pack, more, start=begin)
+
+
+def test_words_where_the_edit_may_not_act_need_no_others(pack, patched, begin, trajectory, kept_run):
+    found = sample(pack, patched("-@sits", away_threshold=0.99), start=begin)
+    held = (kept_run.run.masks[0] == 0)[:, None].expand_as(found)
+    assert 0 < float(held.float().mean()) < 1
+    source = trajectory.states[0] / (pack("core.ddim").Schedule(STEPS).sigmas[-1] ** 2 + 1) ** 0.5 / SCALE
+    assert (found - source)[held].abs().max() < 1e-5 < 1e-2 < (found - source)[~held].abs().max()
 
 
 def test_other_guiders_are_refused_by_what_they_have(pack, patched, begin):
@@ -346,7 +380,8 @@ def test_rows_of_other_inputs_are_joined_too(pack):
     out = prompt.apply_with_source(network, x, rows, None, noise(12, 154, 16, seed=1), control,
                                    {keys.PROMPT_PASS: at_work, "cond_or_uncond": [1, 0], "uuids": ["a", "b"]}, y=rows)
     assert torch.equal(out, x * 2) and len(at_work.predicted) == 2
-    assert seen["options"]["cond_or_uncond"] == [1, 1, 0, 0, 2, 3] and len(seen["options"]["uuids"]) == 6
+    assert seen["options"][keys.PROMPT_VIDEOS] == [1, 1, 0, 0, 2, 3]
+    assert seen["options"]["cond_or_uncond"] == [1, 1, 0, 0, 0, 1] and len(seen["options"]["uuids"]) == 6
     expected = torch.cat([rows, rows[6:9], rows[6:9]])
     assert torch.equal(seen["y"], expected) and torch.equal(seen["control"]["output"][0][:, 0], expected)
     assert torch.equal(seen["text"][12:15], SOURCE.repeat(3, 2, 1)) and torch.equal(seen["text"][15:], EMPTY.repeat(3, 2, 1))
