@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +94,20 @@ def test_an_interrupted_run_goes_on_bit_for_bit(one_shot, plain, settings, tmp_p
     again = tune(one_shot, plain, settings, tmp_path / "run", stepped=lambda step: steps.append(step.step))
     assert steps == [4, 5, 6]
     assert all(torch.equal(t, whole.tensors[n]) for n, t in again.tensors.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments(tmp_path):
+    """Tuning, inversion and null-text optimisation end at the bits of a run that nobody disturbed."""
+    script = Path(__file__).resolve().parents[2] / "support" / "killed_video_p2p.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "3"], capture_output=True, text=True, timeout=500,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {"Tune on Video", "Invert DDIM", "Null-Text"}
+    for work, came in found.items():
+        assert len(came["moments"]) == 3 and came["equal"] and all(came["equal"]), work
+        assert any(came["moments"]), f"{work} was always killed before it had kept anything"
 
 
 def test_another_video_is_not_continued(pack, one_shot, plain, settings, tmp_path):
