@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Developer commands: `python dev.py demo | test | serve | bench | setup | where`.
+"""Developer commands: `python dev.py demo | test | serve | bench | fuzz | setup | where`.
 
 Needs nothing but Python 3.10 or newer. With no ComfyUI named (COMFYUI_DIR) and none around this pack,
 it sets up a pinned one in the ignored folder `.host/`. A ComfyUI of yours is used but never changed.

@@ -67,7 +67,7 @@ def _reason(error: Exception) -> str | None:
         return error.strerror or str(error)
     if isinstance(error, UnicodeEncodeError):
         return "its name has letters that no file can have"
-    if isinstance(error, ValueError) and "null" in str(error):  # how Python refuses a path
+    if isinstance(error, ValueError) and str(error).startswith("embedded null"):  # how Python refuses a path
         return "its name has a NUL character in it"
     if type(error).__name__ == "SafetensorError":  # by name: the tools run where safetensors is not installed
         found = re.search(r'message: "([^"]*)"', str(error))

@@ -25,6 +25,17 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def unmoved() -> Iterator[None]:
+    """Work that may draw from torch's global generator of the CPU, which afterwards is as it was: networks draw weights when they
+    are built, and the host's samplers seed this generator."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
 def _of(device: torch.device) -> list[torch.Generator]:
     if device.type == "mps":
         return [torch.mps._get_default_mps_generator()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.images import as_masks, as_pictures
+from ..core.randomness import unmoved
 from ..host import report
 from ..host.outputs import shown
 
@@ -38,8 +40,9 @@ JUDGES = {"FramePainterEvaluate"}  # nodes that say themselves which pictures ar
 
 
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """A node whose errors and warnings begin with its display name, wherever below it they arise, and whose pictures and masks
-    come in the one form that the pack computes with, whatever shape and type other nodes give them."""
+    """A node whose errors and warnings begin with its display name, wherever below it they arise, whose pictures and masks come in
+    the one form that the pack computes with, whatever shape and type other nodes give them, whose numbers are within their bounds,
+    and which leaves torch's global generator as it was."""
     execute = node.execute.__func__
     given = inspect.signature(execute)
 
@@ -49,15 +52,33 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     @functools.wraps(execute)
     def under_its_name(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
-        with report.named(described().display_name):
+        with report.named(described().display_name), unmoved():
             bound = given.bind(cls, *args, **kwargs)
             for socket in described().inputs:
-                if socket.id in bound.arguments and isinstance(socket, (io.Image.Input, io.Mask.Input)):
+                if socket.id not in bound.arguments:
+                    continue
+                if isinstance(socket, (io.Image.Input, io.Mask.Input)):
                     bound.arguments[socket.id] = _in_form(described().node_id, socket, bound.arguments[socket.id])
+                elif isinstance(socket, (io.Int.Input, io.Float.Input)):
+                    _check_number(socket, bound.arguments[socket.id])
             return execute(*bound.args, **bound.kwargs)
 
     node.execute = classmethod(under_its_name)
     return node
+
+
+def _check_number(socket: Any, value: Any) -> None:
+    """Refuse a number, or one of a list, outside of its bounds. The host looks at widgets only: NaN passes its comparison, and what
+    another node gives is not looked at.
+
+    Raises:
+        ValueError: naming the input, the value and the bounds.
+    """
+    if isinstance(value, list):
+        for item in value:
+            _check_number(socket, item)
+    elif isinstance(value, (int, float)) and not (math.isfinite(value) and socket.min <= value <= socket.max):
+        raise ValueError(f"{socket.id} is {value}; give a number from {socket.min} to {socket.max}.")
 
 
 def _in_form(node_id: str, socket: Any, value: Any) -> Any:

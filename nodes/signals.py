@@ -16,7 +16,7 @@ from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
 from ..host.network import trained
-from ..host.report import node_id, page_waits, send, warn
+from ..host.report import Steps, node_id, page_waits, send, warn
 from ..host.signals.control import apply_control, is_controlled
 from ..host.signals.drag import apply_drag
 from .schema import EditSignalType, FramePainterType, advanced, batch_size, check_choice, drawn_by, schema
@@ -212,8 +212,9 @@ class CoarseEditSignal(io.ComfyNode):
         height, width = (edited if picture is None else picture).shape[1:3]
         picture = None if picture is None else picture[..., :3]
         notes, stretch = list(moved.notes), size_mismatch == "stretch"
+        steps = Steps(len(moved.pieces) * (1 + count * (frames - 1)))
         if edited is None:
-            edit = coarse.of_pieces(moved, picture, stretch)
+            edit = coarse.of_pieces(moved, picture, stretch, steps.step)
             if not moved.pieces and (uncovered is None or float(uncovered.max()) == 0):
                 notes.append("nothing is moved, so the edit is the picture itself. Move something in the editor, or connect "
                              "'edited'")
@@ -225,7 +226,8 @@ class CoarseEditSignal(io.ComfyNode):
             edit = coarse.with_uncovered(edit, _fit("uncovered", uncovered[:, None], height, width, mode)[:, 0])
         _warn(notes)
         controls, holes, areas = ([one_of(part, i) for i in range(count)] for part in edit[:3])
-        clips = [coarse.clip_of(edit, moved if edited is None else None, picture, i, frames, stretch) for i in range(count)]
+        clips = [coarse.clip_of(edit, moved if edited is None else None, picture, i, frames, stretch,
+                                steps.step) for i in range(count)]
         return io.NodeOutput([edit.signal(i) for i in range(count)], controls, holes, areas, [c[0] for c in clips],
                              [c[1] for c in clips], ui=seen)
 

@@ -27,6 +27,8 @@ _SCRIPTS = {
     "ablation": "bench/ablation.py",
     "models": "tools/making/small_model.py",
     "text-model": "tools/making/small_text_model.py",
+    "fuzz": "tools/attack/fuzz.py",
+    "kill": "tools/attack/kill.py",
 }
 
 
@@ -65,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("ablation", help="the paper's ablations in miniature")
     commands.add_parser("models", help="train the small models of the pack, stage by stage")
     commands.add_parser("text-model", help="train the small text-to-image model, stage by stage")
+    commands.add_parser("fuzz", help="hand every node and every file format made-up inputs; --help tells its options")
+    commands.add_parser("kill", help="kill a real server at work again and again and compare the results")
     commands.add_parser("setup", help="only set up what the other commands need")
     commands.add_parser("where", help="say which ComfyUI would be used, and why")
     return parser

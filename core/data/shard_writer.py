@@ -34,6 +34,7 @@ class ShardWriter:
 
     Raises:
         DatasetError: the folder holds a set made with other settings, or other things.
+        WriteError: it cannot be written to.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], per_shard: int = 32):
@@ -45,7 +46,8 @@ class ShardWriter:
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.entries = self._read_journal()
-        self._restore()
+        with write_errors(folder):
+            self._restore()
 
     # -- what is there --
 

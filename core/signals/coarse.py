@@ -5,6 +5,7 @@ Legend: B pictures, T frames, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,16 +34,17 @@ class CoarseEdit(NamedTuple):
         return EditSignal("coarse", one_of(self.control, index), area=one_of(self.changed, index) if self.known else None)
 
 
-def of_pieces(pieces: Pieces, picture: Tensor, stretch: bool) -> CoarseEdit:
+def of_pieces(pieces: Pieces, picture: Tensor, stretch: bool, step: Callable[[], None] = lambda: None) -> CoarseEdit:
     """What the editor has moved, copied and removed.
 
     Args:
         picture: (B, H, W, 3).  stretch: also if the picture drawn on has another aspect ratio.
+        step: called after each piece; what it raises ends the work.
 
     Raises:
         ValueError: another aspect ratio.
     """
-    placed = place_pieces(pieces, picture, stretch)
+    placed = place_pieces(pieces, picture, stretch, step)
     return CoarseEdit(placed.picture, placed.uncovered[None], placed.changed[None], True)
 
 
@@ -63,20 +65,21 @@ def with_uncovered(edit: CoarseEdit, uncovered: Tensor) -> CoarseEdit:
                          changed=torch.maximum(edit.changed, uncovered))
 
 
-def clip_of(edit: CoarseEdit, pieces: Pieces | None, picture: Tensor | None, index: int, frames: int, stretch: bool
-            ) -> tuple[Tensor, Tensor]:
+def clip_of(edit: CoarseEdit, pieces: Pieces | None, picture: Tensor | None, index: int, frames: int, stretch: bool,
+            step: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
     """The edit of one picture as a movement, for a sampler that follows a clip.
 
     Args:
         pieces: of the editor, which are shown on their way; None for an edited picture, which is there at once.
-        picture: (B, H, W, 3) the source, if there is one.  frames: T, at least 2.
+        picture: (B, H, W, 3) the source, if there is one.  frames: T, at least 2.  step: as in
+            `of_pieces`.
 
     Returns:
         (T, H, W, 3), and (T, H, W) where each frame is to be followed: frame 0 everywhere, the others where the edit lies.
     """
     source = one_of(edit.control if picture is None else picture, index)
     if pieces is not None:
-        return place_clip(pieces, source, frames, stretch)
+        return place_clip(pieces, source, frames, stretch, step)
     control, changed, uncovered = (one_of(part, index) for part in (edit.control, edit.changed, edit.uncovered))
     later = (frames - 1, -1, -1)
     followed = torch.cat([torch.ones_like(changed), (changed * (1 - uncovered)).expand(later)])

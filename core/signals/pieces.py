@@ -6,6 +6,7 @@ Legend: B batch, H W pixels, C channels. Pictures (B, H, W, C) in [0, 1], masks 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -107,12 +108,23 @@ def _numbers(where: str, key: str, value: object, count: int | None) -> list:
     return value
 
 
-def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False) -> Placed:
+class Ground(NamedTuple):
+    """A picture from which the pieces are gone. source, picture: (B, H, W, C) before and after.  uncovered: (H, W) what they left.
+    pieces: at the picture's size."""
+
+    source: Tensor
+    picture: Tensor
+    uncovered: np.ndarray
+    pieces: tuple[Piece, ...]
+
+
+def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False, step: Callable[[], None] = lambda: None) -> Placed:
     """Move, copy and remove the pieces of a picture.
 
     Args:
         picture: (B, H, W, C); all pictures of a batch get the same edit.
         stretch: also if the picture drawn on has another aspect ratio.
+        step: called after each piece; what it raises ends the work.
 
     Returns:
         Placed; float32. Without pieces the picture itself.
@@ -120,24 +132,36 @@ def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False) -> Plac
     Raises:
         ValueError: another aspect ratio.
     """
+    return _laid(_ground(pieces, picture, stretch), 1.0, step)
+
+
+def _ground(pieces: Pieces, picture: Tensor, stretch: bool) -> Ground:
     height, width = picture.shape[1:3]
-    uncovered, placed = np.zeros((height, width)), np.zeros((height, width))
+    uncovered, source = np.zeros((height, width)), picture.float()
     if not pieces.pieces:
-        empty = torch.from_numpy(uncovered).float()
-        return Placed(picture.float(), empty, empty.clone(), empty.clone())
+        return Ground(source, source, uncovered, ())
     ratios = np.array(size_ratios(pieces.state, height, width, stretch, NAME))
-    fitted = [p._replace(outline=p.outline * ratios, move=p.move * ratios) for p in pieces.pieces]
+    fitted = tuple(p._replace(outline=p.outline * ratios, move=p.move * ratios) for p in pieces.pieces)
     for piece in fitted:
         if not piece.copy:
             window, cover = cover_polygon(piece.outline, height, width)
             uncovered[window] = np.maximum(uncovered[window], cover)
-    touched = uncovered.copy()
-    source = picture.float()
     hole = torch.from_numpy(uncovered).to(source)[..., None]
     out = source * (1 - hole)
     if pieces.background == "fill":
         out += hole * fill(source, torch.from_numpy(uncovered))
-    for piece in fitted:
+    return Ground(source, out, uncovered, fitted)
+
+
+def _laid(ground: Ground, share: float, step: Callable[[], None]) -> Placed:
+    """The pieces laid onto their ground, each so far on its way."""
+    source, out, uncovered = ground.source, ground.picture, ground.uncovered.copy()
+    height, width = uncovered.shape
+    placed = np.zeros((height, width))
+    out = out.clone() if ground.pieces else out
+    for whole in ground.pieces:
+        piece = _partly(whole, share)
+        step()
         if piece.delete:
             continue
         forward, inverse, middle = transform(piece)
@@ -150,28 +174,27 @@ def place_pieces(pieces: Pieces, picture: Tensor, stretch: bool = False) -> Plac
         view.copy_(view * (1 - weight) + weight * _taken(source, window, inverse, middle, piece.move))
         uncovered[window] *= 1 - cover
         placed[window] = np.maximum(placed[window], cover)
-    return Placed(out, *(torch.from_numpy(m).float() for m in (uncovered, placed, np.maximum(touched, placed))))
+    return Placed(out, *(torch.from_numpy(m).float() for m in (uncovered, placed, np.maximum(ground.uncovered, placed))))
 
 
-def part_way(pieces: Pieces, share: float) -> Pieces:
-    """The edit with its moves, turns and scales only partly done; pieces are flipped and removed from the start."""
-    def partly(piece: Piece) -> Piece:
-        scale = np.sign(piece.scale) * np.abs(piece.scale) ** share
-        return piece._replace(move=piece.move * share, rotate=piece.rotate * share, scale=scale)
-
-    return pieces._replace(pieces=tuple(partly(p) for p in pieces.pieces))
+def _partly(piece: Piece, share: float) -> Piece:
+    """A piece with its move, turn and scale only partly done; it is flipped and removed from the start."""
+    scale = np.sign(piece.scale) * np.abs(piece.scale) ** share
+    return piece._replace(move=piece.move * share, rotate=piece.rotate * share, scale=scale)
 
 
-def place_clip(pieces: Pieces, picture: Tensor, frames: int, stretch: bool = False) -> tuple[Tensor, Tensor]:
+def place_clip(pieces: Pieces, picture: Tensor, frames: int, stretch: bool = False, step: Callable[[], None] = lambda: None
+               ) -> tuple[Tensor, Tensor]:
     """The edit as a movement: the picture itself, then the pieces on their way, at last in place.
 
     Args:
-        picture: (1, H, W, C).  frames: T, at least 2.
+        picture: (1, H, W, C).  frames: T, at least 2.  step: see `place_pieces`.
 
     Returns:
         (T, H, W, C), and (T, H, W) where each frame is to be followed: frame 0 everywhere, the others where pieces lie.
     """
-    steps = [place_pieces(part_way(pieces, k / (frames - 1)), picture, stretch) for k in range(1, frames)]
+    ground = _ground(pieces, picture, stretch)
+    steps = [_laid(ground, k / (frames - 1), step) for k in range(1, frames)]
     everywhere = torch.ones(1, *picture.shape[1:3])
     return (torch.cat([picture.float(), *(s.picture for s in steps)]),
             torch.cat([everywhere, *(s.placed[None] for s in steps)]))

@@ -43,8 +43,9 @@ def draw_curve(steps: Sequence[int], series: Mapping[str, Sequence[float]], widt
         return math.log10(value) if logarithmic else value
 
     low, high = level(min(finite)), level(max(finite))
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        half = 0.5 * max(1.0, abs(high))
+        low, high = low - half, high + half
     span = max(steps[-1] - steps[0], 1)
 
     def place(step: int, value: float) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from ..parsing import json_object
 
 _NAME = re.compile(r"state-([0-9]{1,18})$")
 FORMAT = 1
+LARGEST_STEP, LARGEST_LOSS = 10**12, 1e100  # what a log may say beyond is damage, and could not be drawn
 
 
 class StateError(ValueError):
@@ -103,8 +104,15 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json_object(line)
-            sound = isinstance(entry["step"], int) and all(isinstance(v, int | float) for v in entry["losses"].values())
+            step, losses = entry["step"], entry["losses"].values()
+            sound = isinstance(step, int) and 0 <= step < LARGEST_STEP and all(_is_loss(v) for v in losses)
         except (ValueError, LookupError, TypeError, AttributeError):
             continue
         if sound:
             yield line, entry
+
+
+def _is_loss(value: Any) -> bool:
+    """A number; NaN and infinities too, as a step may have given them."""
+    return isinstance(value, float) and not LARGEST_LOSS < abs(value) < float("inf") or (
+        isinstance(value, int) and abs(value) <= LARGEST_LOSS)

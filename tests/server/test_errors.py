@@ -105,6 +105,18 @@ def test_exact_sides_that_are_multiples_of_8_but_not_of_64(lab):
     assert lab.edited(example(FramePainterConditioning=size)).shape == (400, 600, 3)
 
 
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, value", [("width", 100_000), ("augmentation", float("nan"))])
+def test_a_number_out_of_its_bounds(lab, name, value):
+    """Most are refused when the prompt comes; NaN passes the host's comparison, so there the node says it."""
+    with pytest.raises((lab.tools.PromptRefused, lab.tools.RunFailed)) as caught:
+        lab.server.run(example(FramePainterConditioning={name: value}), FAILED_IN_TIME_S)
+    assert "FramePainterConditioning" in str(caught.value) and name in str(caught.value)
+    assert not isinstance(caught.value, lab.tools.RunFailed) or "give a number from 0.0 to 10.0" in caught.value.message
+
+
 # ---- weight files ----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -292,6 +293,21 @@ def test_other_settings_are_refused(pack, procedural_pairs, sample, shards, sett
     (copy / "journal.jsonl").unlink()
     with pytest.raises(sample.DatasetError, match="shards but no journal"):
         build(pack, copy, settings)
+
+
+def test_a_disk_that_became_read_only_is_named(pack, procedural_pairs, settings, copy, monkeypatch):
+    """Beginning again takes away what is left of the open shard, which said the file and the reason and no remedy."""
+    (copy / "shard-000009.tar.partial").write_bytes(b"left")
+    unlink = Path.unlink
+
+    def refuse(path, *args, **kwargs):
+        if path.name.endswith(".tar.partial"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(pack("core.atomic").WriteError, match="could not be written: Read-only file system. Make room"):
+        pack("core.data.shard_writer").ShardWriter(copy, procedural_pairs.procedural_settings(settings), 16)
 
 
 def test_keys(sample, shards):

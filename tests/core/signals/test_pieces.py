@@ -169,6 +169,25 @@ def test_clip_goes_from_the_picture_to_the_edit(pieces):
     assert centres == pytest.approx([26, 32, 38, 44], abs=0.05)
 
 
+def test_a_clip_of_many_pieces_reads_what_all_frames_share_once(pieces, monkeypatch):
+    """A thousand pieces in 64 frames take minutes: each piece of each frame is a place to cancel, and its outline is covered once
+    for all frames and once in each."""
+    covered, steps, cover = [], [], pieces.cover_polygon
+    monkeypatch.setattr(pieces, "cover_polygon", lambda *args: covered.append(1) or cover(*args))
+    read = pieces.read_pieces(json.dumps({"width": 64, "height": 48, "pieces": [{"outline": BOX, "move": [9, 8]}] * 1000}))
+    pieces.place_clip(read, picture(48, 64), 4, step=lambda: steps.append(1))
+    assert len(covered) == 4000 and len(steps) == 3000
+
+    class Cancelled(Exception):
+        pass
+
+    def cancel():
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pieces.place_clip(read, picture(48, 64), 64, step=cancel)
+
+
 def test_large_pictures_in_blocks_of_rows(pieces, monkeypatch):
     edit = {"outline": [60, 50, 140, 40, 170, 110], "move": [20, 30], "rotate": 11}
     whole = place(pieces, edit, height=200, width=220).picture

@@ -177,6 +177,20 @@ def test_a_damaged_log_is_passed_over(loop, state, tmp_path, damage):
     assert [s["step"] for s in log(tmp_path / "torn")] == list(range(1 if damage else 15, 31))
 
 
+HUGE = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("step, loss", [(3, HUGE), (HUGE, 1), (-1, 1), (3, "1e308")], ids=range(4))
+def test_numbers_that_no_step_gives_are_passed_over_in_a_log(pack, state, tmp_path, step, loss):
+    """They ended the run at the next step, when its curve was drawn."""
+    path = tmp_path / "stats.jsonl"
+    line = f'{{"step": {step}, "losses": {{"loss": {loss}}}}}'
+    path.write_text(line + '\n{"step": 4, "losses": {"loss": NaN}}\n{"step": 5, "losses": {"loss": -3e38, "matching": 2}}\n')
+    entries = state.read_log(path)
+    assert [entry["step"] for entry in entries] == [4, 5]
+    pack("core.training.curve").draw_curve([4, 5], {"loss": [entry["losses"]["loss"] for entry in entries]})
+
+
 def test_only_the_newest_states_stay(loop, state, tmp_path):
     run(loop, tmp_path)
     assert [p.name for p in state.states(tmp_path)] == ["state-000028", "state-000030"]

@@ -1,0 +1,221 @@
+"""Kill a real ComfyUI again and again while it trains, propagates and builds, and compare what comes of it in the end.
+
+    python dev.py kill [--times N | --minutes M] [--seed S] [--write]
+
+First the jobs run undisturbed. Then they are queued on a new server, which is killed outright after a random time, started again
+and given the same prompts, until they are done; what they have kept must be the undisturbed run's, bit by bit, with nothing half
+written beside it. This is repeated until the kills are spent. --write puts the table into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT / "tools" / "hosting"))
+import page  # noqa: E402
+import server as hosting  # noqa: E402
+
+INSIDE = "(in the model file)"
+LOADER = {"class_type": "FramePainterLoad", "inputs": {
+    "model_file": "framepainter_small_base.safetensors", "encoder_file": INSIDE, "clip_and_vae": INSIDE, "weight_dtype": "fp32"}}
+CLIP = "shape_clip.mp4"
+RUN_S = 1200.0
+# Arithmetic that does not depend on how busy the machine is.
+SAME_BITS = {"MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1"}
+SIDE, PAIRS = 64, 24
+FOLDERS = {"building a dataset": "framepainter_datasets", "FramePainter Train": "framepainter_training",
+           "Train Motion LoRA": "framepainter_motion", "Propagate Edit": "framepainter_video",
+           "Tune on Video": "framepainter_tuning"}
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": f"FramePainter{kind}", "inputs": inputs}
+
+
+def video(end: float) -> dict[str, Any]:
+    """Nodes 1 and 2: the frames of a short clip."""
+    return {"1": {"class_type": "LoadVideo", "inputs": {"file": CLIP}},
+            "2": node("ReadVideo", video=["1", 0], fps=-1.0, start=0.0, end=end, even_size=True, longer_side=SIDE)}
+
+
+def shown(prompt: dict[str, Any], output: int) -> dict[str, Any]:
+    """A prompt with something that makes the host run its node 9."""
+    return {**prompt, "10": {"class_type": "PreviewImage", "inputs": {"images": ["9", output]}}}
+
+
+def prompts() -> dict[str, dict[str, Any]]:
+    """The jobs: small, of many steps, with a state after nearly each."""
+    model = {"model": ["3", 0], "clip_vision": ["3", 2], "vae": ["3", 3]}
+    training = {"what_trains": "matching and encoder", "signal": "sketch", "steps": 24, "batch": 2, "learning_rate": 0.0,
+                "matching_loss": "as the preset", "matching_weight": -1.0, "ema": 0.9, "accumulate": 0, "precision": "fp32",
+                "checkpointing": "as the preset", "save_every": 2, "preview_every": 0, "seed": 0}
+    return {
+        "building a dataset": {"9": node(
+            "BuildDataset", videos="films", name="built", width=SIDE, height=SIDE, min_seconds=0.1, max_seconds=1.0, min_motion=0.0,
+            max_motion=2.0, static_camera=0.0, pairs_per_video=4, flow_source="weight-free", drag_points=4, seed=0, fps=8.0)},
+        "FramePainter Train": shown({
+            "1": node("ProceduralDataset", name="shapes", count=PAIRS, width=SIDE, height=SIDE, seed=0, min_sprites=1,
+                      max_sprites=2, max_shift=0.55, turn=26.0, growth=0.15, texture=4, background="smooth", drag_points=4),
+            "3": LOADER, "9": node("Train", **model, dataset=["1", 0], run_name="run", preset="small network", **training)}, 2),
+        "Train Motion LoRA": shown({
+            **video(0.5), "3": LOADER,
+            "9": node("TrainMotionLora", **model, frames=["2", 0], preset="12 GB", steps=16, learning_rate=5e-4, rank=4,
+                      strength=1.0, seed=0, width=SIDE, height=SIDE, precision="fp32", save_every=1)}, 2),
+        "Propagate Edit": shown({
+            **video(0.8), "3": LOADER,
+            "4": {"class_type": "ImageInvert", "inputs": {"image": ["5", 1]}},
+            "5": node("PlanClips", frames=["2", 0], fps=["2", 1], sampled_fps=-1.0, length=3, overlap=1, remainder="equal",
+                      start=0.0, end=-1.0),
+            "9": node("PropagateEdit", **model, frames=["2", 0], edited=["4", 0], plan=["5", 0], width=SIDE, height=SIDE,
+                      lora="one for all clips", lora_steps=8, matching="local edit", steps=6, guidance=1.2, carry="latent",
+                      colour_match=0.0, anchor=0.0, seed=0, rank=4, precision="fp32")}, 0),
+        "Tune on Video": shown({
+            **video(0.5), "3": node("LoadTextToImage", model_file="small_text_to_image.safetensors"),
+            "4": {"class_type": "VAEEncode", "inputs": {"pixels": ["2", 0], "vae": ["3", 2]}},
+            "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red disc on a green ground", "clip": ["3", 1]}},
+            "9": node("TuneOnVideo", model=["3", 0], positive=["5", 0], latent=["4", 0], preset="small network", steps=16,
+                      learning_rate=3e-5, seed=0, save_every=2)}, 2),
+    }
+
+
+def kept(output: Path, folder: str) -> dict[str, str]:
+    """What a job has kept: a digest for each file. Of weights the tensors count, as headers tell times; logs tell times too."""
+    from safetensors.torch import load_file
+
+    out = {}
+    for path in sorted((output / folder).rglob("*")):
+        if not path.is_file() or path.suffix in (".lock", ".jsonl", ".png", ".md", ".jpg"):
+            continue
+        digest = hashlib.sha256()
+        if path.suffix == ".safetensors":
+            for name, tensor in sorted(load_file(str(path)).items()):
+                digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+        else:
+            digest.update(path.read_bytes())
+        out[str(path.relative_to(output))] = digest.hexdigest()
+    return out
+
+
+class Kill:
+    """Servers that are killed, and what became of their jobs."""
+
+    def __init__(self, host: Path, place: Path, seed: str):
+        self.host, self.place, self.dice = hosting.PlainHost(host, Path(sys.executable)), place, random.Random(seed)
+        self.jobs = prompts()
+        self.kills: Counter[str] = Counter()  # by the job that was at work
+        self.equal: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def server(self, name: str) -> hosting.Server:
+        base = self.place / name
+        films = base / "input" / "films"
+        films.mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            shutil.copy(ROOT / "workflows" / "inputs" / CLIP, films / f"clip_{number}.mp4")
+        shutil.copy(ROOT / "workflows" / "inputs" / CLIP, base / "input" / CLIP)
+        return hosting.Server(self.host, ROOT, base, cpu=True, environ=SAME_BITS)
+
+    def undisturbed(self) -> float:
+        """Run every job once; seconds of all."""
+        with self.server("whole") as server:
+            begun = time.monotonic()
+            for prompt in self.jobs.values():
+                server.run(prompt, RUN_S)
+            taken = time.monotonic() - begun
+        self.whole = {name: kept(self.place / "whole" / "output", FOLDERS[name]) for name in self.jobs}
+        for name, files in self.whole.items():
+            if not files:
+                raise RuntimeError(f"{name} has kept nothing, so there is nothing to compare.")
+        return taken
+
+    def round(self, times: int, seconds: float, until: float) -> int:
+        """Jobs in a random order on a server that is killed until they are done; the number of kills, at most `times`."""
+        killed = 0
+        while killed < times and time.monotonic() < until:
+            with self.server("killed") as server:
+                order = self.dice.sample(sorted(self.jobs), len(self.jobs))  # so that each is the one at work now and then
+                left = {name: server.queue(self.jobs[name]) for name in order}
+                moment = time.monotonic() + self.dice.uniform(0.0, seconds / 2)
+                while left and time.monotonic() < moment:
+                    left = {name: i for name, i in left.items() if not self._done(server, name, i)}
+                    time.sleep(0.05)
+                if not left:
+                    break
+                os.kill(server.pid, signal.SIGKILL)
+                self.kills[next(iter(left))] += 1
+                killed += 1
+                print(f"killed in {next(iter(left))}", flush=True)
+        with self.server("killed") as server:
+            for name in self.jobs:
+                server.run(self.jobs[name], RUN_S)
+        self._compare()
+        shutil.rmtree(self.place / "killed")
+        return killed
+
+    def _done(self, server: hosting.Server, name: str, prompt: str) -> bool:
+        try:
+            server.wait(prompt, 0.0)
+        except hosting.RunTimedOut:
+            return False
+        return True
+
+    def _compare(self) -> None:
+        output = self.place / "killed" / "output"
+        for name, whole in self.whole.items():
+            found = kept(output, FOLDERS[name])
+            different = sorted(k for k in {*found, *whole} if found.get(k) != whole.get(k))
+            left = [p.name for p in (output / FOLDERS[name]).rglob("*.partial*")]
+            if different or left:
+                self.faults.append(f"{name}: not equal {different[:4]}, half written {left[:4]}")
+                print(self.faults[-1], flush=True)
+            else:
+                self.equal[name] += 1
+
+
+def report(found: Kill, rounds: int) -> str:
+    rows = [[name, found.kills[name], rounds, found.equal[name]] for name in found.jobs]
+    rows.append(["**all**", *(sum(row[i] for row in rows) for i in range(1, 4))])
+    return page.table(["at work when the server was killed", "kills", "results compared", "equal bits"], rows)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py kill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=100, help="kills; 100 if not given")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further server after so long")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--jobs", nargs="+", choices=sorted(FOLDERS), help="some of the jobs")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    options = parser.parse_args(arguments)
+    until, rounds, killed = time.monotonic() + options.minutes * 60, 0, 0
+    with tempfile.TemporaryDirectory(prefix="framepainter-kill-") as place:
+        found = Kill(Path(options.host).resolve(), Path(place), options.seed)
+        found.jobs = {name: prompt for name, prompt in found.jobs.items() if name in (options.jobs or FOLDERS)}
+        seconds = found.undisturbed()
+        print(f"undisturbed, all jobs take {seconds:.0f} s", flush=True)
+        while killed < options.times and time.monotonic() < until:
+            killed += found.round(options.times - killed, seconds, until)
+            rounds += 1
+    text = report(found, rounds)
+    print(f"\n{text}\n\n{killed} kills, {len(found.faults)} faults\n" + "\n".join(found.faults))
+    if options.write:
+        page.write("kill", f"{page.stamp(found.host.directory)}: {killed} kills, {len(found.faults)} faults.\n\n{text}")
+    return 1 if found.faults or not killed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
