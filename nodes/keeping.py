@@ -234,8 +234,8 @@ class KeepLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent, vae, picture: Tensor, mask: Tensor) -> io.NodeOutput:
         if float(mask.max()) == 0:
-            raise ValueError("'mask' is empty, so nothing could be edited. Connect the mask of Edit "
-                             "Mask, or draw one.")
+            raise ValueError("'mask' is empty, so nothing could be edited. If nothing is drawn yet, open the editor of the "
+                             "signal's node, draw and run again. Else connect the mask of Edit Mask, or draw one.")
         return io.NodeOutput(keep_latent(vae, latent, picture, mask))
 
 

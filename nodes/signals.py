@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from ..core.images import one_of
 from ..core.signals import coarse
 from ..core.signals.edit_signal import EditSignal
+from ..core.signals.editor_state import stretch_notes
 from ..core.signals.pieces import read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
@@ -74,7 +75,7 @@ class SketchSignal(io.ComfyNode):
         check_choice("size_mismatch", size_mismatch, MISMATCHES)
         drawn = read_strokes(strokes)
         if sketch is None and mask is None and not drawn.strokes:
-            raise ValueError("nothing is drawn. Draw in the node's editor. Or: Connect a drawing to 'sketch', "
+            raise ValueError("nothing is drawn. Draw in the node's editor (press Draw). Or: Connect a drawing to 'sketch', "
                              "or strokes to 'mask' (for instance the MASK of Load Image after drawing in its mask editor).")
         if background == "picture" and picture is None:
             raise ValueError("background is 'picture', but no picture is connected. Connect the source "
@@ -94,7 +95,7 @@ class SketchSignal(io.ComfyNode):
         sketches = [make_sketch(*(None if part is None else one_of(part, i) for part in (sketch, mask, picture)),
                                 background, coverage) for i in range(count)]
         empty = [i for i, s in enumerate(sketches) if s.empty[0]]
-        notes = list(drawn.notes)
+        notes = [*drawn.notes, *stretch_notes(drawn.state, height, width, "strokes")]
         if empty:
             which = "the drawing" if count == 1 else f"drawing {', '.join(map(str, empty))} of {count}"
             notes.append(f"{which} is empty, so the edit has nothing to follow. Draw strokes that stand out from the ground, "
@@ -214,9 +215,10 @@ class CoarseEditSignal(io.ComfyNode):
         notes, stretch = list(moved.notes), size_mismatch == "stretch"
         steps = Steps(len(moved.pieces) * (1 + count * (frames - 1)))
         if edited is None:
+            notes += stretch_notes(moved.state, height, width, "pieces") if moved.pieces else []
             edit = coarse.of_pieces(moved, picture, stretch, steps.step)
             if not moved.pieces and (uncovered is None or float(uncovered.max()) == 0):
-                notes.append("nothing is moved, so the edit is the picture itself. Move something in the editor, or connect "
+                notes.append("nothing is moved, so the edit is the picture itself. Open the editor (press Move parts), or connect "
                              "'edited'")
         else:
             edit = coarse.of_edited(
@@ -296,7 +298,7 @@ class ApplyEditSignal(io.ComfyNode):
     def execute(cls, model, signal: EditSignal, strength: float, start_percent: float, end_percent: float,
                 semantics: str = "release", framepainter=None) -> io.NodeOutput:
         check_choice("semantics", semantics, SEMANTICS)
-        known = trained(model.model)
+        known = trained(getattr(model, "model", None))
         mismatch = None if known is None else known.mismatch(signal.kind)
         if mismatch is not None and not (signal.kind == "drag" and is_controlled(model)):
             warn(mismatch)

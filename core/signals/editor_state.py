@@ -78,10 +78,19 @@ def size_ratios(state: dict, height: int, width: int, stretch: bool, name: str) 
         return 1.0, 1.0
     h, w = size
     if not stretch and abs((w / h) / (width / height) - 1) > ASPECT_TOLERANCE:
-        raise ValueError(f"{name} was drawn on a picture of {w} x {h}, the connected one is {width} x {height}; the "
+        raise ValueError(f"the drawing in {name} was drawn on a picture of {w} x {h}, the connected one is {width} x {height}; the "
                          "aspect ratios differ, so it would land elsewhere. Connect the picture that was drawn on, draw "
                          "again, or set size_mismatch to 'stretch'.")
     return width / w, height / h
+
+
+def stretch_notes(state: dict, height: int, width: int, name: str) -> list[str]:
+    """A note if a drawing that may be stretched to a picture of height x width is: it may be that of an example."""
+    h, w = drawn_size(state, name) or (height, width)
+    if abs((w / h) / (width / height) - 1) <= ASPECT_TOLERANCE:
+        return []
+    return [f"the drawing in {name} was drawn on a picture of {w} x {h} and is stretched to {width} x {height}. Open the node's "
+            "editor and choose Start over to draw on this picture"]
 
 
 def items(state: dict, key: str, limit: int, name: str) -> list:

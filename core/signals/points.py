@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .editor_state import check_state, drawn_size, is_number, items, load_json, shown, size_ratios
+from .editor_state import check_state, drawn_size, is_number, items, load_json, shown, size_ratios, stretch_notes
 
 NAME = "points"
 EXAMPLE = "Write each drag as [source x, source y, target x, target y], such as [[40, 30, 80, 30]]."
@@ -38,11 +38,12 @@ def read_drags(text: str | None, height: int, width: int, stretch: bool = False)
     state = check_state({"drags": value} if isinstance(value, list) else value, NAME, EXAMPLE)
     drags = items(state, "drags", MAX_DRAGS, NAME)
     if not drags:
-        raise ValueError(f"{NAME} has no drags. Draw one in the node's editor. {EXAMPLE}")
+        raise ValueError(f"{NAME} has no drags. Draw one in the node's editor (press Drag points). {EXAMPLE}")
     size_ratios(state, height, width, stretch, NAME)
+    stretched = stretch_notes(state, height, width, NAME)
     height, width = drawn_size(state, NAME) or (height, width)
     limits = width, height, width, height
-    kept, notes = [], []
+    kept, notes = [], stretched
     for number, drag in enumerate(drags, 1):
         if not isinstance(drag, list) or len(drag) != 4 or not all(is_number(v) for v in drag):
             raise ValueError(f"drag {number} of {NAME} is {shown(drag)}. {EXAMPLE}")

@@ -45,12 +45,13 @@ def find(name: str, kinds: tuple[str, ...]) -> Path:
     """The file of that name in the first of the folders that has it.
 
     Raises:
-        FileNotFoundError: none has; the text lists the folders searched.
+        FileNotFoundError: none has; the text says where to put it.
     """
     for kind in kinds:
         path = folder_paths.get_full_path(kind, name)
         if path is not None:
             return Path(path)
-    searched = ", ".join(p for kind in kinds for p in folder_paths.get_folder_paths(kind))
-    raise FileNotFoundError(f"'{name}' is in none of the folders {searched}. Put the file into one of them, press R to "
-                            "refresh the lists, and choose it again.")
+    first, *others = kinds
+    also = f" ({' and '.join(others)} are searched as well)" if others else ""
+    raise FileNotFoundError(f"'{name}' was not found. Put the file into {folder_paths.get_folder_paths(first)[0]}{also}, press R "
+                            "to refresh the lists, and choose it again.")

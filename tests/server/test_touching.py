@@ -62,7 +62,7 @@ def test_broken_texts_stop_one_run_only(lab, name: str):
     node, widget, texts = BROKEN[name]
     for text, message in texts:
         request = only_edited(prompt(name))
-        inputs(request, node)[widget] = text
+        inputs(request, node).update({widget: text, "size_mismatch": "error"})
         with pytest.raises(lab.tools.RunFailed) as caught:
             lab.server.run(request, 60.0)
         assert caught.value.node_type == node and message in caught.value.message
