@@ -1,0 +1,81 @@
+"""Blueprints: a whole edit as one node, served by ComfyUI, and the same edit as in the example that it was written from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from framepainter_tests import examples
+
+FOLDER = examples.ROOT / "subgraphs"
+NAMES = sorted(p.stem for p in FOLDER.glob("*.json"))
+each = pytest.mark.parametrize("name", NAMES)
+
+
+def content(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api_form(blueprint: dict[str, Any], definitions: dict[str, Any]) -> tuple[examples.Prompt, dict[str, list], dict[str, list]]:
+    """What the page would queue for a blueprint's inner nodes: the prompt, its open inputs (node, field) and its outputs."""
+    (inner,) = blueprint["definitions"]["subgraphs"]
+    links = {link["id"]: link for link in inner["links"]}
+    request: examples.Prompt = {}
+    for node in inner["nodes"]:
+        inputs = dict(zip(examples.widget_names(definitions[node["type"]]), node.get("widgets_values") or [], strict=True))
+        inputs.pop("control_after_generate", None)
+        for socket in node["inputs"]:
+            link = links.get(socket["link"])
+            if link is not None and link["origin_id"] != -10:
+                inputs[socket["name"]] = [str(link["origin_id"]), link["origin_slot"]]
+        request[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node.get("title", "")}}
+    fields = {n["id"]: [s["name"] for s in n["inputs"]] for n in inner["nodes"]}
+    feeds = {socket["name"]: [(str(links[i]["target_id"]), fields[links[i]["target_id"]][links[i]["target_slot"]])
+                              for i in socket["linkIds"]] for socket in inner["inputs"]}
+    gives = {socket["name"]: [str(links[i]["origin_id"]), links[i]["origin_slot"]]
+             for socket in inner["outputs"] for i in socket["linkIds"]}
+    return request, feeds, gives
+
+
+@each
+def test_is_what_the_tool_writes(tool, name: str):
+    """An example that changes changes its blueprint: run tools/making/blueprints.py."""
+    assert content(name) == tool("making.blueprints").build(name)
+
+
+@each
+def test_is_served_and_runs_what_its_example_runs(server, tool, name: str):
+    listed = json.loads(server._request("/global_subgraphs"))
+    (key,) = [key for key, entry in listed.items() if entry["name"] == name]
+    assert json.loads(json.loads(server._request(f"/global_subgraphs/{key}"))["data"]) == content(name)
+
+    definitions = server.object_info()
+    request, feeds, gives = api_form(content(name), definitions)
+    example = examples.prompt(tool("making.blueprints").BLUEPRINTS[name].workflow)
+    for targets in feeds.values():
+        for node, field in targets:
+            request[node]["inputs"][field] = example[node]["inputs"][field]
+    for key, node in request.items():
+        same = {k: v for k, v in example[key]["inputs"].items() if k in node["inputs"]}
+        assert node["class_type"] == example[key]["class_type"] and node["inputs"] == same, key
+        lacking = example[key]["inputs"].keys() - same.keys()
+        assert not lacking or name == "FramePainter Sketch Edit" and lacking == {"sketch", "mask"}, "a link is lost on the way"
+    assert gives and all(source in request for source, _ in gives.values())
+    face = content(name)["nodes"][0]["properties"]["proxyWidgets"]
+    assert all(widget in examples.widget_names(definitions[request[node]["class_type"]]) for node, widget in face)
+
+
+def test_a_run_gives_what_the_example_gives(lab):
+    name = "FramePainter Drag Edit"
+    request, feeds, gives = api_form(content(name), lab.server.object_info())
+    request["picture"] = {"class_type": "FramePainterPicture", "inputs": {"image": "scene.png [example]"}, "_meta": {"title": ""}}
+    for node, field in feeds["picture"]:
+        request[node]["inputs"][field] = ["picture", 0]
+    request["save"] = {"class_type": "SaveImage", "inputs": {"images": gives["edited"], "filename_prefix": "blueprint"},
+                       "_meta": {"title": "Edited picture"}}
+    short = examples.only_edited(examples.prompt("framepainter_drag"))
+    for prompt in (request, short):
+        examples.inputs(prompt, "KSampler")["steps"] = 2
+    assert torch.equal(lab.edited(request), lab.edited(short))
