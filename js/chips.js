@@ -8,13 +8,14 @@ import { changed, chipsOf, describe, draggedWeight, limited, LISTS, sentPrompt, 
 const PATH = "/framepainter/words";
 const MIN_WIDTH = 300, MIN_HEIGHT = 200;
 /** How often a node looks at its prompts: other widgets do not tell when they are typed in. */
-const LOOK_MS = 250;
+const LOOK_MS = 250, RETRY_MS = 4000;
 const DRAG_FROM = 4;  // pixels; less is a click
 const NEAR = 15;  // tokens to the limit from where they are counted on the node
 const STEP = 0.1, LARGE_STEP = 1;
 const LABELS = { source: "Source", edited: "Edited" };
 const PROMPTS = { source: "source_text", edited: "edited_text" };
 const LEGEND = { kept: "kept", swapped: "swapped", added: "added", removed: "left out", blend: "acts here", away: "not here" };
+const BY_TEXT = "Name words as text, for instance “dog *2”.";
 const HELP = "Click a word: the edit may act where it looks; with Shift: it may not. Drag an edited word sideways, or press up and "
            + "down, for its weight. Double click or Delete takes everything back.";
 
@@ -41,7 +42,9 @@ class WordsWidget extends NodeWidget {
     this.rows = element("div", { class: "framepainter-word-rows", title: HELP, on: {
       pointerdown: (event) => this.#pressed(event), pointermove: (event) => this.#moved(event),
       pointerup: () => this.#released(), pointercancel: () => this.#dropped(),
-      click: (event) => this.#clicked(event), keydown: (event) => this.#key(event), focusin: (event) => this.#focused(event),
+      click: (event) => this.#clicked(event), keydown: (event) => this.#key(event),
+      keyup: (event) => event.key === " " && event.preventDefault(),  // some browsers click on it
+      focusin: (event) => this.#focused(event),
     } });
     this.field = element("textarea", { class: "framepainter-words-text", spellcheck: "false", "aria-label": "Words by hand, as text",
       placeholder: "dog *2\n@dog\ncat > dog", on: { input: () => this.write(this.field.value, false), change: remember } });
@@ -50,7 +53,8 @@ class WordsWidget extends NodeWidget {
     this.status = element("div", { class: "framepainter-status", role: "status" });
     this.detail = element("div", { class: "framepainter-detail" });
     this.switch = button({ text: "As text", id: "text", run: () => this.#toggle() });
-    this.reset = button({ icon: "undo", text: "Reset", label: "Take back all that is said about words", id: "reset", run: () => this.write("") });
+    this.reset = button({ icon: "undo", text: "Reset", label: "Take back all that is said about words", id: "reset",
+                          run: () => this.write("") });
     this.bar = element("div", { class: "framepainter-row" }, this.detail, this.switch, this.reset);
     for (const part of [this.rows, this.field, this.bar, this.status]) {
       for (const type of ["pointerdown", "mousedown", "dblclick"]) part.addEventListener(type, keep);
@@ -91,8 +95,8 @@ class WordsWidget extends NodeWidget {
     if (this.#linked(this.name)) return { problem: `${this.name} comes from ${this.#linked(this.name)}, so nothing can be chosen here.` };
     for (const list of LISTS) {
       const name = PROMPTS[list], from = this.#linked(name), sent = sentPrompt(String(this.#value(name) ?? ""));
-      if (from) return { problem: `${name} comes from ${from}, so its words are known only in a run. Name words as text, for instance “dog *2”.` };
-      if (sent === null) return { problem: `${name} has choices in braces, which each run draws. Name words as text, for instance “dog *2”.` };
+      if (from) return { problem: `${name} comes from ${from}, so its words are known only in a run. ${BY_TEXT}` };
+      if (sent === null) return { problem: `${name} has choices in braces, which each run draws. ${BY_TEXT}` };
       asked[list] = sent;
     }
     return { asked };
@@ -102,8 +106,8 @@ class WordsWidget extends NodeWidget {
   async look() {
     if (this.ended || document.hidden || this.press) return;
     const { asked, problem = "" } = this.#question(), key = JSON.stringify([asked, problem]);
-    if (key === this.asked) return;
-    this.asked = key;
+    if (key === this.asked && !(this.again < performance.now())) return;
+    Object.assign(this, { asked: key, again: Infinity });
     this.loading?.abort();
     this.loading = new AbortController();
     const { signal } = this.loading;
@@ -113,6 +117,7 @@ class WordsWidget extends NodeWidget {
     } catch (error) {
       if (signal.aborted) return;
       failed = `The words cannot be shown: ${error.message}.`;
+      this.again = performance.now() + RETRY_MS;
     }
     if (signal.aborted || this.ended) return;
     Object.assign(this, { reading, problem: failed });
@@ -288,6 +293,9 @@ class WordsWidget extends NodeWidget {
     this.switch.firstChild.textContent = typed ? "As chips" : "As text";
     this.switch.hidden = !reading;
     this.reset.disabled = !this.text || Boolean(linked);
+    const all = reading ? LISTS.flatMap((list) => chipsOf(reading, list)) : [];
+    const seen = new Set(all.flatMap((chip) => [chip.kind, chip.blend && "blend", chip.away && "away"]));
+    for (const entry of this.legend.children) entry.hidden = !seen.has(entry.dataset.kind);
     this.#paintStatus();
     this.#paintDetail();
   }
@@ -338,9 +346,11 @@ class WordsWidget extends NodeWidget {
   #states(chip) {
     const entry = this.reading.said.edited.find(({ at }) => at === chip.at), hand = entry?.state;
     const now = hand === "swapped" ? `from ${entry.from?.length === 1 ? entry.from[0] : "more"}` : hand ?? "automatic";
-    const options = [["automatic", `${chip.word}: automatic`], ["added", `${chip.word}: added`],
+    const { words } = this.reading.source, others = chip.partners.map((n) => words[n]).join(" ");
+    const found = chip.kind === "swapped" ? `${others} > ${chip.word}` : chip.kind;
+    const options = [["automatic", now === "automatic" ? `automatic: ${found}` : "automatic"], ["added", `${chip.word}: added`],
                      ...(now === "kept" ? [["kept", `${chip.word}: kept`]] : []),
-                     ...(now === "from more" ? [["from more", describe({ ...chip, weight: 1, steps: null, blend: false, away: false }, this.reading)]] : []),
+                     ...(now === "from more" ? [["from more", `${others} > ${chip.word}`]] : []),
                      ...chipsOf(this.reading, "source").map(({ at, word }) => [`from ${at}`, `${word} > ${chip.word}`])];
     return element("select", { "aria-label": `What ${chip.word} is`, title: `What “${chip.word}” is to the source prompt`, on: {
       change: (event) => this.#choose(chip, event.target.value), keydown: (event) => event.stopPropagation(),
@@ -356,11 +366,12 @@ class WordsWidget extends NodeWidget {
 }
 
 function chipElement(chip, label, reachable, open) {
-  const made = element("button", { type: "button", class: "framepainter-chip", "data-list": chip.list, "data-at": chip.at, "data-kind": chip.kind,
-    "data-area": chip.away ? "away" : chip.blend ? "blend" : null, "aria-label": label, "aria-pressed": String(chip.blend),
+  const steps = chip.steps?.map((share) => Math.round(share * 100)).join("–");
+  const made = element("button", { type: "button", class: "framepainter-chip", "data-list": chip.list, "data-at": chip.at,
+    "data-kind": chip.kind, "data-area": chip.away ? "away" : chip.blend ? "blend" : null, "aria-label": label, "aria-pressed": String(chip.blend),
     "aria-disabled": open ? null : "true", tabindex: reachable ? "0" : "-1" },
   element("span", { class: "framepainter-chip-word", text: chip.word }), element("span", { class: "framepainter-chip-weight" }),
-  chip.steps ? element("span", { class: "framepainter-chip-steps", text: chip.steps.map((share) => `${Math.round(share * 100)}`).join("–") + " %" }) : null);
+  steps ? element("span", { class: "framepainter-chip-steps", text: `${steps} %` }) : null);
   showWeight(made, chip.weight ?? 1);
   return made;
 }
@@ -372,7 +383,8 @@ function showWeight(made, weight) {
 const sentence = (text) => text[0].toUpperCase() + text.slice(1);
 
 async function read(asked, signal) {
-  const answer = await api.fetchApi(PATH, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(asked), signal });
+  const headers = { "Content-Type": "application/json" };
+  const answer = await api.fetchApi(PATH, { method: "POST", headers, body: JSON.stringify(asked), signal });
   const found = await answer.json().catch(() => null);
   if (!answer.ok || !found) throw new Error(found?.error ?? `the server answers ${answer.status}`);
   return found;

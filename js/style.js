@@ -118,6 +118,7 @@ body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { col
 .framepainter-chip[data-list=edited]:not([aria-disabled]) { cursor: ew-resize; }
 .framepainter-chip[aria-disabled] { opacity: .6; cursor: default; }
 .framepainter-chip:focus-visible, .framepainter-words select:focus-visible, .framepainter-words input:focus-visible, .framepainter-words-text:focus-visible { outline: 2px solid var(--fp-text); outline-offset: 1px; }
+.framepainter-words-text:focus-visible { outline-offset: -2px; }
 .framepainter-legend { display: flex; flex-wrap: wrap; gap: 1px 6px; flex: none; font-size: 11px; color: var(--fp-quiet); }
 .framepainter-legend span::before { content: ""; display: inline-block; width: 10px; height: 10px; margin-right: 3px; border-radius: 3px; vertical-align: -1px; background: var(--fp-line); }
 .framepainter-legend [data-kind=swapped]::before { background: var(--fp-swapped); }

@@ -180,8 +180,9 @@ P2P_WORDS_NOTE = """\
 Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
 your own there.
 
-The field **words** of Prompt Edit, an entry a line: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc`
-holds the edit to where the disc is, `-@ground` would keep it away from the ground. **Words** shows what was understood.
+The words of **Prompt Edit** are chips: click one for where the edit may act, with Shift for where it may not, drag it sideways
+for a weight. *As text* shows the same: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc` holds the edit to
+where the disc is, `-@ground` would keep it away from the ground. **Words** shows what was understood.
 """
 P2P_TUNE_NOTE = """\
 ### Tune on a video, then edit it
