@@ -190,9 +190,8 @@ P2P_TUNE_NOTE = """\
 Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
 your own there.
 
-**Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. Cancel at any time and queue again to go
-on. The
-file that *Save Tuned Video* writes is read by *Load Tuned Video*.
+**Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. It shows the loss and, below, a preview while it
+trains. Cancel at any time and queue again to go on. The file that *Save Tuned Video* writes is read by *Load Tuned Video*.
 """
 P2P_LONG_NOTE = """\
 ### More than eight frames
