@@ -23,7 +23,7 @@ class MatchingAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="FramePainterMatchingAttention",
-            display_name="Matching Attention",
+            display_name="FramePainter Matching Attention",
             description="Ties edited tokens to source tokens in every spatial block of an SVD model. Load FramePainter "
                         "attaches it already; use this node to change it, or to add it to another SVD model.",
             search_aliases=["cross-frame attention", "reference attention"],

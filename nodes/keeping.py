@@ -166,7 +166,7 @@ class KeepUntouched(io.ComfyNode):
             display_name="Keep Untouched",
             description="Puts the edit back into the original picture at the original's size. What the mask leaves out keeps "
                         "its bits.",
-            search_aliases=["composite", "paste back", "uncrop"],
+            search_aliases=["composite", "paste back", "uncrop", "keep background", "inpaint"],
             inputs=[
                 io.Image.Input("original", tooltip="The picture before the edit, at its full size."),
                 io.Image.Input("edited", tooltip="The edited picture at any size of the same aspect ratio, such as the model's."),

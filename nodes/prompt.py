@@ -126,7 +126,8 @@ class PromptEdit(io.ComfyNode):
             display_name="Prompt Edit",
             description="Says what is to change in a video by two prompts: one that describes it, and one that describes the edit. "
                         "Words may be swapped, added, left out and weighed, all in one edit.",
-            search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "word swap", "attention reweighting"],
+            search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "video edit", "edit video by text", "word swap",
+                            "attention reweighting"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of a Stable Diffusion 1.x checkpoint."),
                 io.String.Input("source_text", multiline=True, dynamic_prompts=True, default="",

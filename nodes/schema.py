@@ -18,6 +18,16 @@ from ..host import report
 from ..host.outputs import shown
 
 CATEGORY = "FramePainter"
+# Menus by job; what is not named here edits pictures. Ids without the pack's prefix.
+JOBS = {
+    "training": ("BuildDataset", "ProceduralDataset", "DatasetPreview", "Train", "TrainMotionLora"),
+    "tools": ("Evaluate", "CorrespondenceMap", "Normality", "DifferenceMask", "WordMap", "SaveCheckpoint"),
+    "video": ("Video", "ReadVideo", "PlanClips", "PropagateEdit", "SaveVideo"),
+    "video/by first frame": ("SARP", "SourceConditioning", "InvertEDM", "SaveTrajectory", "LoadTrajectory", "EditedConditioning",
+                             "MatchAttention", "RecordAttention", "LoadMotionLora", "SaveMotionLora"),
+    "video/by words": ("LoadTextToImage", "VideoTextModel", "TuneOnVideo", "SaveTunedVideo", "LoadTunedVideo", "InvertDDIM",
+                       "NullText", "PromptEdit", "PromptAttention"),
+}
 EditSignalType = io.Custom("EDIT_SIGNAL")
 FramePainterType = io.Custom("FRAMEPAINTER")
 TrajectoryType = io.Custom("TRAJECTORY")
@@ -31,7 +41,9 @@ _KNOWN = {f.name for f in fields(io.Schema)}
 
 def schema(**settings: Any) -> io.Schema:
     """io.Schema without the fields that an older host does not have (search_aliases, for one)."""
-    return io.Schema(category=CATEGORY, **{k: v for k, v in settings.items() if k in _KNOWN})
+    node = settings["node_id"].removeprefix(CATEGORY)
+    job = next((job for job, ids in JOBS.items() if node in ids), "edit")
+    return io.Schema(category=f"{CATEGORY}/{job}", **{k: v for k, v in settings.items() if k in _KNOWN})
 
 
 # Inputs that make use of a fourth channel.

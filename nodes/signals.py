@@ -37,7 +37,7 @@ class SketchSignal(io.ComfyNode):
             display_name="Sketch Signal",
             description="Turns a drawing into FramePainter's editing signal: strokes of any colour, on any ground, over "
                         "the picture, or as a mask.",
-            search_aliases=["scribble", "draw", "sketch control"],
+            search_aliases=["scribble", "draw", "sketch control", "image edit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("sketch", optional=True,
@@ -159,7 +159,8 @@ class CoarseEditSignal(io.ComfyNode):
             display_name="Coarse Edit Signal",
             description="Takes a roughly edited picture, parts moved, scaled, turned, copied or removed here or by any tool, "
                         "as editing signal. For models trained on coarse edits.",
-            search_aliases=["collage", "cut and paste", "cut and drag", "magic fixup"],
+            search_aliases=["collage", "cut and paste", "cut and drag", "magic fixup", "erase", "remove object",
+                            "move object", "lasso"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("edited", optional=True,
@@ -241,7 +242,7 @@ class DragSignal(io.ComfyNode):
             node_id="FramePainterDragSignal",
             display_name="Drag Signal",
             description="Points of the picture and the places they move to, as an editing signal.",
-            search_aliases=["drag points", "dragdiffusion"],
+            search_aliases=["drag points", "dragdiffusion", "move object", "drag edit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("picture", tooltip="The source picture; the points are pixels of it."),

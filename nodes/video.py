@@ -164,7 +164,7 @@ class PropagateEdit(io.ComfyNode):
             description="Carries an edited first frame through a video of any length (I2VEdit). Every stage is kept on the disk: "
                         "cancel and queue again to go on, or queue another edit of the same video, which shares training and "
                         "inversion.",
-            search_aliases=["i2vedit", "video editing", "first frame"],
+            search_aliases=["i2vedit", "video edit", "edit video", "video editing", "first frame"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="Stable Video Diffusion. It is not changed."),
