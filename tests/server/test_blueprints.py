@@ -1,4 +1,4 @@
-"""Blueprints: a whole edit as one node, served by ComfyUI, and the same edit as in the example that it was written from."""
+"""What the pack serves beside its nodes: blueprints, a whole edit as one node, the same as in its example; names in other languages."""
 
 from __future__ import annotations
 
@@ -65,6 +65,13 @@ def test_is_served_and_runs_what_its_example_runs(server, tool, name: str):
     assert gives and all(source in request for source, _ in gives.values())
     face = content(name)["nodes"][0]["properties"]["proxyWidgets"]
     assert all(widget in examples.widget_names(definitions[request[node]["class_type"]]) for node, widget in face)
+
+
+def test_names_in_other_languages_are_served(server):
+    served = json.loads(server._request("/i18n"))
+    for language in ("en", "zh", "ja", "de"):
+        file = examples.ROOT / "locales" / language / "nodeDefs.json"
+        assert served[language]["nodeDefs"] == json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_a_run_gives_what_the_example_gives(lab):
