@@ -1,4 +1,4 @@
-"""What the pack serves beside its nodes: blueprints, a whole edit as one node, the same as in its example; names in other languages."""
+"""What the pack serves beside its nodes: blueprints, each the same edit as its example, and names in other languages."""
 
 from __future__ import annotations
 
