@@ -1,4 +1,5 @@
 import { api } from "../../scripts/api.js";
+import { explain, legend, PROMPTS, showWeight, stateField, weightField, wordRow } from "./chip_parts.js";
 import { button, element } from "./editor/dom.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
 import { originOf } from "./picture.js";
@@ -10,11 +11,7 @@ const MIN_WIDTH = 300, MIN_HEIGHT = 200;
 /** How often a node looks at its prompts: other widgets do not tell when they are typed in. */
 const LOOK_MS = 250, RETRY_MS = 4000;
 const DRAG_FROM = 4;  // pixels; less is a click
-const NEAR = 15;  // tokens to the limit from where they are counted on the node
 const STEP = 0.1, LARGE_STEP = 1;
-const LABELS = { source: "Source", edited: "Edited" };
-const PROMPTS = { source: "source_text", edited: "edited_text" };
-const LEGEND = { kept: "kept", swapped: "swapped", added: "added", removed: "left out", blend: "acts here", away: "not here" };
 const BY_TEXT = "Name words as text, for instance “dog *2”.";
 const HELP = "Click a word: the edit may act where it looks; with Shift: it may not. Drag an edited word sideways, or press up and "
            + "down, for its weight. Double click or Delete takes everything back.";
@@ -48,8 +45,7 @@ class WordsWidget extends NodeWidget {
     } });
     this.field = element("textarea", { class: "framepainter-words-text", spellcheck: "false", "aria-label": "Words by hand, as text",
       placeholder: "dog *2\n@dog\ncat > dog", on: { input: () => this.write(this.field.value, false), change: remember } });
-    this.legend = element("div", { class: "framepainter-legend", "aria-hidden": "true" },
-      ...Object.entries(LEGEND).map(([kind, text]) => element("span", { "data-kind": kind, text })));
+    this.legend = legend();
     this.status = element("div", { class: "framepainter-status", role: "status" });
     this.detail = element("div", { class: "framepainter-detail" });
     this.switch = button({ text: "As text", id: "text", run: () => this.#toggle() });
@@ -287,29 +283,15 @@ class WordsWidget extends NodeWidget {
     this.field.hidden = !typed || Boolean(linked);
     this.legend.hidden = typed;
     if (this.field.value !== this.text) this.field.value = this.text;
-    this.rows.replaceChildren(...(reading ? LISTS.map((list) => this.#row(list)) : []));
+    this.rows.replaceChildren(...(reading ? LISTS.map((list) => wordRow(reading, list, this.picked, this.#open)) : []));
     if (held) this.rows.querySelector(`[data-list=${held.list}][data-at="${held.at}"]`)?.focus({ preventScroll: true });
     this.painting = false;
     this.switch.firstChild.textContent = typed ? "As chips" : "As text";
     this.switch.hidden = !reading;
     this.reset.disabled = !this.text || Boolean(linked);
-    const all = reading ? LISTS.flatMap((list) => chipsOf(reading, list)) : [];
-    const seen = new Set(all.flatMap((chip) => [chip.kind, chip.blend && "blend", chip.away && "away"]));
-    for (const entry of this.legend.children) entry.hidden = !seen.has(entry.dataset.kind);
+    explain(this.legend, reading);
     this.#paintStatus();
     this.#paintDetail();
-  }
-
-  #row(list) {
-    const { reading } = this, { tokens } = reading[list], chips = chipsOf(reading, list);
-    const here = chips.find(({ at }) => this.picked?.list === list && this.picked.at === at) ?? chips[0];
-    const made = chips.map((chip) => chipElement(chip, describe(chip, reading), chip === here, this.#open));
-    const over = tokens > reading.limit, near = tokens > reading.limit - NEAR;
-    return element("div", { class: "framepainter-word-row", role: "group", "aria-label": `Words of the ${list} prompt` },
-      element("div", { class: "framepainter-word-side", "data-level": over ? "warn" : null,
-                       title: `${tokens} of at most ${reading.limit} tokens` },
-        element("b", { text: LABELS[list] }), element("span", { text: near ? `${tokens} of ${reading.limit} tokens` : "" })),
-      element("div", { class: "framepainter-chips" }, ...(made.length ? made : [element("i", { text: `${PROMPTS[list]} is empty` })])));
   }
 
   #paintStatus() {
@@ -332,29 +314,13 @@ class WordsWidget extends NodeWidget {
       this.detail.replaceChildren(element("span", { text: this.hint(chip) }));
       return;
     }
-    this.detail.replaceChildren(this.#states(chip), element("input", { type: "number", step: STEP, value: chip.weight,
-      "aria-label": `Weight of ${chip.word}`, title: `Weight of “${chip.word}”`,
-      on: { change: (event) => this.#weigh(chip, event.target.valueAsNumber), keydown: (event) => event.stopPropagation() } }));
+    this.detail.replaceChildren(stateField(chip, this.reading, (value) => this.#choose(chip, value)),
+                                weightField(chip, STEP, (weight) => this.#weigh(chip, weight)));
   }
 
   hint(chip) {
     if (chip) return describe(chip, this.reading);
     return this.field.hidden ? "Click: edit acts here. Drag: weight." : "An entry a line.";
-  }
-
-  /** What an edited word is to the source: found automatically, added, or in the place of one of its words. */
-  #states(chip) {
-    const entry = this.reading.said.edited.find(({ at }) => at === chip.at), hand = entry?.state;
-    const now = hand === "swapped" ? `from ${entry.from?.length === 1 ? entry.from[0] : "more"}` : hand ?? "automatic";
-    const { words } = this.reading.source, others = chip.partners.map((n) => words[n]).join(" ");
-    const found = chip.kind === "swapped" ? `${others} > ${chip.word}` : chip.kind;
-    const options = [["automatic", now === "automatic" ? `automatic: ${found}` : "automatic"], ["added", `${chip.word}: added`],
-                     ...(now === "kept" ? [["kept", `${chip.word}: kept`]] : []),
-                     ...(now === "from more" ? [["from more", `${others} > ${chip.word}`]] : []),
-                     ...chipsOf(this.reading, "source").map(({ at, word }) => [`from ${at}`, `${word} > ${chip.word}`])];
-    return element("select", { "aria-label": `What ${chip.word} is`, title: `What “${chip.word}” is to the source prompt`, on: {
-      change: (event) => this.#choose(chip, event.target.value), keydown: (event) => event.stopPropagation(),
-    } }, ...options.map(([value, text]) => element("option", { value, text, selected: value === now })));
   }
 
   #choose(chip, value) {
@@ -363,21 +329,6 @@ class WordsWidget extends NodeWidget {
     else if (value === "automatic") this.#say([chip], { state: undefined, from: undefined });
     else if (value !== "from more") this.#say([chip], { state: value, from: undefined });
   }
-}
-
-function chipElement(chip, label, reachable, open) {
-  const steps = chip.steps?.map((share) => Math.round(share * 100)).join("–");
-  const made = element("button", { type: "button", class: "framepainter-chip", "data-list": chip.list, "data-at": chip.at,
-    "data-kind": chip.kind, "data-area": chip.away ? "away" : chip.blend ? "blend" : null, "aria-label": label, "aria-pressed": String(chip.blend),
-    "aria-disabled": open ? null : "true", tabindex: reachable ? "0" : "-1" },
-  element("span", { class: "framepainter-chip-word", text: chip.word }), element("span", { class: "framepainter-chip-weight" }),
-  steps ? element("span", { class: "framepainter-chip-steps", text: `${steps} %` }) : null);
-  showWeight(made, chip.weight ?? 1);
-  return made;
-}
-
-function showWeight(made, weight) {
-  made.querySelector(".framepainter-chip-weight").textContent = weight === 1 && !("dragged" in made.dataset) ? "" : `×${weight}`;
 }
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1);

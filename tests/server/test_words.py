@@ -27,6 +27,8 @@ LINK = """type => {
   window.__linked = text.id
 }"""
 
+ANSWERS = "texts => Promise.all(texts.map(async t => (await fetch('/framepainter/words', {method: 'POST', body: t})).status))"
+
 
 class Chips:
     def __init__(self, canvas):
@@ -98,6 +100,13 @@ def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, by_t
         canvas.page.screenshot(path=artefact(f"words_{'vue' if vue else 'classic'}.png"))
         canvas.page.keyboard.press("Delete")
         assert chips.text() == wanted and len(canvas.nodes()) == len(content["nodes"])
+        # What a word is, by the list below.
+        chips.chip("edited", "blue").focus()
+        chips.root.locator("select").select_option("added")
+        chips.wait("edited", "blue, added, weight 2", "added")
+        chips.root.locator("select").select_option("automatic")
+        chips.wait("edited", "blue, takes the place of red, weight 2", "swapped")
+        assert chips.text() == wanted
         # By double click, and back by the page's own undo, which makes the node again.
         chips.chip("edited", "blue").dblclick()
         assert set(chips.said()["edited"]) == {"disc"}
@@ -112,6 +121,7 @@ def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, by_t
         assert examples.inputs(examples.prompt("video_p2p_words"), NODE)["words"] == typed
         assert torch.equal(by_chips, by_text)
 
+        assert canvas.page.evaluate(ANSWERS, ["{", "3", '{"source": 3}', "[" * 100_000, "{}"]) == [400, 400, 400, 400, 200]
         # Prompts that change under the chips, and prompts that the page cannot know.
         canvas.set_widget(NODE, edited_text="a blue square on a green ground")
         chips.root.locator(".framepainter-status", has_text="'disc' was chosen").wait_for()
