@@ -40,6 +40,23 @@ def svd_layout(model: ModelPatcher) -> diffusers_svd.Layout:
     return layout
 
 
+def check_embedding(model: ModelPatcher, conditioning: list, name: str) -> None:
+    """Refuse a CONDITIONING that another network's encoder has made.
+
+    Args:
+        name: of the node's input, for the message.
+
+    Raises:
+        WrongModel: its embeddings have other channels than the network's cross-attention takes, or no tokens.
+    """
+    width = model.model.model_config.unet_config.get("context_dim")
+    for embedding, *_ in conditioning:
+        shape = list(getattr(embedding, "shape", ()))
+        if len(shape) != 3 or 0 in shape or isinstance(width, int) and shape[-1] != width:
+            raise WrongModel(f"'{name}' holds an embedding of shape {shape}; 'model' takes [1, tokens, {width}]. Connect the "
+                             "conditioning that was made with this model's own encoder.")
+
+
 def set_trained(network: nn.Module, trained: Trained) -> None:
     """Note on a network itself how it was trained; every patcher that shares the network then knows."""
     network.framepainter_trained = trained

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.attention.align import TOKENS, Prompt, WordError
 from ..core.attention.edit import Edit
+from ..core.names import printable
 
 ENCODER = "l"  # the host's name for the text encoder of Stable Diffusion 1.x
 
@@ -43,6 +44,8 @@ def read_prompt(clip: Any, text: str, name: str) -> Prompt:
     Raises:
         WordError: another kind of text encoder, or a prompt whose words cannot be told from its tokens.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise WordError(f"'{name}' has half of a character in it: {printable(text)}. Write it again with whole ones.")
     chunks = clip.tokenize(text)
     if set(chunks) != {ENCODER}:
         raise WordError(f"'clip' has the text encoders {', '.join(sorted(chunks))}; words can be aligned with that of Stable "

@@ -101,11 +101,14 @@ def _in_form(node_id: str, socket: Any, value: Any) -> Any:
         return value
     mend = node_id not in JUDGES
     if isinstance(socket, io.Mask.Input):
-        value, lost = as_masks(value, socket.id, mend)
-    else:
-        value, lost = as_pictures(value, socket.id, (node_id, socket.id) in ALPHA_COUNTS, mend)
+        return warned(socket.id, *as_masks(value, socket.id, mend))
+    return warned(socket.id, *as_pictures(value, socket.id, (node_id, socket.id) in ALPHA_COUNTS, mend))
+
+
+def warned(name: str, value: Tensor, lost: int) -> Tensor:
+    """Pictures or masks in form; says how many of their values were lost."""
     if lost:
-        report.warn(f"'{socket.id}' has {lost} values that are not finite (NaN or infinite); they count as 0. The node that "
+        report.warn(f"'{name}' has {lost} values that are not finite (NaN or infinite); they count as 0. The node that "
                     "made it has failed there: look at its result with Preview Image.")
     return value
 

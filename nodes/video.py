@@ -7,6 +7,7 @@ from pathlib import Path
 
 from comfy_api.latest import InputImpl, io, ui
 
+from ..core.images import as_pictures
 from ..core.training.motion_lora.presets import MotionSettings
 from ..core.video import clips, reading
 from ..core.video.drift import picture as drift_picture
@@ -18,7 +19,7 @@ from ..host.attention.injection_run import Settings
 from ..host.outputs import output, result_of
 from ..host.video import propagate, saving
 from .injection import PRESETS
-from .schema import advanced, check_choice, schema
+from .schema import advanced, check_choice, schema, warned
 
 ClipPlanType = io.Custom("CLIP_PLAN")
 JOBS = "framepainter_video"
@@ -72,7 +73,8 @@ class ReadVideo(io.ComfyNode):
                                      report.Steps(1).reach)
             else:  # made by nodes, at an even rate
                 parts = video.get_components()
-                found = reading.take(parts.images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size,
+                images = warned("video", *as_pictures(parts.images, "video"))
+                found = reading.take(images, float(parts.frame_rate), _sound(parts.audio), fps, start, end, even_size,
                                      longer_side)
         except VideoError as error:
             raise ValueError(f"'{name}' {error}. If it plays elsewhere, convert it; else copy it again.") from None

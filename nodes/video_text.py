@@ -10,6 +10,7 @@ from ..core.training.one_shot.presets import PRECISIONS, PRESETS, choose
 from ..host.attention.inflated import Settings, check_model, inflate
 from ..host.conditioning import check_latent
 from ..host.inversion.ddim import text_of
+from ..host.network import check_embedding
 from ..host.outputs import new_file, output, saved_names, saved_path
 from ..host.training.one_shot import OneShotInputs
 from ..host.training.tune_on_video import tune
@@ -127,6 +128,7 @@ class TuneOnVideo(io.ComfyNode):
             raise ValueError(f"'preview_every' is {preview_every}, but no 'vae' is connected to decode previews. Connect the "
                              "checkpoint's VAE, or set it to 0.")
         inputs = OneShotInputs(model, text_of(positive, "positive"), frames, vae)
+        check_embedding(model, positive, "positive")
         made = tune(inputs, settings, output() / RUNS,
                     Settings(window=window, streamed=streamed))
         return io.NodeOutput(made.model, made.trained, made.curve, made.report, made.previews)

@@ -209,8 +209,9 @@ def take(frames: Tensor, fps: float, sound: Sound | None, rate: float = -1.0, st
 
 def _finished(frames: Tensor, fps: float, sound: Sound | None, even_size: bool, notes: list[str]) -> Video:
     height, width = frames.shape[1:3]
-    if even_size and (height % 2 or width % 2):
-        frames = frames[:, :height - height % 2, :width - width % 2]
+    even = [side - side % 2 if side > 1 else side for side in (height, width)]  # a line of one pixel has no even part
+    if even_size and even != [height, width]:
+        frames = frames[:, :even[0], :even[1]]
         notes.append(f"{width} x {height} pixels became {frames.shape[2]} x {frames.shape[1]}; h264 has even sizes only")
     return Video(frames, fps, sound, notes)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.attention.correspondence import SiteAttention
 from .. import keys
+from ..network import check_embedding
 
 
 def look(model: ModelPatcher, positive: list, latent: Tensor, sigma: float, seed: int) -> dict[str, SiteAttention]:
@@ -24,6 +25,7 @@ def look(model: ModelPatcher, positive: list, latent: Tensor, sigma: float, seed
     Returns:
         Spatial block path -> its attention of the last frame to frame 0; empty if the model has no such branch.
     """
+    check_embedding(model, positive, "positive")
     seen: dict[str, SiteAttention] = {}
 
     def record(site: str, q: Tensor, k: Tensor, heads: int, options: dict) -> None:

@@ -28,7 +28,7 @@ from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
 from ..identity import made_by, model_digest
-from ..network import svd_layout
+from ..network import check_embedding, svd_layout
 from ..report import warn
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
@@ -199,6 +199,7 @@ def measure(model: ModelPatcher, positive: list, latent: Tensor, steps: Iterable
     Args:
         latent: (T, 4, h, w) the finished edit, as the sampler returns it.
     """
+    check_embedding(model, positive, "positive")
     found = read_out_of(model)[1].trajectory
 
     def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,

@@ -26,6 +26,7 @@ from ...core.inversion.trajectory import SourceConditioning, Trajectory, Traject
 from .. import report
 from ..attention.inflated import network_digest
 from ..conditioning import check_latent
+from ..network import check_embedding
 from ..training.inflated import copy_of
 from ..training.run import differentiable, free_device
 from .kept import Start, run_kept
@@ -65,6 +66,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
     """
     identity = network_digest(model)
     source = SourceConditioning(text_of(positive, "positive"), torch.zeros(0), {})
+    check_embedding(model, positive, "positive")
     try:
         sigmas = Schedule(steps).sigmas
     except ValueError as error:
@@ -119,6 +121,7 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
         raise TrajectoryError("'trajectory' was made with another model than 'model'. Connect the model that went "
                               "into Invert DDIM, or invert again.")
     trajectory, empty = latents_of(found), text_of(negative, "negative")
+    check_embedding(model, negative, "negative")
     key = digest(identity, found.states, found.conditioning.embedding, empty, settings, precision)
     path = None if folder is None else folder / f"{key}.null_text{PARTIAL}.safetensors"
     state = _resume(path, key)

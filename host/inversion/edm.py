@@ -19,7 +19,7 @@ from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from ..conditioning import check_latent
 from ..earlier import sampled_digest
 from ..identity import model_digest
-from ..network import svd_layout
+from ..network import check_embedding, svd_layout
 from ..source import source_of
 from .kept import Start, run_kept
 
@@ -41,6 +41,7 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], sigmas: 
     svd_layout(model)
     samples = check_latent(latent)
     source = source_of(positive, len(samples))
+    check_embedding(model, positive, "positive")
     levels_down = tuple(float(s) for s in sigmas)
     try:
         levels = inversion_levels(levels_down)

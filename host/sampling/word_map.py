@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import keys
 from ..attention.inflated import check_model
+from ..network import check_embedding
 from .edit_run import Plan, ReadOut
 from .video_p2p import Attached, read_out_of
 
@@ -44,6 +45,7 @@ def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any]) -> tu
 
 def _look_again(model: ModelPatcher, plan: Plan, positive: list, samples: Tensor) -> None:
     """Show the network the edit with the noise that the source has at some steps; where words look then fills the read-out."""
+    check_embedding(model, positive, "positive")
     model = model.clone()
     model.set_attachments(keys.PROMPT_EDIT, Attached(plan, lambda text: None))  # this is no edit of which to warn
     levels = torch.as_tensor(plan.trajectory.sigmas if plan.trajectory is not None else

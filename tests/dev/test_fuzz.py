@@ -112,6 +112,38 @@ def test_a_number_out_of_bounds_is_refused_by_every_node(pack, value):
         node.execute(torch.rand(1, 8, 8, 3), 0.1, 0.1, 0, -1, mask=mask)
 
 
+def test_frames_of_a_video_that_nodes_made_are_pictures_like_others(pack, caplog):
+    from fractions import Fraction
+
+    from comfy_api.latest import InputImpl, Types
+
+    node = next(n for n in pack("nodes").NODES if n.__name__ == "ReadVideo")
+    frames = torch.rand(3, 1, 9, 3)
+    frames[1, 0, 0, 0] = float("nan")
+    video = InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=None, frame_rate=Fraction(8)))
+    found = node.execute(video, -1.0, 0.0, -1.0, True).args[0]
+    assert found.shape == (3, 1, 8, 3) and found.isfinite().all()
+    assert "Read Video: 'video' has 1 values that are not finite" in caplog.text
+
+
+def test_half_a_character_in_a_prompt_is_named(pack):
+    error = pack("core.attention.align").WordError
+    with pytest.raises(error, match=r"'edited_text' has half of a character in it: a \\ud800"):
+        pack("host.text").read_prompt(None, "a \ud800", "edited_text")
+
+
+@pytest.mark.parametrize("shape", [(1, 77, 8), (1, 0, 16), (77, 16)])
+def test_another_encoders_conditioning_is_refused(pack, shape):
+    """It ended within the network, whose matrices did not fit."""
+    from types import SimpleNamespace
+
+    network = pack("host.network")
+    model = SimpleNamespace(model=SimpleNamespace(model_config=SimpleNamespace(unet_config={"context_dim": 16})))
+    network.check_embedding(model, [[torch.zeros(1, 3, 16), {}]], "positive")
+    with pytest.raises(network.WrongModel, match=r"'positive' holds an embedding of shape .*takes \[1, tokens, 16\]"):
+        network.check_embedding(model, [[torch.zeros(shape), {}]], "positive")
+
+
 def test_loading_a_model_leaves_torchs_generator(pack):
     node = next(n for n in pack("nodes").NODES if n.__name__ == "LoadSmallTextToImage")
     before = torch.get_rng_state()

@@ -90,7 +90,7 @@ class Values:
             return self.choice(socket)
         if kind == "STRING":
             return self.text(socket.id)
-        return getattr(self, kind.lower(), self.tracks)()
+        return self.tracks() if kind == "COMFY_MULTITYPED_V3" else getattr(self, kind.lower())()
 
     # Widgets ----------------------------------------------------------------------------------------------
 
