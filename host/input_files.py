@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.picture_file import read_picture
+from .outputs import shown
 
 Kind = Literal["image", "video"]
 EXAMPLES = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
@@ -32,17 +33,23 @@ def find(name: str) -> Path:
     Raises:
         FileNotFoundError: there is none, or not within the folders that it may lie in; the text says what to do.
     """
-    if name.endswith(MARK):
-        path = EXAMPLES / Path(name.removesuffix(MARK)).name
-    else:
-        path = Path(folder_paths.get_annotated_filepath(name)).resolve()
-        folders = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
-        if not any(path.is_relative_to(Path(folder).resolve()) for folder in folders):
-            path = EXAMPLES / "outside"
-    if not path.is_file():
-        raise FileNotFoundError(f"'{name}' is neither in the input folder nor one of the examples. Press R to refresh the list "
+    try:
+        path = _place(name)
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL character; links in a circle
+        found = False
+    if not found:
+        raise FileNotFoundError(f"{shown(name)} is neither in the input folder nor one of the examples. Press R to refresh the list "
                                 "and choose a file, or upload it with the node's button.")
     return path
+
+
+def _place(name: str) -> Path:
+    if name.endswith(MARK):
+        return EXAMPLES / Path(name.removesuffix(MARK)).name
+    path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+    folders = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
+    return path if any(path.is_relative_to(Path(folder).resolve()) for folder in folders) else EXAMPLES / "outside"
 
 
 def picture(name: str) -> tuple[Tensor, Tensor]:
@@ -52,7 +59,11 @@ def picture(name: str) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(np.ascontiguousarray(read_picture(path)))[None], torch.zeros(1, NO_MASK, NO_MASK)
     from nodes import LoadImage  # the host's module, which is heavy and needed by a server alone
 
-    return LoadImage().load_image(name)
+    try:
+        return LoadImage().load_image(name)
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise ValueError(f"{shown(name)} cannot be read as a picture ({type(error).__name__}: {error}). Save it again in another "
+                         "format, or choose another file.") from None
 
 
 def video(name: str) -> Any:

@@ -49,6 +49,8 @@ def check_embedding(model: ModelPatcher, conditioning: list, name: str) -> None:
     Raises:
         WrongModel: its embeddings have other channels than the network's cross-attention takes, or no tokens.
     """
+    if not conditioning:
+        raise WrongModel(f"'{name}' is empty. Connect a conditioning.")
     width = model.model.model_config.unet_config.get("context_dim")
     for embedding, *_ in conditioning:
         shape = list(getattr(embedding, "shape", ()))

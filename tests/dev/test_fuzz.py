@@ -126,6 +126,12 @@ def test_frames_of_a_video_that_nodes_made_are_pictures_like_others(pack, caplog
     assert "Read Video: 'video' has 1 values that are not finite" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["x\0y", "a" * 300, "x\0.png [example]"])
+def test_a_picture_s_name_that_no_file_can_have(pack, name):
+    with pytest.raises(FileNotFoundError, match="is neither in the input folder nor one of the examples"):
+        pack("host.input_files").find(name)
+
+
 def test_half_a_character_in_a_prompt_is_named(pack):
     error = pack("core.attention.align").WordError
     with pytest.raises(error, match=r"'edited_text' has half of a character in it: a \\ud800"):

@@ -195,6 +195,6 @@ def mutated(value: Any, dice: random.Random) -> Any:
         if kind < 0.3:
             return value[:place] + [value[place]] * dice.choice((2, 30)) + value[place:]
         return value[:place] + [mutated(value[place], dice)] + value[place + 1:]
-    if isinstance(value, bool | None | str | list | dict) or dice.random() < 0.4:
+    if isinstance(value, bool | None | str | list | dict) or abs(value) > 2**64 or dice.random() < 0.4:
         return dice.choice(LEAVES)
     return dice.choice((-value, value * 1e6, value + 0.5, dice.uniform(-100, 100), dice.choice(LENGTHS), 0))

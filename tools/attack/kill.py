@@ -161,7 +161,10 @@ class Kill:
                 print(f"killed in {next(iter(left))}", flush=True)
         with self.server("killed") as server:
             for name in self.jobs:
-                server.run(self.jobs[name], RUN_S)
+                try:
+                    server.run(self.jobs[name], RUN_S)
+                except hosting.ServerProblem as problem:  # refused or failed on what the kills have left
+                    self.faults.append(f"{name}: {problem}")
         self._compare()
         shutil.rmtree(self.place / "killed")
         return killed
@@ -171,6 +174,8 @@ class Kill:
             server.wait(prompt, 0.0)
         except hosting.RunTimedOut:
             return False
+        except hosting.RunFailed as problem:
+            self.faults.append(f"{name}: {problem}")
         return True
 
     def _compare(self) -> None:

@@ -230,8 +230,7 @@ class Values:
         if dropped:
             dropped.pop(self.dice.choice(sorted(dropped)))
         return self.dice.choice(([], value * 2, [[embedding, dropped]], [[embedding * float("nan"), settings]], [[embedding, {}]],
-                                 [[embedding[..., :-1], settings]], [[embedding[:, :0], settings]],
-                                 [[embedding, {**settings, "control": None, "area": (4, 4, 0, 0)}]]))
+                                 [[embedding[..., :-1], settings]], [[embedding[:, :0], settings]]))
 
     def latent(self) -> Any:
         sound = (self.stock.source[1], self.stock.edit[2], self.stock.edm[0]) if self.family == "svd" else (
