@@ -39,8 +39,8 @@ def find(name: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # too long; a NUL character; links in a circle
         found = False
     if not found:
-        raise FileNotFoundError(f"{shown(name)} is neither in the input folder nor one of the examples. Press R to refresh the list "
-                                "and choose a file, or upload it with the node's button.")
+        raise FileNotFoundError(f"{shown(name)} is neither in the input folder nor one of the examples. Press R to refresh the "
+                                "list and choose a file, or upload it with the node's button.")
     return path
 
 
