@@ -27,6 +27,7 @@ from ..core.digest import checksum
 from . import keys
 from .earlier import sampled_digest
 from .network import UNET
+from .savings import Saving
 
 OURS = __name__.rsplit(".", 2)[0] + "."
 HOST = Path(comfy.model_patcher.__file__).resolve().parents[1]
@@ -121,8 +122,11 @@ def precision_of(model: ModelPatcher) -> str:
 
 def _patches(model: ModelPatcher) -> dict[str, Any]:
     """All that a ModelPatcher holds besides weights and weight patches, empty containers left out."""
-    parts = {"objects": model.object_patches, "options": model.model_options, "wrappers": model.wrappers,
-             "callbacks": model.callbacks, "injections": model.injections, "models": model.additional_models,
+    # Savings change the way to a result and not the result.
+    objects = {name: patch for name, patch in model.object_patches.items() if not isinstance(patch, Saving)}
+    callbacks = {kind: {k: c for k, c in found.items() if k != keys.SAVINGS} for kind, found in model.callbacks.items()}
+    parts = {"objects": objects, "options": model.model_options, "wrappers": model.wrappers,
+             "callbacks": callbacks, "injections": model.injections, "models": model.additional_models,
              "weight wrappers": getattr(model, "weight_wrapper_patches", None), "hooks": getattr(model, "forced_hooks", None),
              "attachments": {k: v for k, v in model.attachments.items() if str(k).startswith(keys.PREFIX)},
              "layers": dict(_put_in_place(model))}
@@ -134,6 +138,7 @@ def _put_in_place(model: ModelPatcher) -> Iterable[tuple[str, Any]]:
     for name, module in model.model.named_modules():
         forward = vars(module).get("forward")
         own = getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+        own = own or isinstance(forward, Saving)
         if forward is not None and not own and f"{name}.forward" not in model.object_patches_backup:
             yield f"{name}.forward", forward
         if hooks := _hooks(module):

@@ -73,8 +73,13 @@ class _Residual(nn.Module):
         self.conv2 = ops.Conv2d(outer, outer, 3, padding=1, **kw)
         self.conv_shortcut = ops.Conv2d(inner, outer, 1, **kw) if inner != outer else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+    def before_embedding(self, x: Tensor) -> Tensor:
+        """The part that does not see the noise level."""
+        return self.conv1(F.silu(self.norm1(x)))
+
+    def forward(self, x: Tensor, embedding: Tensor, h: Tensor | None = None) -> Tensor:
+        """h: what `before_embedding` made of x, if it is known."""
+        h = self.before_embedding(x) if h is None else h
         h = h + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -125,18 +130,25 @@ class ControlEncoder(nn.Module):
             ops.Conv2d(e, widths.out, 1, **kw),
         ])
 
-    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+    def begin(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of the encoding that is the same at every noise level, a third of its arithmetic: the stem's features, and
+        the first residual block up to its noise-level embedding, both (N, C, H/2, W/2)."""
+        h = self.embedding(images)
+        return h, self.down_res[0].before_embedding(h)
+
+    def forward(self, images: Tensor, t: Tensor, begun: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Encode control frames.
 
         Args:
             images: (N, 3, H, W) in [0, 1], light strokes on black.
             t: (N,) the network's noise-level input, 0.25 * ln(sigma).
+            begun: what `begin` made of these images, if it is known.
 
         Returns:
             (N, C, H/8, W/8), rounded up.
         """
         embedding = self.time_embedding(sinusoidal_embedding(t, self.widths.projection).to(images.dtype))
-        h = self.embedding(images)
+        h, first = self.begin(images) if begun is None else begun
         for residual, down in zip(self.down_res, self.down_sample, strict=True):
-            h = down(residual(h, embedding))
+            h, first = down(residual(h, embedding, first)), None
         return self.mid_convs[1](h + self.mid_convs[0](h))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...core.weights import framepainter
 from .. import keys
-from ..network import unet_shapes
+from ..network import frames_in, unet_shapes
+from ..savings import switched_on
 
 
 def drop(model: ModelPatcher, kind: str, *owners: type) -> None:
@@ -54,7 +55,8 @@ class _Marked:
         self.forward, self.site, self.block = forward, site, block
 
     def __call__(self, *args: Any, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
-        marked = {**(transformer_options or {}), keys.SITE: self.site, keys.BLOCK: self.block}
+        given = transformer_options or {}
+        marked = {**given, keys.SITE: self.site, keys.BLOCK: self.block, keys.OUTER: given}
         out = self.forward(*args, transformer_options=marked, **kwargs)
         for patch in marked.get("patches", {}).get(keys.BLOCK_OUTPUT, ()):
             out = patch(out, marked)
@@ -84,12 +86,33 @@ def _mark_copied_blocks(model: ModelPatcher, clone: ModelPatcher) -> None:
 
 
 class NormedInput(WeightsPatch):
-    """attn1_patch: leaves the block's normalised input for the output patch of the same block, and changes nothing."""
+    """attn1_patch: leaves the block's normalised input for the output patch of the same block.
+
+    Where that patch replaces the self-attention of all frames but the first, and nobody else looks at it, only the first frame's is
+    computed.
+    """
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def __call__(self, normed: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
-        if keys.SITE in options:
-            options[keys.NORMED] = normed
-        return normed, context, value
+        if keys.SITE not in options:
+            return normed, context, value
+        options[keys.NORMED] = normed
+        frames = frames_in(len(normed), options)
+        if frames < 2 or not (normed is context is value) or not self._first_frame_suffices(options):
+            return normed, context, value
+        options[keys.ALONE] = True
+        first = normed[::frames]
+        return first, first, first
+
+    def _first_frame_suffices(self, options: dict) -> bool:
+        outer = options.get(keys.OUTER)
+        if outer is None or not switched_on():
+            return False
+        attention = options[keys.BLOCK].attn1
+        patches, replaced = outer.get("patches", {}), outer.get("patches_replace", {}).get("attn1")
+        looked_at = replaced or {keys.PASS, keys.MEMORY, "optimized_attention_override"} & options.keys()
+        return (not looked_at and patches["attn1_patch"][-1] is self
+                and getattr(patches["attn1_output_patch"][0], "keeps_first_frame_alone", False)
+                and getattr(attention.forward, "__self__", None) is attention)

@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.weights import framepainter
-from .. import keys
+from .. import keys, savings
 from ..network import WrongModel, frames_in, svd_layout, unet_shapes
 from .blocks import NormedInput, WeightsPatch, drop, mark_spatial_blocks
 
@@ -60,12 +60,17 @@ class CrossFramePatch(WeightsPatch):
         super().__init__(None)
         self.strength = strength
 
+    @property
+    def keeps_first_frame_alone(self) -> bool:
+        """Whether nothing of the later frames' self-attention is left in the result."""
+        return self.strength == 1.0
+
     def __call__(self, out: Tensor, options: dict) -> Tensor:
         site = options.get(keys.SITE)
         if site is None:
             return out
         normed = options.pop(keys.NORMED)
-        frames = frames_in(out.shape[0], options)
+        frames = frames_in(len(normed), options)
         if frames < 2:
             return out
         video = normed.reshape(-1, frames, *normed.shape[1:])  # (B, T, L, C)
@@ -77,6 +82,8 @@ class CrossFramePatch(WeightsPatch):
             record(site, attention.to_q(own), attention.to_k(video[:, 0]), attention.heads, options)
         wide = attention(own.flatten(0, 1), context=torch.cat([source, own], dim=2).flatten(0, 1),
                          transformer_options=options).reshape(own.shape)
+        if options.pop(keys.ALONE, False):
+            return torch.cat([out[:, None], wide], 1).reshape(normed.shape)
         result = out.reshape(video.shape).clone()
         result[:, 1:] += self.strength * (wide - result[:, 1:])
         return result.reshape(out.shape)
@@ -101,6 +108,7 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
     drop(clone, "attn1_patch", NormedInput)
     drop(clone, "attn1_output_patch", MatchingPatch, CrossFramePatch)
     if semantics == "off" or strength == 0.0:
+        savings.drop(clone)
         return clone
     sites = framepainter.spatial_sites(unet_shapes(model))
     if semantics == "cross-frame":
@@ -120,6 +128,7 @@ def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics
             )
         patch = MatchingPatch(weights, strength, targets_only=semantics == "paper")
     mark_spatial_blocks(clone)
+    savings.save(clone)
     clone.set_model_attn1_patch(NormedInput())
     clone.set_model_attn1_output_patch(patch)
     return clone

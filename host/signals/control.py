@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import comfy.model_management as mm
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ...core.edm import network_timestep
@@ -16,6 +18,7 @@ from ...core.placement import on_canvas, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch
 from ..network import WrongModel, frames_in, svd_layout, unet_shapes
+from ..savings import save, switched_on
 
 ControlSemantics = Literal["release", "paper"]
 
@@ -42,6 +45,7 @@ class ControlPatch(WeightsPatch):
         self.control = control  # (1 or T-1, 3, H, W) target control frames
         self.block, self.strength, self.sigma_range, self.targets_only = block, strength, sigma_range, targets_only
         self._resized = control  # a memo: the control frame at the size last asked for
+        self._begun: _Begun | None = None  # a memo of one sampling run
 
     def __call__(self, h: Tensor, options: dict) -> Tensor:
         if options.get("block") != ("input", self.block):
@@ -53,7 +57,7 @@ class ControlPatch(WeightsPatch):
             return h
         frames = frames_in(h.shape[0], options)
         first = 1 if self.targets_only else 0
-        features = self._features(h, frames, sigma, options)[first:]
+        features = self._features(h, frames, sigma, options)
         rows = h.reshape(len(groups), frames, *h.shape[1:])
         # Several signals in a chain are all measured against the same features, so that their order does not matter.
         so_far, reference = options.get(keys.CONTROLLED, (None, None))
@@ -68,17 +72,52 @@ class ControlPatch(WeightsPatch):
         return out
 
     def _features(self, h: Tensor, frames: int, sigma: Tensor, options: dict) -> Tensor:
+        """(T, C, h, w) of all frames, or (T-1, C, h, w) of the later ones where only they are controlled."""
         height, width = (DOWNSCALE * side for side in options["original_shape"][-2:])
         if self._resized.shape[-2:] != (height, width):
             placed = placed_size(*self.control.shape[-2:], height, width)
             self._resized = on_canvas(resize_control(self.control, *placed), height, width)
         target = self._resized.to(h)  # (1 or T-1, 3, H, W)
-        pair = torch.cat([torch.zeros_like(target[:1]), target])
-        t = network_timestep(sigma.to(h.device)).expand(len(pair))
-        features = self.weights.model(pair, t)
+        source = target[:0] if self.targets_only else torch.zeros_like(target[:1])
+        features = self._encoded(torch.cat([source, target]), sigma, options)
+        if len(features) == len(source) + frames - 1:
+            return features
         # One drawing controls every later frame of a longer clip.
-        return features if len(features) == frames else torch.cat(
-            [features[:1], features[1:2].expand(frames - 1, *features.shape[1:])])
+        drawn = features[len(source):len(source) + 1].expand(frames - 1, *features.shape[1:])
+        return torch.cat([features[:len(source)], drawn])
+
+    def _encoded(self, images: Tensor, sigma: Tensor, options: dict) -> Tensor:
+        """Features at a noise level. What does not depend on it is computed once in a sampling run and kept, memory permitting."""
+        encoder, t = self.weights.model, network_timestep(sigma.to(images.device)).expand(len(images))
+        run = options.get("sample_sigmas")  # the host's: one tensor for all of a run
+        if run is None or not switched_on():
+            return encoder(images, t)
+        kept, key = self._begun, (images.shape, images.dtype, images.device)
+        if kept is None or kept.run is not run or kept.key != key:
+            kept, self._begun = _Begun(run, key, encoder.begin(images)), None
+            size = sum(x.nbytes for x in kept.features)
+            if mm.is_device_cpu(images.device) or mm.get_free_memory(images.device) > 4 * size:
+                self._begun = kept
+        return encoder(images, t, kept.features)
+
+    def forget(self) -> None:
+        """A sampling run has ended."""
+        self._begun = None
+
+
+class _Begun(NamedTuple):
+    """The encoding up to where the noise level comes in, and what it belongs to."""
+
+    run: Tensor
+    key: tuple
+    features: tuple[Tensor, Tensor]
+
+
+def _forget(model: ModelPatcher) -> None:
+    """ON_CLEANUP callback: the host calls it at the end of a sampling run, whatever ended it."""
+    for patch in model.model_options["transformer_options"].get("patches", {}).get("input_block_patch_after_skip", ()):
+        if isinstance(patch, ControlPatch):
+            patch.forget()
 
 
 def is_controlled(model: ModelPatcher) -> bool:
@@ -115,4 +154,7 @@ def apply_control(model: ModelPatcher, encoder: ModelPatcher, control: Tensor, s
     sigma_range = tuple(sampling.percent_to_sigma(p) for p in (start_percent, end_percent))
     clone.set_model_input_block_patch_after_skip(ControlPatch(
         encoder, control.movedim(-1, 1).clone(), block, strength, sigma_range, semantics == "paper"))
+    save(clone)
+    clone.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, keys.SAVINGS)
+    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, keys.SAVINGS, _forget)
     return clone

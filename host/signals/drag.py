@@ -11,6 +11,7 @@ from ...core.placement import CELL, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch, mark_spatial_blocks
 from ..network import frames_in, svd_layout, token_size
+from ..savings import save
 from .control import check_schedule
 
 # ---- dragging --------------------------------------------------------------------------------------------------------
@@ -69,5 +70,6 @@ def apply_drag(model: ModelPatcher, points: Tensor, strength: float, start_perce
     sampling = model.get_model_object("model_sampling")
     sigma_range = tuple(sampling.percent_to_sigma(p) for p in (start_percent, end_percent))
     mark_spatial_blocks(clone)
+    save(clone)
     clone.set_model_patch(DragPatch(points, strength, sigma_range, size), keys.BLOCK_OUTPUT)
     return clone

@@ -287,6 +287,13 @@ def test_golden_case(case: Case, pack, load_case):
     CHECKS[case.kind](case, pack, load_case)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.kind == "unet_forward"], ids=repr)
+def test_network_without_savings(case: Case, pack, load_case):
+    """The other way to the same values; FRAMEPAINTER_SAVINGS=off takes it in all cases of all systems."""
+    with pack("host.savings").switched(False):
+        unet_forward(case, pack, load_case)
+
+
 def test_golden_folder_is_covered():
     """Every kind that the pack knows has a case in the repository's own folder, and every folder there is a case."""
     from framepainter_tests.golden import OWN
