@@ -15,22 +15,38 @@ from torch.utils.checkpoint import checkpoint
 PART = 1 << 22  # elements that go into a layer at once; 8 MB in 16 bits, eight times that inside
 
 
-class InParts:
-    """A forward whose rows are independent, in parts; each part's inside is computed again in the backward pass."""
+class Parts:
+    """What the layers of a network share.
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], elements: int = PART):
-        self.forward, self.elements = forward, elements
+    again: compute each part's inside again in the backward pass, as memory is short. The values are the same either way, since the
+    parts are.
+    """
+
+    def __init__(self) -> None:
+        self.again = True
+
+
+class InParts:
+    """A forward whose rows are independent, in parts."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], elements: int = PART, parts: Parts | None = None):
+        self.forward, self.elements, self.parts = forward, elements, parts or Parts()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, ..., C) -> (rows, ..., D)."""
         if not torch.is_grad_enabled():
             return self.forward(x)
         count = min(len(x), -(-x.numel() // self.elements))
-        return torch.cat([checkpoint(self.forward, part, use_reentrant=False) for part in x.tensor_split(count)])
+        return torch.cat([self._part(part) for part in x.tensor_split(count)])
+
+    def _part(self, x: Tensor) -> Tensor:
+        return checkpoint(self.forward, x, use_reentrant=False) if self.parts.again else self.forward(x)
 
 
-def in_parts(model: nn.Module, kind: type[nn.Module], elements: int = PART) -> None:
-    """Give every layer of a kind that forward, in place."""
+def in_parts(model: nn.Module, kind: type[nn.Module], elements: int = PART) -> Parts:
+    """Give every layer of a kind that forward, in place; what they share is returned."""
+    parts = Parts()
     for module in model.modules():
         if isinstance(module, kind):
-            module.forward = InParts(module.forward, elements)
+            module.forward = InParts(module.forward, elements, parts)
+    return parts

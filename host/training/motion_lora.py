@@ -29,6 +29,7 @@ from ...core.training.motion_lora.presets import MotionSettings
 from ...core.training.network import NetworkInput
 from ...core.training.preview import sample
 from ...core.video import geometry
+from .. import savings
 from ..attention.skip_interval import Memory
 from ..attention.watched import watch_plain
 from ..conditioning import clip_embedding
@@ -128,7 +129,9 @@ def make_network(model: ModelPatcher, settings: MotionSettings, watched: bool = 
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(is_lora(name))
     if settings.checkpointing:  # inside the transformers, which are computed again as wholes
-        in_parts(network.unet, FeedForward)
+        network.parts = in_parts(network.unet, FeedForward)
+    # Queries and keys of a single key have no effect, so their additions stay zero; dropout acts on each row of the values alone.
+    savings.save_in(network.unet, by_row=settings.dropout > 0, untrained=True)
     return network
 
 
@@ -139,7 +142,7 @@ def source_pass(network: TrainingNetwork, past: Trajectory, step: int) -> None:
     state, image, embedding, micro_conds, t = (x.to(device, torch.float32) for x in (
         past.states[step], source.image_latents, source.embedding, torch.tensor([told]), torch.tensor([network_timestep(level)])))
     with torch.no_grad(), without_lora(network.unet):
-        # The embedding expanded, not repeated: matrix products round otherwise, and runs of earlier versions continue bit for bit.
+        # The embedding expanded, not repeated: matrix products round otherwise.
         network(NetworkInput(scale_input(state, level)[None], t, image[None], embedding.expand(len(state), -1, -1)[None],
                              micro_conds=micro_conds))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from comfy.ldm.modules import attention as host_attention
 from comfy.ldm.modules.attention import SpatialVideoTransformer
@@ -21,14 +22,16 @@ from ...core.attention.drag import copy_tokens, token_drags
 from ...core.images import resize_control
 from ...core.models.control_encoder import DOWNSCALE, sinusoidal_embedding
 from ...core.models.control_injection import inject
+from ...core.training.in_parts import Parts
 from ...core.training.network import AttentionQK, NetworkInput, Prediction
 from ...core.weights import diffusers_svd, framepainter
-from .. import keys
+from .. import keys, savings
 from ..attention.blocks import NormedInput, _Marked
 from ..attention.matching import MatchingPatch
 from ..network import token_size
 
 MICRO_CONDS = (6.0, 128.0, 0.02)  # fps - 1, motion bucket, augmentation of FramePainter Conditioning's defaults
+PEAK = 143  # values a channel of a token at the first level, counted by bench/motion_lora.py --cost ("whole transformers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # The host's attention functions that can be differentiated; its others (sage, flash, int8) drop gradients in silence.
 WITH_GRADIENTS = {"attention_basic", "attention_pytorch", "attention_split", "attention_sub_quad", "attention_xformers"}
@@ -42,6 +45,9 @@ def autocast(device: torch.device, precision: str) -> torch.amp.autocast:
 def _with_gradients(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
     """An override in the host's form: torch's own attention in place of the one given."""
     return host_attention.attention_pytorch(*args, **kwargs)
+
+
+_with_gradients.plain = True  # softmax attention, see host/savings.py
 
 
 class TrainingNetwork(nn.Module):
@@ -74,14 +80,23 @@ class TrainingNetwork(nn.Module):
             for module in unet.modules():
                 if isinstance(module, SpatialVideoTransformer | VideoResBlock):
                     module.forward = _Checkpointed(module.forward)
+        savings.save_in(unet)
+        self.parts: Parts | None = None  # of feed-forward layers, which are computed once more than needed while memory is short
         self.memory: Any = None  # see host/attention/skip_interval.py; adds keys and values to temporal self-attention
         self.register_buffer("micro_conds", torch.tensor([micro_conds]), persistent=False)  # (1, 3)
 
     def forward(self, given: NetworkInput) -> Prediction:
         """The network's answer. Timesteps may differ from video to video."""
+        if self.parts is not None and torch.is_grad_enabled():
+            self.parts.again = mm.get_free_memory(given.x.device) < self._inside(given.x)
         with autocast(given.x.device, self.precision):
             out = self._predict(given)
         return Prediction(out.v.float(), out.attention)
+
+    def _inside(self, x: Tensor) -> float:
+        """Bytes that a step takes at its peak if feed-forward layers keep what is inside them, and a fifth more."""
+        tokens, size = x.numel() // x.shape[2], 4 if self.precision == "fp32" else 2
+        return 1.2 * PEAK * size * tokens * self.unet.model_channels
 
     def _predict(self, given: NetworkInput) -> Prediction:
         videos, frames = given.x.shape[:2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from comfy.ops import disable_weight_init as ops
@@ -15,11 +17,12 @@ def model(pack, tool, tmp_path_factory):
         return pack("host.weights.loading").load(path, None, None, torch.float32).model
 
 
-def gradients(pack, model, checkpointing: bool, drop: float = 0.0):
-    """Loss and gradients of one step of a LoRA that is not zero."""
+def gradients(pack, model, checkpointing: bool, drop: float = 0.0, short: bool = True):
+    """Loss and gradients of one step of a LoRA that is not zero, where memory is short or not."""
     trainer, motion = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective")
     presets = pack("core.training.motion_lora.presets")
-    with pack("host.training.run").differentiable():
+    with pack("host.training.run").differentiable(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack("host.training.network").TrainingNetwork, "_inside", lambda self, x: math.inf if short else 0.0)
         network = trainer.make_network(model, presets.choose("small network", rank=4, dropout=drop, checkpointing=checkpointing))
         trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
         generator = torch.Generator().manual_seed(0)
@@ -30,7 +33,9 @@ def gradients(pack, model, checkpointing: bool, drop: float = 0.0):
         clip = motion.MotionClip(*(torch.randn(s, generator=generator) for s in ((3, 4, 8, 16), (4, 8, 16), (1, width))))
         loss = motion.batch_loss(network, clip)(1, 0, generator)["loss"]
         loss.backward()
-        return float(loss.detach()), {n: p.grad for n, p in trained.items()}
+        without = {n for n, p in trained.items() if p.grad is None}
+        assert without == {n for n in trained if ".attn2.to_q." in n or ".attn2.to_k." in n}  # of one key
+        return float(loss.detach()), {n: p.grad for n, p in trained.items() if n not in without}
 
 
 @pytest.mark.parametrize("elements", [1 << 22, 700])
@@ -57,10 +62,15 @@ def test_checkpointing_gives_the_same_gradients(pack, model, monkeypatch, elemen
         assert torch.allclose(found[name], g, rtol=1e-3, atol=1e-5 * scale), name
 
 
-def test_dropout_is_repeated_when_a_part_is_computed_again(pack, model):
-    """One part draws as the layer does without parts; else the gradients would be another loss's."""
+def test_dropout_is_repeated_when_a_part_is_computed_again(pack, model, monkeypatch):
+    """One part draws as the layer does without parts; else the gradients would be another loss's. With memory enough no part is
+    computed again: the same bits."""
     loss, wanted = gradients(pack, model, False, 0.3)
     again, found = gradients(pack, model, True, 0.3)
+    counted = []
+    monkeypatch.setattr(pack("core.training.in_parts"), "checkpoint", lambda *a, **k: counted.append(a))
+    enough, same = gradients(pack, model, True, 0.3, False)
+    assert not counted and enough == again and all(torch.equal(g, same[n]) for n, g in found.items())
     assert again == pytest.approx(loss, rel=1e-5)
     a, b = (torch.cat([g.flatten() for g in gs.values()]) for gs in (wanted, found))
     assert float((a - b).norm()) < 1e-4 * float(a.norm())
