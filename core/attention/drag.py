@@ -39,8 +39,9 @@ def token_drags(points: Tensor, height: int, width: int) -> TokenDrags:
     cell = torch.minimum((points.nan_to_num() * sizes).floor().long().clamp_min(0), limit)
     source = cell[..., 1] * width + cell[..., 0]
     target = cell[..., 3] * width + cell[..., 2]
-    same = (target[:, :, None] == target[:, None, :]) & inside[:, None, :]  # (B, K, K)
-    return TokenDrags(source, target, inside / same.sum(-1).clamp_min(1))
+    ending = torch.zeros((len(points), height * width), dtype=torch.long, device=points.device)  # drags that end in each token
+    ending.scatter_add_(1, target, inside.long())
+    return TokenDrags(source, target, inside / ending.gather(1, target).clamp_min(1))
 
 
 def copy_tokens(tokens: Tensor, drags: TokenDrags, strength: float = 1.0) -> Tensor:

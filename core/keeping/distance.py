@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
@@ -31,20 +32,9 @@ def distance_to(area: Tensor, reach: int) -> Tensor:
     rows, columns = area.any(1).nonzero(), area.any(0).nonzero()
     top, bottom = max(0, int(rows[0]) - reach), min(area.shape[0], int(rows[-1]) + reach + 1)
     left, right = max(0, int(columns[0]) - reach), min(area.shape[1], int(columns[-1]) + reach + 1)
-    inner = area[top:bottom, left:right]
-    # Within a column, then across columns (Felzenszwalb and Huttenlocher 2012 take the squared distances apart like this).
-    along = torch.where(inner, 0.0, far)
-    for step in range(1, len(along)):
-        along[step] = torch.minimum(along[step], along[step - 1] + 1)
-    for step in range(len(along) - 2, -1, -1):
-        along[step] = torch.minimum(along[step], along[step + 1] + 1)
-    square = along.clamp_max(far).square()
-    best = square.clone()
-    for shift in range(1, min(reach, square.shape[1] - 1) + 1):
-        best[:, shift:] = torch.minimum(best[:, shift:], square[:, :-shift] + shift * shift)
-        best[:, :-shift] = torch.minimum(best[:, :-shift], square[:, shift:] + shift * shift)
     out = torch.full(area.shape, far, device=area.device)
-    out[top:bottom, left:right] = best.sqrt().clamp_max(far)
+    found = torch.from_numpy(distance_transform_edt(~area[top:bottom, left:right].cpu().numpy()))
+    out[top:bottom, left:right] = found.to(out).clamp_max_(far)
     return out
 
 

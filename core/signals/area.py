@@ -55,13 +55,13 @@ def _drag_area(points: Tensor, height: int, width: int, radius: float) -> np.nda
     canvas = np.zeros((height, width))
     ends = points.double().numpy() * (width, height, width, height)
     for drag in ends:
-        cover_line(canvas, drag.reshape(2, 2), 2 * radius, np.maximum)
+        cover_line(canvas, drag.reshape(2, 2), 2 * radius)
     for places in (ends[:, :2], ends[:, 2:]):
         corners = convex_hull(places)
         if len(corners) >= 3:
             window, cover = cover_polygon(corners, height, width)
             canvas[window] = np.maximum(canvas[window], cover)
-            cover_line(canvas, np.concatenate([corners, corners[:1]]), 2 * radius, np.maximum)
+            cover_line(canvas, np.concatenate([corners, corners[:1]]), 2 * radius)
     return canvas
 
 

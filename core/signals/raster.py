@@ -6,12 +6,14 @@ Every function touches only the pixels near a line, so cost follows the drawing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 # Lines are cut into parts of this length in pixels, so that a diagonal does not touch its whole bounding box.
 PART = 64.0
+
+BATCH, MANY = 1 << 14, 256  # pixels, and parts, that are computed at once
 
 Window = tuple[slice, slice]
 
@@ -26,26 +28,42 @@ def near_line(start: np.ndarray, end: np.ndarray, reach: float, height: int,
     Args:
         start, end: (2,) x, y; equal for a dot. May lie outside the picture.
     """
+    parts = _windows(_marks(start, end, reach, height, width), reach, height, width)
+    for p, step, (left, top), (right, bottom) in zip(*parts, strict=True):
+        x, y = np.arange(left, right) + 0.5 - p[0], (np.arange(top, bottom) + 0.5 - p[1])[:, None]
+        yield (slice(top, bottom), slice(left, right)), np.hypot(*_away(x, y, *step))
+
+
+def _marks(start: np.ndarray, end: np.ndarray, reach: float, height: int, width: int) -> np.ndarray:
+    """Ends of the parts of a line that may touch the picture, (N, 2 ends, 2)."""
     margin = reach + 1.0
     share = _clip(start, end, -margin, -margin, width + margin, height + margin)
     if share is None:
-        return
+        return np.empty((0, 2, 2))
     step = end - start
     a, b = start + share[0] * step, start + share[1] * step
     count = max(1, int(np.ceil(np.hypot(*(b - a)) / max(PART, reach))))
     marks = a + np.linspace(0.0, 1.0, count + 1)[:, None] * (b - a)
     marks[0], marks[-1] = a, b
-    for p, q in zip(marks[:-1], marks[1:], strict=True):
-        low, high = np.minimum(p, q) - reach - 0.5, np.maximum(p, q) + reach + 0.5
-        left, top = max(0, int(np.floor(low[0]))), max(0, int(np.floor(low[1])))
-        right, bottom = min(width, int(np.ceil(high[0]))), min(height, int(np.ceil(high[1])))
-        if left >= right or top >= bottom:
-            continue
-        x, y = np.arange(left, right) + 0.5 - p[0], (np.arange(top, bottom) + 0.5 - p[1])[:, None]
-        run, rise = q - p
-        square = run * run + rise * rise
-        along = np.clip((x * run + y * rise) / square, 0.0, 1.0) if square > 0 else 0.0
-        yield (slice(top, bottom), slice(left, right)), np.hypot(x - along * run, y - along * rise)
+    return np.stack([marks[:-1], marks[1:]], 1)
+
+
+def _windows(parts: np.ndarray, reach: float, height: int, width: int) -> tuple[np.ndarray, ...]:
+    """Of parts (N, 2, 2) that touch the picture: start, step to the end, and the window's corners, each (M, 2) x, y."""
+    sides = np.array([width, height])
+    first = np.maximum(0, np.floor(parts.min(1) - reach - 0.5)).astype(np.int64)
+    last = np.minimum(sides, np.ceil(parts.max(1) + reach + 0.5)).astype(np.int64)
+    seen = (first < last).all(1)
+    return parts[seen, 0], parts[seen, 1] - parts[seen, 0], first[seen], last[seen]
+
+
+def _away(x: np.ndarray, y: np.ndarray, run: np.ndarray, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of places, as seen from a line's start: the way from the nearest point of the line that goes `run` and `rise` from there."""
+    square = run * run + rise * rise
+    along = x * run + y * rise
+    along /= np.where(square > 0, square, 1.0)
+    np.clip(along, 0.0, 1.0, out=along)
+    return x - along * run, y - along * rise
 
 
 def _clip(start: np.ndarray, end: np.ndarray, left: float, top: float, right: float,
@@ -62,18 +80,44 @@ def _clip(start: np.ndarray, end: np.ndarray, left: float, top: float, right: fl
     return (low, high) if low <= high else None
 
 
-def cover_line(canvas: np.ndarray, points: np.ndarray, size: float,
-               blend: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-    """Blend a line of `size` pixels thickness into (H, W), in place: canvas = blend(canvas, coverage).
+def cover_line(canvas: np.ndarray, points: np.ndarray, size: float, erase: bool = False) -> None:
+    """Draw a line of `size` pixels thickness on (H, W), or take it away, in place.
+
+    A freehand line has hundreds of short parts; many of them are computed at once.
 
     Args:
-        points: (N, 2), N at least 1; one is a dot.
-        blend: must give the same for a coverage in parts as for their maximum, and change nothing for 0.
+        canvas: C-contiguous.  points: (N, 2), N at least 1; one is a dot.
     """
-    ends = points[1:] if len(points) > 1 else points
-    for start, end in zip(points, ends, strict=False):
-        for window, distance in near_line(start, end, size / 2 + 0.5, *canvas.shape):
-            canvas[window] = blend(canvas[window], np.clip(size / 2 + 0.5 - distance, 0.0, 1.0))
+    (height, width), reach = canvas.shape, size / 2 + 0.5
+    start, end = points[:max(1, len(points) - 1)], points[1:] if len(points) > 1 else points
+    low, high, sides = np.minimum(start, end), np.maximum(start, end), np.array([width, height])
+    whole = ((low >= -reach) & (high <= sides + reach)).all(1) & (np.hypot(*(end - start).T) <= PART)
+    others = ~whole & ((high > -reach - 2) & (low < sides + reach + 2)).all(1)
+    cut = [_marks(a, b, reach, height, width) for a, b in zip(start[others], end[others], strict=True)]
+    parts = np.concatenate([np.stack([start, start + (end - start)], 1)[whole], *cut])
+    for p, step, first, last in _batches(*_windows(parts, reach, height, width)):
+        columns, rows = (first[:, i, None] + np.arange((last - first)[:, i].max()) for i in (0, 1))  # (N, w), (N, h)
+        x, y = (columns + 0.5 - p[:, :1])[:, None], (rows + 0.5 - p[:, 1:])[:, :, None]
+        across, down = _away(x, y, *step.T[:, :, None, None])
+        covered = across * across + down * down < reach * reach * 1.0001
+        covered &= (columns < width)[:, None] & (rows < height)[:, :, None]
+        places = (rows[:, :, None] * width + columns[:, None])[covered]
+        cover = np.clip(reach - np.hypot(across[covered], down[covered]), 0.0, 1.0)
+        if erase:
+            np.minimum.at(canvas.reshape(-1), places, 1.0 - cover)
+        else:
+            np.maximum.at(canvas.reshape(-1), places, cover)
+
+
+def _batches(*parts: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Parts with windows of about one size, as many as have BATCH pixels."""
+    sides = parts[3] - parts[2]
+    order = np.argsort(sides.max(1), kind="stable")
+    while len(order):
+        longest = sides[order[:MANY]].max(0)
+        count = max(1, min(MANY, BATCH // int(longest.prod())))
+        yield tuple(part[order[:count]] for part in parts)
+        order = order[count:]
 
 
 def cover_polygon(outline: np.ndarray, height: int, width: int) -> tuple[Window, np.ndarray]:

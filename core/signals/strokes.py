@@ -88,11 +88,5 @@ def draw_strokes(strokes: Strokes, height: int, width: int, stretch: bool = Fals
     if strokes.strokes:
         ratios = size_ratios(strokes.state, height, width, stretch, NAME)
         for tool, size, points in strokes.strokes:
-            # Both rules do the same with a line's coverage at once and part after part.
-            blend = np.maximum if tool == "brush" else _erase
-            cover_line(canvas, points * ratios, size * float(np.sqrt(ratios[0] * ratios[1])), blend)
+            cover_line(canvas, points * ratios, size * float(np.sqrt(ratios[0] * ratios[1])), tool == "eraser")
     return torch.from_numpy(canvas).float()
-
-
-def _erase(canvas: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    return np.minimum(canvas, 1.0 - coverage)
