@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making"), str(ROOT / "bench")]
 import pack as tools_pack  # noqa: E402
 import random_model  # noqa: E402
-from run import PeakMemory, return_memory_at_once  # noqa: E402
+from measuring import PeakMemory, return_memory_at_once  # noqa: E402
 
 RESULTS = ROOT / "bench" / "attention_injection.json"
 SIZES = {"small": (32, 48, 4), "full": (72, 128, 14)}  # latent height, width, frames

@@ -223,6 +223,7 @@ def network(load, shape: str, way: str, made):
     unet.load_state_dict({name: made(name, tuple(p.shape)) for name, p in unet.state_dict().items()}, assign=True)
     out = training.TrainingNetwork(unet.eval()).requires_grad_(False)
     training.WITH_GRADIENTS = set()  # torch's own attention also where the host has another, as on a GPU
+    load("host.savings").save_in(unet, by_row=True, untrained=True)
     lora.add_lora(unet, RANK, 0, layers=lora.temporal_layers(unet), normal=True, drop=DROP)
     for name, p in out.named_parameters():
         p.requires_grad_(lora.is_lora(name))
@@ -233,7 +234,7 @@ def network(load, shape: str, way: str, made):
     for block in blocks:
         block.forward = training._Checkpointed(block.forward)
     if way == "parts":
-        load("core.training.in_parts").in_parts(unet, FeedForward)
+        out.parts = load("core.training.in_parts").in_parts(unet, FeedForward)
     return out
 
 
@@ -249,7 +250,7 @@ def measured(load, shape: str, way: str) -> dict:
     """A training step's seconds, of processors if there is no GPU, and its peak bytes beyond what lies there before it."""
     import torch
     from attention_injection import give_back
-    from run import PeakMemory, return_memory_at_once
+    from measuring import PeakMemory, return_memory_at_once
 
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32

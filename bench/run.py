@@ -1,242 +1,132 @@
-"""Time and peak memory of one guided denoising step: plain two-frame SVD, then what FramePainter adds.
+"""What people wait for, in one table: the network's steps in seconds and in floating-point operations, and the pieces around it.
 
-    python dev.py bench [--full] [--steps N] [--name "words for this machine"]
+    python dev.py bench [--steps N] [--name "words for this machine"] [--write]
+    python dev.py bench --gpu [--write]
 
-Everything runs in one process through ComfyUI's own sampling path, the variants in turn round after round, so that a
-machine whose speed drifts slows all of them. The small network always runs; the real size (random weights, 1024 x 576
-pixels) where there is a GPU, or with --full. The table goes to bench/results.md.
+Without a card: times of the small network at 256 x 192 (random weights), operations of the real one at 1024 x 576, counted
+without arithmetic, and times of the pieces; under five minutes on two free cores. Beside each stands what commit 07a463f had.
+--gpu: the real network on a card, see bench/on_card.py. --write puts the table into bench/results.md, or bench/results_gpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making"), str(ROOT / "bench")]
+import guided_step  # noqa: E402
+import measuring  # noqa: E402
 import pack as tools_pack  # noqa: E402
-import random_model  # noqa: E402
+import pieces  # noqa: E402
 
-RESULTS = ROOT / "bench" / "results.md"
-PIXELS = {"small": (128, 192), "full": (576, 1024)}
-
-
-class Measured(NamedTuple):
-    """Median seconds a step and peak bytes above what was in use before it."""
-
-    seconds: float
-    peak: int
+RESULTS, ON_CARD = ROOT / "bench" / "results.md", ROOT / "bench" / "results_gpu.md"
+# Of 07a463f, the last commit before the savings: operations of a guided step in units of 1e12 (plain SVD's too), and the pieces.
+BEFORE = {"plain SVD": 12.98, "+ cross-frame attention": 15.80, "+ matching attention (paper)": 14.45,
+          "+ matching attention (release)": 15.80, "+ control alone (release)": 13.44, "+ matching and control (paper)": 14.91,
+          "+ matching and control (release)": 16.27}
 
 
-class PeakMemory:
-    """Peak memory while it is entered: the allocator's own count on CUDA, sampled resident memory on a CPU."""
-
-    def __enter__(self) -> PeakMemory:
-        import psutil
-        import torch
-
-        self.cuda = torch.cuda.is_available()
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-            return self
-        process = psutil.Process()
-        self.before = self.top = process.memory_info().rss
-        self.done = threading.Event()
-
-        def watch() -> None:
-            while not self.done.wait(0.001):
-                self.top = max(self.top, process.memory_info().rss)
-
-        self.thread = threading.Thread(target=watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.cuda:
-            import torch
-
-            torch.cuda.synchronize()
-            self.bytes = torch.cuda.max_memory_allocated() - self.before
-        else:
-            self.done.set()
-            self.thread.join()
-            self.bytes = self.top - self.before
-
-
-def return_memory_at_once(wanted: bool) -> None:
-    """Make glibc give every larger block back when it is freed, so that resident memory shows what is in use.
-
-    Wanted while memory is measured; not while time is, as it costs a page fault for every block.
-    """
-    if platform.system() == "Linux":
-        import ctypes
-
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc = ctypes.CDLL(None)
-        for option in (m_mmap_threshold, m_trim_threshold):
-            libc.mallopt(option, 1 << 16 if wanted else 1 << 28)
-
-
-def models(load: Callable[[str], Any], size: str) -> dict[str, Any]:
-    """The variants to measure, all on one set of random weights: name -> ModelPatcher."""
+def steps(load: Callable[[str], Any], count: int) -> list[str]:
+    """Rows of the guided step."""
+    import arithmetic
     import torch
-
-    building, patches, names = load("host.weights.building"), load("host.attention.matching"), load("core.weights.framepainter")
-    widths = random_model.FULL if size == "full" else random_model.SMALL
-    half = torch.cuda.is_available()
-    dtype = torch.float16 if half else torch.float32
-
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        shapes = {n.removeprefix(prefix): s for n, s in random_model.shapes(widths, load).items() if n.startswith(prefix)}
-        return {n: random_model.parameter(n, s, "bench").to(dtype) for n, s in shapes.items()}
-
-    plain = building.build_unet(part(names.UNET), dtype)
-    branch, encoder = building.build_matching(part(names.MATCHING), dtype), building.build_encoder(part(names.ENCODER), dtype)
-    height, width = PIXELS[size]
-    control = torch.zeros(1, height, width, 3)
-    control[:, height // 4:height // 2, width // 3] = 1.0
-
-    def controlled(model: Any) -> Any:
-        return load("host.signals.control").apply_control(model, encoder, control, 0.8, 0.0, 1.0, "release")
-
-    release = patches.attach_matching(plain, branch, "release", 1.0)
-    return {
-        "plain SVD": plain,
-        "+ cross-frame attention": patches.attach_matching(plain, None, "cross-frame", 1.0),
-        "+ matching attention (paper)": patches.attach_matching(plain, branch, "paper", 1.0),
-        "+ matching attention (release)": release,
-        "+ control": controlled(plain),
-        "+ matching (release) and control": controlled(release),
-    }
-
-
-def conditioning(load: Callable[[str], Any], size: str) -> tuple[list, list, Any]:
-    """Random conditioning of an edit, and its empty latent."""
-    import torch
-
-    widths = random_model.FULL if size == "full" else random_model.SMALL
-    height, width = (side // 8 for side in PIXELS[size])
-    torch.manual_seed(0)
-    conditioning = load("host.conditioning")
-    positive, negative = conditioning.svd_conditioning(
-        torch.randn(1, 1, widths["context_dim"]), torch.randn(1, 4, height, width), conditioning.MicroConds(6, 128, 0.02))
-    return positive, negative, torch.zeros(2, 4, height, width)
-
-
-def measure(variants: dict[str, Any], edit: tuple[list, list, Any], steps: int) -> dict[str, Measured]:
-    """Run each variant's step once to warm up, once for memory, then `steps` times in turn for time."""
-    import comfy.sample
-    import comfy.samplers
-    import torch
-
-    positive, negative, latent = edit
-    sigmas = torch.tensor([10.0, 0.0])
-
-    def step(model: Any, look: Callable[[Callable[[], Any]], None]) -> None:
-        def sampler(model_k, x, sigmas, extra_args=None, callback=None, disable=None):
-            look(lambda: model_k(x, sigmas[:1].expand(len(x)), **extra_args))
-            return x
-
-        comfy.sample.sample_custom(model, torch.randn_like(latent), 3.0, comfy.samplers.KSAMPLER(sampler), sigmas, positive,
-                                   negative, latent, disable_pbar=True)
-
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: dict[str, int] = {}
-
-    def note_peak(name: str) -> Callable[[Callable[[], Any]], None]:
-        def look(run: Callable[[], Any]) -> None:
-            run()
-            with PeakMemory() as memory:
-                run()
-            peaks[name] = memory.bytes
-        return look
-
-    def note_time(name: str) -> Callable[[Callable[[], Any]], None]:
-        def look(run: Callable[[], Any]) -> None:
-            run()  # the host may have moved weights since this variant's last turn
-            _synchronize()
-            start = time.perf_counter()
-            run()
-            _synchronize()
-            seconds[name].append(time.perf_counter() - start)
-        return look
 
     with torch.inference_mode():
-        return_memory_at_once(True)
-        for name, model in variants.items():
-            step(model, note_peak(name))
-        return_memory_at_once(False)
-        for _ in range(steps):
-            for name, model in variants.items():
-                step(model, note_time(name))
-    return {name: Measured(statistics.median(seconds[name]), peaks[name]) for name in variants}
+        parts = guided_step.networks(load, "small", torch.float32)
+        models = guided_step.variants(load, *parts, guided_step.strokes("small"))
+    edit, switched = guided_step.conditioning(load, "small"), load("host.savings").switched
+    with switched(False):
+        off = guided_step.measure(models, edit, count)
+    on = guided_step.measure(models, edit, count)
+    counted = arithmetic.guided_steps(load)
+    base, plain = on[guided_step.PLAIN].seconds, counted[guided_step.PLAIN]
+    rows = []
+    for name, found in on.items():
+        before = BEFORE[name]
+        rows.append(f"| {name} | {before:.2f} | {before / BEFORE[guided_step.PLAIN]:.3f} | {counted[name] / 1e12:.2f} | "
+                    f"**{counted[name] / plain:.3f}** | {off[name].seconds / off[guided_step.PLAIN].seconds:.3f} | "
+                    f"{found.seconds / base:.3f} | {found.peak / 2**20:.0f} |")
+    return rows
 
 
-def _synchronize() -> None:
+def around(load: Callable[[str], Any]) -> list[str]:
+    """Rows of the pieces: what, at 07a463f, now."""
+    import arithmetic
+
+    motion, working = arithmetic.motion_steps(load), pieces.working(load)
+    sizes = {name: f"{taken:.1f} s, {peak / 2**20:.0f} MiB" for name, (taken, peak) in working.items()}
+    rows = [
+        ("motion LoRA step over a forward pass, 320 x 576, 14 frames, checkpointing: operations, memory enough", "3.20",
+         f"{motion['with memory enough']:.2f}"),
+        ("the same where memory is short", "3.20", f"{motion['where memory is short']:.2f}"),
+        ("800 long strokes on 12 megapixels", "12.9 s", f"{pieces.strokes(load):.1f} s"),
+        ("feather of 64 pixels about two far dots, 12 megapixels", "3.0 s", f"{pieces.feather(load):.1f} s"),
+        ("2 000 drags on 72 x 128 tokens", "quadratic", f"{pieces.drags(load) * 1000:.1f} ms"),
+        ("24 frames of 1080p to the working size", "1604 MiB", sizes["to_working"]),
+        ("and back", "1139 MiB", sizes["from_working"]),
+        ("Read Video, 1080p", "34 frames a second", f"{pieces.reading(load):.0f} frames a second"),
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def on_cpu(load: Callable[[str], Any], options: argparse.Namespace) -> str:
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def machine(words: str | None) -> str:
-    """The machine in words."""
-    import torch
-
-    what = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
-    return words or f"{what}, {platform.system()}"
-
-
-def table(size: str, results: dict[str, Measured], words: str, steps: int) -> str:
-    import torch
-
-    height, width = PIXELS[size]
-    dtype = "fp16" if torch.cuda.is_available() else "fp32"
-    widths = "320/640/1280/1280" if size == "full" else "64/128/128/128"
-    base = results["plain SVD"]
-    rows = [f"| {name} | {m.seconds * 1000:.0f} | {m.seconds / base.seconds:.2f} | {m.peak / 2**20:.0f} | "
-            f"{(m.peak - base.peak) / 2**20:+.0f} |" for name, m in results.items()]
+    width, height = guided_step.PIXELS["full"][::-1]
+    small = " x ".join(map(str, guided_step.PIXELS["small"][::-1]))
+    about = measuring.machine(options.name), f"torch {torch.__version__.split('+')[0]}"
     return "\n".join([
-        f"## {widths} channels, {width} x {height} pixels, two frames, {dtype}", "",
-        f"{words}; torch {torch.__version__.split('+')[0]}; median of {steps} steps, conditional and unconditional half "
-        "together.", "",
-        "| one guided step | ms | ratio to plain | peak MiB beyond weights | against plain |", "|---|---|---|---|---|",
-        *rows, "",
-    ])
+        "# What people wait for", "",
+        f"Written by `python dev.py bench --write`; run it on your machine to compare. {'; '.join(about)}; one thread, seconds of "
+        "the processor.", "",
+        "## A guided step of two frames", "",
+        f"Operations: of the real network (320/640/1280/1280) at {width} x {height}, in 1e12, counted, for every step but a run's "
+        f"first, which also encodes the start of the control frame. Time: of a small network (64/128/128/128) at {small}, which "
+        "overstates control, as its encoder is the real one's. Ratios are to plain SVD.", "",
+        "| | operations at 07a463f | ratio | operations | ratio | time, savings off | time | peak MiB beyond weights |",
+        "|---|---|---|---|---|---|---|---|", *steps(load, options.steps), "",
+        "## Around it", "", "| | 07a463f | now |", "|---|---|---|", *around(load), "",
+        "Frame 0 of an edit is decoded even if only the edit is used (6.94e12 operations): VAE Decode is ComfyUI's node and runs "
+        "before Pick Edited Frame, and SVD's decoder mixes frames, so that without frame 0 the edit would be another picture.", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
-    parser.add_argument("--full", action="store_true", help="the real size without a GPU, too: 25 GB of memory, minutes")
-    parser.add_argument("--steps", type=int, default=9, help="timed steps a variant (default 9)")
+    parser.add_argument("--gpu", action="store_true", help="the real network on a card")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a variant (default 5)")
     parser.add_argument("--name", help="the machine in words, for the table")
+    parser.add_argument("--write", action="store_true", help="put the table into bench/")
     options = parser.parse_args()
     if options.host is None:
         parser.error("run it as `python dev.py bench`, or name ComfyUI's folder with --host")
-    load = tools_pack.open_pack(Path(options.host))
+    sys.path.insert(0, str(options.host.resolve()))
+    from comfy.cli_args import args
+
+    if not options.gpu:
+        args.use_pytorch_cross_attention = True  # as on a card; torch counts its operations
+    load = tools_pack.open_pack(options.host.resolve(), cpu=not options.gpu)
     import torch
 
-    sizes = ["small"] + (["full"] if options.full or torch.cuda.is_available() else [])
-    words = machine(options.name)
-    parts = ["# One denoising step", "", "Written by `python dev.py bench`; run it on your machine to compare.", ""]
-    for size in sizes:
-        steps = options.steps if size == "small" or torch.cuda.is_available() else min(options.steps, 3)
-        results = measure(models(load, size), conditioning(load, size), steps)
-        parts.append(table(size, results, words, steps))
-        print(parts[-1])
-    RESULTS.write_text("\n".join(parts), encoding="utf-8")
-    print(f"Written to {RESULTS}")
+    if options.gpu:
+        import on_card
+
+        if not torch.cuda.is_available():
+            parser.error("--gpu: torch sees no card here")
+        text = on_card.table(load, options.steps, options.name)
+    else:
+        torch.set_num_threads(1)
+        text = on_cpu(load, options)
+    print(text)
+    if options.write:
+        path = ON_CARD if options.gpu else RESULTS
+        path.write_text(text, encoding="utf-8")
+        print(f"Written to {path}")
 
 
 if __name__ == "__main__":
