@@ -30,6 +30,7 @@ from .. import keys
 from ..identity import made_by, model_digest
 from ..network import check_embedding, svd_layout
 from ..report import warn
+from ..savings import save
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, InjectionRun, Plan, ReadOut, Settings, apply, evaluate
@@ -168,6 +169,8 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
     if made_plain or source is not None:
         bypass_patches(clone, gate, source)
     watch_attention(clone)
+    if settings.spatial or settings.temporal:  # else it is the unpatched model, to the bit
+        save(clone)
     plan = Plan(trajectory, settings, tuple(attention_sites(layout)), record, masks, gate, read_out,
                 sum(len(p) for p in clone.patches.values()))
     clone.set_attachments(keys.READ_OUT, _Attached(gate, read_out, plan))

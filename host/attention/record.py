@@ -16,6 +16,7 @@ from ...core.attention.record import AttentionRecord
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError
 from ..identity import made_by, model_digest
 from ..report import Steps, warn
+from ..savings import save
 from ..source import conditioning_of, run_source
 from .watched import SPATIAL, watch_attention, with_pass
 
@@ -52,6 +53,7 @@ def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable
     """
     watched = model.clone()
     watch_attention(watched)
+    save(watched)
     levels = trajectory.levels
 
     def look(model_k: Any, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback: Any = None,

@@ -29,6 +29,7 @@ from ...core.edm import step_position
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
+from ..savings import save
 from ..source import conditioning_of
 from . import injection
 from .bypass import Gate, bypass_past, bypass_patches
@@ -248,6 +249,7 @@ class _PastEdit:
 def _attach(model: ModelPatcher, past: _PastInversion | _PastEdit) -> ModelPatcher:
     clone = model.clone()
     watch_attention(clone)
+    save(clone)
     clone.set_attachments(keys.PAST, past)
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _sample), (WrappersMP.CALC_COND_BATCH, _evaluate)):
         clone.remove_wrappers_with_key(kind, KEY)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from .. import keys
 from ..network import UNET, unet_shapes
-from ..savings import save
 from .bypass import BypassedLayer
 
 KEY = f"{keys.PREFIX}_watched_attention"
@@ -75,7 +74,6 @@ def blocks_of(model: ModelPatcher) -> list[tuple[str, str, str]]:
 
 def watch_attention(model: ModelPatcher) -> None:
     """Let passes attend for a clone's self-attentions. Chains, and is idempotent."""
-    save(model)
     for block, site, kind in blocks_of(model):
         name = f"{UNET}{block}.attn1.forward"
         forward = model.get_model_object(name)
