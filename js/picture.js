@@ -79,13 +79,14 @@ const view = (file) => {
   return pixelsOnly(api.apiURL(`/view?${query}`));
 };
 
-/** Without transparency and without the reduced quality of a preview: what the network gets. */
+/** What the network gets: without transparency, without the reduced quality of a preview, and turned as Load Image turns it. */
 function pixelsOnly(address) {
   const url = new URL(address, location.href);
   url.searchParams.delete("preview");
   url.searchParams.delete("rand");
-  // The server drops the turn that a JPEG may carry when it rewrites the file, so those are left as they are.
-  if (/\.(png|webp)$/i.test(url.searchParams.get("filename") ?? "")) url.searchParams.set("channel", "rgb");
+  // Browsers turn JPEG as Load Image does; of other files the pack's own route tells what Load Image makes.
+  const jpeg = /\.jpe?g$/i.test(url.searchParams.get("filename") ?? "");
+  if (!jpeg) url.pathname = url.pathname.replace(/\/view$/, "/framepainter/picture");
   return url.href;
 }
 

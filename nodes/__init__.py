@@ -1,6 +1,6 @@
 """The nodes, in wiring order: schema, unit conversion, one call down."""
 
-from ..host import word_chips
+from ..host import picture_route, word_chips
 from ..host.weights import folders
 from . import (
     attention,
@@ -23,6 +23,7 @@ from . import (
 from .schema import guarded
 
 folders.register()
+picture_route.register()
 word_chips.register()
 STAGES = (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation, inversion, injection,
           motion_lora, video, video_text, prompt)

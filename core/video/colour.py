@@ -90,7 +90,7 @@ class ToRGB:
             self._graphs[key] = _graph(frame, matrix, full, planar, to)
         graph = self._graphs[key]
         graph.push(frame)
-        return graph.pull().to_ndarray()
+        return pixels(graph.pull())
 
 
 def _graph(frame: Any, matrix: str | None, full: bool, planar: str, to: str) -> Any:
@@ -115,6 +115,15 @@ def chain(frame: Any, filters: list[tuple[str, str | None]]) -> Any:
         one.link_to(other)
     graph.configure()
     return graph
+
+
+def pixels(frame: Any) -> np.ndarray:
+    """A packed frame of 8 or 16 bit as (H, W, channels). It lies in FFmpeg's own memory, which it keeps, and is not copied."""
+    kind = np.dtype("<u2" if "48" in frame.format.name else np.uint8)
+    channels = len(frame.format.components)
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8, frame.height * plane.line_size).reshape(frame.height, plane.line_size)
+    return rows[:, :frame.width * channels * kind.itemsize].view(kind).reshape(frame.height, frame.width, channels)
 
 
 def over_black(picture: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ SILENCE = 60.0  # seconds without a sign of life after which it hangs
 MEMORY = 4 << 30  # bytes that it may hold; an 8K video needs 3
 ADDRESSES = 24 << 30  # bytes of addresses that it may ask for, of which threads take many without using them
 LOOK = 0.25  # seconds between looks at its memory and at the user's cancel
+PIPE = 1 << 20  # bytes
 AHEAD = 3  # messages, such as frames, that may lie ready
 
 
@@ -54,6 +55,7 @@ class Decoder:
         self._process = subprocess.Popen(  # noqa: S603 - no shell, and no part of the command comes from the file
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, bufsize=0,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
+        _widen(self._process.stdout.fileno())
         self._messages: queue.Queue = queue.Queue(AHEAD)
         self._reader = threading.Thread(target=_pass_on, args=(self._process, self._messages), daemon=True)
         self._reader.start()
@@ -133,6 +135,16 @@ class Decoder:
             except ValueError:
                 name = f"signal {-code}"
         return VideoError(f"crashes the decoder ({name}); the file is damaged, or made to do that")
+
+
+def _widen(pipe: int) -> None:
+    """Let more lie in a pipe than the usual 64 KB, where the system can: a frame of 1080p has 6 MB."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+    except (ImportError, AttributeError, OSError):  # no Linux; or less is allowed
+        pass
 
 
 def _pass_on(process: subprocess.Popen, messages: queue.Queue) -> None:

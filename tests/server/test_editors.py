@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from framepainter_tests import examples
 from framepainter_tests.browser import canvas_page, chrome
 from framepainter_tests.editors import KINDS, Editors, thumbnail
+from PIL import Image
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "editors" / "cases.json").read_text(encoding="utf-8"))
 WIDTH, HEIGHT = 300, 200
@@ -443,6 +447,56 @@ def test_without_a_picture_there_is_a_blank_ground_and_one_can_be_chosen(rig, la
         return [origin.type, origin.widgets.find(w => w.name === 'image').value]
     }""", KINDS["drag"][0])
     assert load == ["LoadImage", "chosen.png"]
+
+
+LOOKS = """async names => {
+  const { sourceOf, fetchPicture } = await import('/extensions/ComfyUI-FramePainter/picture.js')
+  const node = app.graph.nodes.find(n => n.type === 'FramePainterSketchSignal')
+  const load = app.graph.nodes.find(n => n.type === 'LoadImage')
+  const out = []
+  for (const name of names) {
+    load.widgets.find(w => w.name === 'image').value = name
+    const bitmap = await fetchPicture(sourceOf(node, 'picture'))
+    const canvas = new OffscreenCanvas(bitmap.width, bitmap.height), pen = canvas.getContext('2d')
+    pen.drawImage(bitmap, 0, 0)
+    out.push([bitmap.height, bitmap.width, Array.from(pen.getImageData(0, 0, bitmap.width, bitmap.height).data)])
+  }
+  return out
+}"""
+
+
+@CLASSIC
+def test_every_picture_file_lies_in_the_editor_as_load_image_gives_it(rig, lab, picture):
+    """All eight EXIF orientations in each format, and pictures that browsers show otherwise or not at all."""
+    folder, made = lab.server.base / "input", {}
+    y, x = np.mgrid[:40, :60]
+    ground = np.stack([4 * x, 6 * y, 255 - 4 * x], -1).astype(np.uint8)
+    for ending, options in (("png", {}), ("webp", {"lossless": True}), ("jpg", {"quality": 95}), ("tif", {})):
+        for tag in range(1, 9):
+            exif = Image.Exif()
+            exif[0x112] = tag
+            made[f"turn{tag}.{ending}"] = (Image.fromarray(ground), {"exif": exif, **options})
+    clear = np.concatenate([ground, np.full((40, 60, 1), 90, np.uint8)], -1)
+    made |= {"clear.png": (Image.fromarray(clear), {}), "deep.png": (Image.fromarray((257 * 6 * y).astype(np.uint16)), {}),
+             "palette.gif": (Image.fromarray(ground).quantize(32), {}), "grey.bmp": (Image.fromarray(ground[..., 0]), {})}
+    for name, (image, options) in made.items():
+        image.save(folder / name, **options)
+    rig.build("sketch", picture="editors.png")
+    seen = rig.page.evaluate(LOOKS, list(made))
+    prompt = {}
+    for i, name in enumerate(made):
+        prompt[f"l{i}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+        prompt[f"s{i}"] = {"class_type": "SaveImage", "inputs": {"images": [f"l{i}", 0], "filename_prefix": f"looks/{i}"}}
+    entry = lab.server.run(prompt, 60)
+    for i, (name, (height, width, pixels)) in enumerate(zip(made, seen, strict=True)):
+        given = examples.pixels(lab.server.fetch(lab.tools.images(entry, f"s{i}")[0])).numpy()
+        shown = np.array(pixels, np.uint8).reshape(height, width, 4)[..., :3]
+        assert levels(shown, given) <= (12 if name.endswith("jpg") else 0), name  # two decoders of JPEG, of colours at half size
+    for name in ("../editors.png", "/etc/hostname", "nothing.png", "a\0.png", "editors.txt"):
+        query = urllib.parse.urlencode({"filename": name, "type": "input"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{lab.server.url}/framepainter/picture?{query}")
+        assert refused.value.code == 404
 
 
 def test_the_picture_is_found_through_reroutes_and_subgraphs(rig, picture):

@@ -1,0 +1,66 @@
+"""GET /framepainter/picture: a picture file as Load Image gives it, for the editors.
+
+The host's /view shows files as they are stored, browsers turn some of them by their EXIF orientation, Load Image turns others:
+what is drawn over a picture must lie where the network sees it. Read-only; files under input, output and temp alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import folder_paths
+import torch
+from PIL import Image
+
+from .outputs import inside
+
+PATH = "/framepainter/picture"
+ENDINGS = {".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jpg", ".jpeg"}
+
+
+def picture(filename: str, subfolder: str = "", kind: str = "input") -> bytes:
+    """The first picture that Load Image makes of a file, as PNG.
+
+    Args:
+        filename, subfolder, kind: as /view has them; kind is input, output or temp.
+
+    Raises:
+        FileNotFoundError: there is no such picture under that folder.
+        Exception: what Pillow and the host raise on files that are no pictures.
+    """
+    import nodes  # the host's own, which is whole only when all packs are loaded
+
+    base = folder_paths.get_directory_by_type(kind)
+    name = f"{subfolder}/{filename}" if subfolder else filename
+    path = None if base is None else inside(Path(base), name)
+    if path is None or path.suffix.lower() not in ENDINGS or not path.is_file():
+        raise FileNotFoundError(name)
+    with torch.inference_mode():
+        images = nodes.LoadImage().load_image(f"{name} [{kind}]")[0]
+        pixels = (images[0].float().cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def register() -> None:
+    """Offer the route where the pack is loaded by a server."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.get(PATH)
+    async def answer(request: web.Request) -> web.Response:
+        asked = request.rel_url.query
+        try:
+            found = await asyncio.to_thread(picture, asked.get("filename", ""), asked.get("subfolder", ""),
+                                            asked.get("type", "output"))
+        except FileNotFoundError:
+            return web.Response(status=404)
+        except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+            return web.Response(status=415, text=f"The picture cannot be read ({type(error).__name__}).")
+        return web.Response(body=found, content_type="image/png", headers={"Cache-Control": "no-cache"})
