@@ -84,9 +84,8 @@ function pixelsOnly(address) {
   const url = new URL(address, location.href);
   url.searchParams.delete("preview");
   url.searchParams.delete("rand");
-  // Browsers turn JPEG as Load Image does; of other files the pack's own route tells what Load Image makes.
-  const jpeg = /\.jpe?g$/i.test(url.searchParams.get("filename") ?? "");
-  if (!jpeg) url.pathname = url.pathname.replace(/\/view$/, "/framepainter/picture");
+  // The pack's own route tells what Load Image makes of a file: the host's /view gives it as it is stored.
+  url.pathname = url.pathname.replace(/\/view$/, "/framepainter/picture");
   return url.href;
 }
 

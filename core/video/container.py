@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from .colour import notes_about
-from .gate import Gate
+from .gate import REORDERED, Gate
 from .orientation import orientation_of
 
 MOST_FRAMES = 5_000_000    # 23 hours at 60 frames a second
@@ -63,8 +63,11 @@ def _quiet() -> None:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
+def opened(path: str, **options: str) -> Iterator[Any]:
     """The container.
+
+    Args:
+        options: of FFmpeg's reader for its format.
 
     Raises:
         Problem: it cannot be opened, or is a list of other files.
@@ -72,7 +75,7 @@ def opened(path: str) -> Iterator[Any]:
     _quiet()
     try:
         # By protocol and name: a name like `concat:a|b` is a name here, and nothing in the file opens another one.
-        container = av.open(f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file", **options})
     except ERRORS as error:
         raise Problem(f"cannot be opened ({short(error)})") from None
     with container:
@@ -154,6 +157,7 @@ def whole_frames(container: Any, stream: Any, gate: Gate, answers: Any,
     """
     keys: set[int] = set()  # marks of packets that are keyframes: not all decoders tell it of their frames
     errors: list[int] = []
+    shown = False
     for packet in packets(container, stream, answers, errors):
         if errors:
             gate.error()
@@ -165,7 +169,10 @@ def whole_frames(container: Any, stream: Any, gate: Gate, answers: Any,
         except ERRORS:
             gate.error()
             continue
+        if packet.is_keyframe and packet.is_discard and not shown:  # an edit list begins within a group of pictures
+            gate.hidden_keyframe()
         for frame in frames:
+            shown = True
             answers.beat()
             if frame.width * frame.height > MOST_PIXELS:
                 raise Problem(too_large(frame))
@@ -277,17 +284,43 @@ def straightened(marks: list[int | None], tick: float, step: float, jump: float)
     return out
 
 
-def cut_off(container: Any, stream: Any, found: Packets) -> bool:
+def in_order(marks: list[int | None]) -> list[int | None]:
+    """Marks of frames in the order in which they are shown, where the file has given them in the order of decoding, as AVI does.
+
+    A mark that lies further back than frames are reordered is a clock that was set, and one that is missing stays so.
+    """
+    known = np.unique([mark for mark in marks if mark is not None])
+    back = REORDERED * float(np.median(np.diff(known))) if len(known) > 1 else 0.0
+    out: list[int | None] = []
+    run: list[int] = []
+    for mark in [*marks, None]:
+        if mark is None or (run and mark < run[-1] - back):
+            out += sorted(run)
+            run = []
+        if mark is None:
+            out.append(None)
+        else:
+            run.append(mark)
+    return out[:-1]
+
+
+def cut_off(path: str, container: Any, stream: Any, found: Packets, answers: Any) -> bool:
     """Whether the file promises more than it holds."""
     names = set(container.format.name.split(","))
     if stream.frames and "mp4" in names:  # counted packet by packet; elsewhere it is a statement in passing
-        return found.count < stream.frames
+        return found.count < stream.frames and _stored(path, stream.index, answers) < stream.frames
     stated = _stated(stream)
     if stated:
         return found.end < 0.9 * (stated + float((stream.start_time or 0) * stream.time_base))
     if names & PROMISING and container.duration:  # of all tracks: sound or subtitles may go on after the last picture
         return found.last < 0.9 * container.duration / av.time_base
     return False
+
+
+def _stored(path: str, index: int, answers: Any) -> int:
+    """Packets of a stream, those too that an edit list leaves out."""
+    with opened(path, ignore_editlist="1") as container:
+        return sum(packet.size > 0 for packet in packets(container, container.streams[index], answers))
 
 
 def _stated(stream: Any) -> float:
@@ -317,7 +350,7 @@ def describe(request: dict[str, Any], _: np.ndarray, answers: Any) -> None:
         stream = pictures(container)
         first = _first(path, container, stream, answers)
         rate = stream.average_rate or stream.guessed_rate
-        cut = cut_off(container, stream, found)
+        cut = cut_off(path, container, stream, found, answers)
         tick = float(stream.time_base) if stream.time_base else 0.0
         jumps = JUMP if container.format.flags & TS_DISCONT else float("inf")
         aspect, notes = pixel_aspect(stream), _notes(stream, first)
@@ -366,7 +399,7 @@ def _counted(path: str, tick: float, step: float, jump: float, answers: Any) -> 
         for mark, _ in whole_frames(container, stream, gate, answers, seen):
             begin = mark if begin is None else begin
     begin = begin or 0
-    marks = seen[begin:] if tick else [None] * (len(seen) - begin)
+    marks = in_order(seen[begin:]) if tick else [None] * (len(seen) - begin)
     return np.arange(begin, len(seen)), np.array(straightened(marks, tick, step, jump) if marks else [])
 
 

@@ -65,6 +65,11 @@ class Gate:
         out, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
         return self._release(out)
 
+    def hidden_keyframe(self) -> None:
+        """A keyframe was decoded that the file does not show; what comes next builds on it."""
+        if self.state == WAITING:
+            self.state, self._held = TRIAL, []
+
     def error(self) -> None:
         """Something is missing here."""
         self.state, self._held, self._refreshes, self._hurt = WAITING, [], 0, True

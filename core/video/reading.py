@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
@@ -143,8 +142,7 @@ def _read(file: VideoFile, rate: float, start: float, end: float, even_size: boo
     size = (height - height % 2, width - width % 2) if even_size and min(height, width) > 1 else (height, width)
     if size != (height, width):
         notes.append(f"{width} x {height} pixels became {size[1]} x {size[0]}; h264 has even sizes only")
-    # NumPy asks the system for large pages, which are there at the first touch in a quarter of the time.
-    frames, came, done = torch.from_numpy(np.empty((len(numbers), *size, 3), np.float32)), set(), 0
+    frames, came, done = torch.empty(len(numbers), *size, 3), set(), 0
     places: dict[int, list[int]] = {}
     for i, n in enumerate(numbers):
         places.setdefault(n, []).append(i)

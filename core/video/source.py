@@ -62,7 +62,8 @@ def crop_to(picture: Tensor, height: int, width: int, pixel_aspect: float = 1.0)
         return picture
     scale = max(height / h, width / (w * pixel_aspect))
     size = (max(height, round(h * scale)), max(width, round(w * pixel_aspect * scale)))
-    out = F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]  # of bytes: as Pillow does it, and six times as fast
+    # Of bytes, as Pillow does it: a sixth of the time that floats take.
+    out = F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return out[:, top:top + height, left:left + width].contiguous()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -208,3 +209,29 @@ def test_whole_colours(reading, tmp_path):
     shown = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8)
     path = wild.write(tmp_path / "clip.mkv", shown, codec="ffv1", pixels="bgr0")
     assert np.array_equal((reading.read(path).frames * 255).round().byte().numpy(), shown)
+
+
+def test_a_file_that_begins_within_a_group_of_pictures(reading, tmp_path):
+    """An edit list leaves out what lies before its start: decoded, not shown, and no damage."""
+    shown = wild.pictures(16, 64, 96)
+    path = wild.write(tmp_path / "a.mp4", shown, [125 * i - 500 for i in range(16)], options={"bf": "2", "g": "6"})
+    with av.open(str(path)) as file:
+        straight = [wild.number(f.to_ndarray(format="rgb24")) for f in file.decode(video=0)]
+    assert straight == list(range(4, 16)), "the file is not what this test is about"
+    video = reading.read(path)
+    assert [wild.number(f.numpy() * 255) for f in video.frames] == straight
+    assert video.fps == pytest.approx(8) and video.notes == []
+    late = reading.read(path, start=0.5, end=1.0)
+    assert [wild.number(f.numpy() * 255) for f in late.frames] == straight[4:8]
+
+
+def test_times_of_decoding_are_put_in_the_order_of_showing(pack, reading, tmp_path):
+    """AVI knows no other times; B frames come out of order."""
+    path = wild.write(tmp_path / "a.avi", wild.pictures(24, 64, 96), options={"bf": "3", "g": "12"})
+    video = reading.read(path)
+    assert [wild.number(f.numpy() * 255) for f in video.frames] == list(range(24))
+    assert video.fps == pytest.approx(8, rel=1e-3) and video.notes == []
+    ordered = pack("core.video.container").in_order
+    assert ordered([0, 20, 30, 10, 40, None, 60, 50]) == [0, 10, 20, 30, 40, None, 50, 60]
+    assert ordered([0, 10, 20, 10**6, 10**6 + 10, 5, 15]) == [0, 10, 20, 10**6, 10**6 + 10, 5, 15], "clocks that were set"
+    assert ordered([]) == [] and ordered([None, 7]) == [None, 7]

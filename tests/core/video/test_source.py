@@ -155,6 +155,19 @@ def test_a_file_with_such_pixels(videos, tmp_path):
     assert made[:, 2:, :16].max() < 40 and made[:, 2:, 24:].min() > 215  # cropping would have kept 5 rows in 10
 
 
+def test_frames_are_made_smaller_as_pillow_does_it(videos):
+    """Antialiased, within one level; of stripes finer than the result nothing but their mean is left."""
+    picture = np.random.default_rng(0).integers(0, 256, (108, 192, 3), np.uint8).repeat(3, 0).repeat(3, 1)
+    for size in ((162, 288), (100, 178)):
+        made = videos.crop_to(torch.from_numpy(picture).movedim(-1, 0), *size).movedim(0, -1).numpy()
+        wanted = np.asarray(Image.fromarray(picture).resize((round(576 * size[0] / 324), size[0]), Image.BICUBIC))
+        assert made.shape == (*size, 3) and np.abs(made.astype(int) - wanted[:, :size[1]]).max() <= 1
+    stripes = np.zeros((64, 640, 3), np.uint8)
+    stripes[:, ::2] = 200
+    made = videos.crop_to(torch.from_numpy(stripes).movedim(-1, 0), 8, 80).numpy()
+    assert np.abs(made[:, :, 4:-4].astype(int) - 100).max() <= 1
+
+
 def test_finding(videos, tmp_path):
     """Videos everywhere, folders of pictures, natural order; thumbnails and texts beside videos are none."""
     for name in ("v10.mp4", "v2.mp4", "readme.txt", ".hidden.mp4", "thumb.jpg", "thumb2.jpg", "deep/er/odd.xyz"):
