@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -28,6 +29,7 @@ THREADS = 8
 # Decoders that mark broken frames, but with several threads mark some of them after they have been handed out: of sixty runs over
 # one damaged H.264 file, nine gave its broken frame without a mark.
 ONE_THREAD = {"h264", "mpeg4"}
+JOINT = 2                  # packets between the broken counter and the first keyframe of the next file
 LOOKED_AT = 100            # frames whose order is looked at
 TS_DISCONT = 0x0200        # AVFMT_TS_DISCONT: the format's times may jump
 BY_INDEX = ("mov", "mp4", "matroska", "webm")  # formats that are jumped in by presentation times
@@ -148,6 +150,21 @@ def packets(container: Any, stream: Any, answers: Any, errors: list[int] | None 
                 errors.append(since)
 
 
+def holed(given: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    """Packets, and whether something of each or after it is missing, as formats of broadcasts notice by their counters.
+
+    Where files were put one after another the counters break too, but nothing is missing: a keyframe comes within JOINT packets.
+    """
+    ahead: deque[Any] = deque()
+    for packet in given:
+        ahead.append(packet)
+        if len(ahead) > JOINT:
+            first = ahead.popleft()
+            yield first, first.is_corrupt and not any(other.is_keyframe for other in ahead)
+    for packet in ahead:
+        yield packet, False
+
+
 def whole_frames(container: Any, stream: Any, gate: Gate, answers: Any,
                  numbered: list[int | None] | None = None) -> Iterator[tuple[int, Any]]:
     """(mark, frame) of the frames that are whole, in the order in which they are shown.
@@ -157,11 +174,14 @@ def whole_frames(container: Any, stream: Any, gate: Gate, answers: Any,
     """
     keys: set[int] = set()  # marks of packets that are keyframes: not all decoders tell it of their frames
     errors: list[int] = []
+    holes: set[int | None] = set()  # marks of packets of which something is missing
     shown = False
-    for packet in packets(container, stream, answers, errors):
-        if errors:
+    for packet, hole in holed(packets(container, stream, answers, errors)):
+        if errors or hole:
             gate.error()
             errors.clear()
+        if hole:
+            holes.add(packet.pts)
         if packet.is_keyframe and packet.pts is not None:
             keys.add(packet.pts)
         try:
@@ -183,7 +203,7 @@ def whole_frames(container: Any, stream: Any, gate: Gate, answers: Any,
             mark = frame.pts if numbered is None else len(numbered) - 1
             if mark is None:  # nobody could ask for it
                 continue
-            key = bool(frame.key_frame) or frame.pts in keys
+            key = (bool(frame.key_frame) or frame.pts in keys) and frame.pts not in holes
             keys.discard(frame.pts)
             yield from gate.frame(mark, frame, key, frame.is_corrupt)
     if errors:

@@ -235,3 +235,20 @@ def test_times_of_decoding_are_put_in_the_order_of_showing(pack, reading, tmp_pa
     assert ordered([0, 20, 30, 10, 40, None, 60, 50]) == [0, 10, 20, 30, 40, None, 50, 60]
     assert ordered([0, 10, 20, 10**6, 10**6 + 10, 5, 15]) == [0, 10, 20, 10**6, 10**6 + 10, 5, 15], "clocks that were set"
     assert ordered([]) == [] and ordered([None, 7]) == [None, 7]
+
+
+def test_a_broadcast_with_a_hole_names_it_and_one_of_segments_has_none(reading, tmp_path):
+    """Lost packets that leave frames which decode, but wrongly, and which no decoder marks."""
+    first, second = (wild.write(tmp_path / f"{i}.ts", wild.pictures(24, 64, 96)[12 * i:12 * i + 12],
+                                options={"bf": "2", "g": "4"}).read_bytes() for i in range(2))
+    (tmp_path / "joined.ts").write_bytes(first + second)
+    joined = reading.read(tmp_path / "joined.ts")
+    assert [wild.number(f.numpy() * 255) for f in joined.frames] == list(range(24)) and joined.notes == []
+    both = bytearray(first + second)
+    both[len(both) // 3:len(both) // 3 + 400] = bytes(400)
+    (tmp_path / "hole.ts").write_bytes(both)
+    holed = reading.read(tmp_path / "hole.ts")
+    seen = [wild.number(f.numpy() * 255) for f in holed.frames]
+    assert seen == sorted(seen), "what came is right, or the one before"
+    assert seen[:2] == [0, 1] and seen[-14:] == list(range(10, 24))
+    assert "the file is damaged" in holed.notes[0]
