@@ -7,7 +7,6 @@ what is drawn over a picture must lie where the network sees it. Read-only; file
 from __future__ import annotations
 
 import asyncio
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import folder_paths
 import torch
 from PIL import Image
 
+from . import report
 from .outputs import inside
 
 PATH = "/framepainter/picture"
@@ -53,13 +53,13 @@ def picture(filename: str, subfolder: str = "", kind: str = "input") -> tuple[by
 
 
 def register() -> None:
-    """Offer the route where the pack is loaded by a server."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is None:
+    """Let the host's server answer the page; nothing happens without a server."""
+    host = report.server()
+    if host is None:
         return
-    from aiohttp import web
+    from aiohttp import web  # the server's own; absent where nodes run without one
 
-    @server.routes.get(PATH)
+    @host.routes.get(PATH)
     async def answer(request: web.Request) -> web.Response:
         asked = request.rel_url.query
         try:
