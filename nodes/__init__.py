@@ -4,6 +4,7 @@ from ..host import picture_route, word_chips
 from ..host.weights import folders
 from . import (
     attention,
+    carry,
     conditioning,
     data,
     evaluation,
@@ -26,5 +27,5 @@ folders.register()
 picture_route.register()
 word_chips.register()
 STAGES = (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation, inversion, injection,
-          motion_lora, video, video_text, prompt)
+          motion_lora, video, carry, video_text, prompt)
 NODES = [guarded(node) for stage in STAGES for node in stage.NODES]

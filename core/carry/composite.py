@@ -18,7 +18,6 @@ from .affine import affine_models, unpacked
 
 WORK_SIDE = 512   # longer side of the frames that the experts see
 LEAST = 0.5 / 255  # a smaller change is none
-ROWS = 270        # of the full frame that are computed at a time
 
 
 def work_size(height: int, width: int) -> tuple[int, int]:
@@ -61,7 +60,7 @@ def full_change(key: FullKey, frame: Tensor, low: Tensor, flow: Tensor, changes:
     models = affine_models(low, smooth, 1).packed()
     packed = torch.cat([models, by_flow[0:1], by_flow[1:2], (smooth.abs().amax(1, keepdim=True) > 0).float()], 1)
     grown = F.interpolate(packed, (height, width), mode="bilinear")
-    change = unpacked(grown[:, :12]).apply(frame) * (1 - grown[:, 12:13] - grown[:, 13:14]) * (grown[:, 14:15] > 0)
+    change = unpacked(grown[:, :12]).apply(frame).mul_((1 - grown[:, 12:13] - grown[:, 13:14]) * (grown[:, 14:15] > 0))
     moved = warp(key.payload, enlarged(flow, (height, width)))
-    pixels = moved[:, 3:4] * moved[:, 4:] - moved[:, 3:4] * frame
-    return change + grown[:, 12:13] * moved[:, :3] + grown[:, 13:14] * pixels
+    change.addcmul_(grown[:, 12:13], moved[:, :3])
+    return change.addcmul_(grown[:, 13:14] * moved[:, 3:4], moved[:, 4:].sub_(frame))

@@ -30,6 +30,8 @@ RADII = (1.0, 3.0, 9.0, 27.0)  # pixels at which the keyframe is asked
 FLOOR = 4e-6                   # squared error, three channels, below which experts are equal: a third of a grey level each
 CAUTION = 6.0                  # a flow errs by more than it shows: measured on real clips, by so much in squares
 LOST = 8.0                     # pixels of doubt at which a flow is as likely wrong as right
+SURE = 4.0                     # pixels of doubt up to which a flow is sure
+STEADY, LEAST_SURE = 0.01, 0.1  # a smaller change of light is none; share of the picture that must be sure to tell
 SHARPNESS = 2.0                # weights are error ** -this
 
 
@@ -82,37 +84,42 @@ class Keyframe:
         there = warp(self.payload, track.flow)
         picture, change, models, doubts, area = there.split([3, 3, 12, 3 * len(RADII), 1], 1)
         models = unpacked(models)
+        light = relit(frame, picture, track.doubt)
+        frame = frame / light  # as the keyframe's light would show it
         missed = frame - picture
         errors = by_radius(doubts.unflatten(1, (3, len(RADII))), track.doubt)  # (1, 3, h, w)
         by_colour = (models.gain * missed[:, None]).sum(2)
         instead = [by_colour, by_colour + missed * area, torch.zeros_like(missed)]  # by how much a colour model would differ
         errors = errors + torch.cat([x.square().sum(1, keepdim=True) for x in instead], 1)
         colour = models.apply(frame)
-        lookup, foretold = self._looked_up(frame, track)
+        lookup, foretold, by_place = self._looked_up(frame, track)
         changes = torch.cat([change, area * (picture + change - frame), colour])
         # The last expert's error is measured on the keyframe, the others' supposed: where they differ from it by more, they err.
         apart = box((changes - lookup).square().sum(1, keepdim=True), 2)
         errors = errors.movedim(1, 0)
         lost = track.doubt.square() / (track.doubt.square() + LOST**2)
-        errors = CAUTION * errors + 0.25 * self.scale**2 * lost
+        by_place = box(by_place, 2)
+        errors = torch.lerp(torch.tensor(CAUTION), torch.tensor(CAUTION / 4), by_place) * errors + 0.25 * self.scale**2 * lost
         errors = errors * _misjudged(errors, apart, foretold)
-        errors = torch.maximum(errors, apart - 2 * box(foretold, 2))
-        return Verdicts(torch.cat([changes, lookup]), torch.cat([errors, foretold]))
+        errors = torch.maximum(errors, (apart - 2 * box(foretold, 2)) * (1 - by_place))
+        # Where places decide, the lookup depends on the flow as well, and sees an edge less sharply: a sure flow is right.
+        foretold = foretold + by_place * apart.amin(0, keepdim=True) / (1 + (track.doubt / SURE).square())
+        return Verdicts(torch.cat([changes, lookup]) * light, torch.cat([errors, foretold]))
 
-    def _looked_up(self, frame: Tensor, track: Track) -> tuple[Tensor, Tensor]:
+    def _looked_up(self, frame: Tensor, track: Track) -> tuple[Tensor, Tensor, Tensor]:
         height, width = frame.shape[-2:]
         picture = frame[0].movedim(0, -1).cpu().numpy()
         asked = self.lookup.candidates(picture)
         y, x = asked.nonzero()
         flow = track.flow[0].cpu().numpy()
-        change, error = torch.zeros(height, width, 3), torch.zeros(height, width)
+        change, error, by_place = torch.zeros(height, width, 3), torch.zeros(height, width), torch.zeros(height, width)
         if len(y):
             places = (flow[:, y, x].T + np.stack([x, y], -1)).astype(np.float32)
-            found, wrong = self.lookup.find(picture[y, x], places)
-            change[y, x], error[y, x] = torch.from_numpy(found), torch.from_numpy(wrong)
+            change[y, x], error[y, x], by_place[y, x] = (torch.from_numpy(found).float()
+                                                         for found in self.lookup.find(picture[y, x], places))
         # A colour that never changed in the keyframe: unchanged, unless the flow knows a change there.
         error[torch.from_numpy(~asked)] = float(self.lookup.errors[0].mean()) * 0.1
-        return change.movedim(-1, 0)[None].to(frame), error[None, None].to(frame)
+        return change.movedim(-1, 0)[None].to(frame), error[None, None].to(frame), by_place[None, None].to(frame)
 
 
 def _misjudged(errors: Tensor, apart: Tensor, foretold: Tensor) -> Tensor:
@@ -124,6 +131,15 @@ def _misjudged(errors: Tensor, apart: Tensor, foretold: Tensor) -> Tensor:
     found = torch.stack([(a - foretold[0])[sure[0]].sum() / e[sure[0]].sum().clamp_min(1e-9)
                          for a, e in zip(apart, errors, strict=True)])
     return found.clamp(1, 100)[:, None, None, None]
+
+
+def relit(frame: Tensor, picture: Tensor, doubt: Tensor) -> Tensor:
+    """How much brighter a frame is than its keyframe, colour by colour, where the flow is sure: (1, 3, 1, 1), mostly 1."""
+    sure = (doubt[0, 0] < SURE) & (picture[0].amin(0) > 0.05) & (picture[0].amax(0) < 0.95) & (frame[0].amax(0) < 0.98)
+    if float(sure.float().mean()) < LEAST_SURE:
+        return frame.new_ones(1, 3, 1, 1)
+    ratio = (frame[0, :, sure] / picture[0, :, sure]).median(1).values.clamp(0.7, 1.4)
+    return torch.where((ratio - 1).abs() < STEADY, 1.0, ratio)[None, :, None, None]
 
 
 def shifted(x: Tensor, dx: float, dy: float) -> Tensor:

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 WEIGHTS = (0.0, 0.15, 0.6, 2.0)  # of a place across the longer side, against colours in [0, 1]
+KNOWN, UNKNOWN = 0.18, 0.34  # share of a change that is not foretold: a region was recoloured; something was drawn
 NEIGHBOURS = 8
 MOST = (24000, 24000, 2000)  # pixels that are kept: changed ones, others of such colours, the rest
 CELLS = 24         # of the table of colours, along a side
@@ -72,6 +73,13 @@ class Lookup:
         count = np.zeros((CELLS,) * 3, np.float32)
         np.add.at(count, tuple(_cells(self.colours[asked]).T), 1)
         smooth = gaussian_filter(count, 1.0, mode="constant")
+        def spread(values: np.ndarray) -> np.ndarray:
+            """Mean in each cell and a little around it."""
+            total = np.zeros((CELLS,) * 3, np.float32)
+            np.add.at(total, tuple(_cells(self.colours[asked]).T), values)
+            return (gaussian_filter(total, 1.0, mode="constant") + 0.02 * (values.mean() if len(values) else 0.0)) / (smooth + 0.02)
+
+        self.energy = spread(np.square(self.values[asked]).sum(1))
         out = []
         for level in range(len(WEIGHTS)):
             features = self._features(level, self.colours, self.places)
@@ -83,10 +91,7 @@ class Lookup:
                     error[wanted] = np.square(found - self.values[wanted]).sum(1)
                 else:
                     error[wanted] = self.scale**2
-            total = np.zeros((CELLS,) * 3, np.float32)
-            np.add.at(total, tuple(_cells(self.colours[asked]).T), error[asked])
-            out.append((gaussian_filter(total, 1.0, mode="constant") + 0.02 * error[asked].mean() if len(asked) else total)
-                       / (smooth + 0.02))
+            out.append(spread(error[asked]))
         return np.stack(out)
 
     def _choose(self) -> np.ndarray:
@@ -104,14 +109,14 @@ class Lookup:
         """Pixels (h, w) whose colour is like one that changed."""
         return self.near[tuple(_cells(picture.reshape(-1, 3)).T)].reshape(picture.shape[:2])
 
-    def find(self, colours: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The change of pixels and its expected squared error.
+    def find(self, colours: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The change of pixels, its expected squared error, and how far its exact place decides.
 
         Args:
             colours: (N, 3).  places: (N, 2) x and y in pixels of the keyframe.
 
         Returns:
-            (N, 3) and (N,).
+            (N, 3), (N,), and (N,) in [0, 1]: 1 where a few pixels more or less matter, as in a drawing.
         """
         cells = tuple(_cells(colours).T)
         levels = self.best[cells]
@@ -124,7 +129,8 @@ class Lookup:
             found, spread, far = _mean(self.trees[level], self.values, features)
             change[mine] = found
             error[mine] = np.maximum(self.errors[level][tuple(c[mine] for c in cells)], spread) + np.square(far * self.scale / 0.15)
-        return change, error
+        missed = self.errors[(levels, *cells)] / self.energy[cells].clip(1e-9)
+        return change, error, (levels > 0) * np.clip((missed - KNOWN) / (UNKNOWN - KNOWN), 0, 1)
 
 
 def _cells(colours: np.ndarray) -> np.ndarray:

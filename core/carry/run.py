@@ -101,6 +101,7 @@ class Carry:
         keep: told a frame's number, gives a mask (H, W) of what must stay as it is there, or None.
         steps: flow (1, 2, h, w) from frame n + 1 back to frame n, and from n to n + 1, for a pair's number n, if others know it.
         watch: told how much is done, of how much; may raise to stop.
+        judge: told a frame's number, a keyframe's and what the experts make of it; for measurements.
         folder: for the flows; a temporary one if None.
 
     Raises:
@@ -110,8 +111,10 @@ class Carry:
     def __init__(self, frames: Frames, edits: Sequence[Edit], estimate: PairFlow, *,
                  keep: Callable[[int], Tensor | None] = lambda number: None,
                  steps: Callable[[int], tuple[Tensor, Tensor]] | None = None,
-                 watch: Callable[[int, int], None] = lambda done, total: None, folder: Path | None = None):
-        self.frames, self.estimate, self.keep, self.steps, self.watch, self.folder = frames, estimate, keep, steps, watch, folder
+                 watch: Callable[[int, int], None] = lambda done, total: None,
+                 judge: Callable[[int, int, Verdicts], None] = lambda number, key, verdicts: None, folder: Path | None = None):
+        self.frames, self.estimate, self.keep, self.steps, self.watch, self.judge = frames, estimate, keep, steps, watch, judge
+        self.folder = folder
         self.edits = sorted(edits, key=lambda e: e.number)
         numbers = [e.number for e in self.edits]
         if not numbers:
@@ -200,6 +203,7 @@ class Carry:
             (folder / f"{k}-{n}.npy").unlink()
             track = Track(stored[:, :2], stored[:, 2:])
             verdicts = key.verdicts(low, track)
+            self.judge(n, k, verdicts)
             before = warp(memory[k].movedim(0, 1), step).movedim(1, 0) if step is not None and k in memory else None
             change, error, weights = mixed(verdicts, before)
             kept[k] = weights
