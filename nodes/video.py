@@ -148,7 +148,8 @@ class PlanClips(io.ComfyNode):
         height, width = frames.shape[1:3]
         if height % 2 or width % 2:
             odd = (f"{width} x {height} pixels: Save Video cannot write odd sizes as h264. Read Video in place of Get Video "
-                   "Components crops them, as does an Image Crop before Create Video")
+                   "Components crops them, as does an Image Crop before Create Video; Save Video (tagged) writes the last "
+                   "row or column twice")
             report.warn(f"{odd}.")
             text += f"\n{odd}"
         if audio is not None:

@@ -112,10 +112,10 @@ def bench():
 
 
 def test_the_table_of_colours_holds(pack, bench, tmp_path):
-    """Every fifth kind measured again: in within one level of FFmpeg's own conversion, the whole way within two."""
+    """Every eighth kind measured again: in within one level of FFmpeg's own conversion, the whole way within two."""
     stated = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     assert "\n".join(bench.lines(stated)) in bench.PAGE.read_text(encoding="utf-8")
-    for case in bench.cases()[::5]:
+    for case in bench.cases()[::8]:
         found = bench.measure(pack, case, tmp_path, hosts=False)
         assert found["in"] <= 1 and found["out"] <= 2 and found["truth"] <= 2, (case, found)
     assert all(row["in"] <= 1 and row["out"] <= 2 for row in stated["ours"].values())
