@@ -131,7 +131,7 @@ class Bench:
             span = slice(begin + 1, end)  # the first frame is the clip before's, or was given
             error, nothing = ((x[span] - case.truth[span]).pow(2).mean() for x in (result.frames, case.clip))
             shares.append(float(error / nothing))
-        last = self.load("core.video.drift").drift(result.clips[-1], case.truth[slice(*self.plan.clips[-1])])
+        last = self.load("core.video.drift").drift(result.clips[-1].float() / 255, case.truth[slice(*self.plan.clips[-1])])
         return shares, last, result.frames
 
 

@@ -206,12 +206,15 @@ class KeepUntouched(io.ComfyNode):
                 raise ValueError(f"'{name}' is {w} x {h}, 'original' is {width} x {height}; the aspect ratios differ. "
                                  "Connect pictures of the same edit. If the whole picture was squeezed for the model, set "
                                  "size_mismatch to 'stretch'.")
-        images, weights, steps = [], [], Steps(count * 3)
+        # Into the results frame by frame: beside them and the inputs there is never more than one frame.
+        images, weights = original.new_empty((count, *original.shape[1:])), torch.empty((count, height, width))
+        steps = Steps(count * 3)
         for i in range(count):
-            weight = blend_weights(one_of(mask, i)[0], height, width, feather, feather_side == "outside")
-            images.append(keep_untouched(one_of(original, i)[0], one_of(edited, i)[0], weight, colour_match, steps.step))
-            weights.append(weight)
-        return io.NodeOutput(torch.stack(images), torch.stack(weights))
+            if i < len(mask):  # one mask for all frames is weighed once
+                weight = blend_weights(mask[i], height, width, feather, feather_side == "outside")
+            weights[i] = weight
+            images[i] = keep_untouched(one_of(original, i)[0], one_of(edited, i)[0], weight, colour_match, steps.step)
+        return io.NodeOutput(images, weights)
 
 
 class KeepLatent(io.ComfyNode):

@@ -62,6 +62,10 @@ class TrainMotionLora(io.ComfyNode):
                 advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
                                       tooltip="Steps between previews, the clip sampled again from its first frame; 0 is none. "
                                               "Previews take as long as dozens of steps.")),
+                io.Mask.Input("change_mask", optional=True,
+                              tooltip="Where the edit will change the video, such as what is erased: one mask for all frames, or "
+                                      "one a frame. The loss does not count there, so that the LoRA does not learn it. Better too "
+                                      "large than too small."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),
@@ -77,15 +81,14 @@ class TrainMotionLora(io.ComfyNode):
     @classmethod
     def execute(cls, model, clip_vision, vae, frames, preset: str, steps: int, learning_rate: float, rank: int, strength: float,
                 seed: int, width: int = 0, height: int = 0, dropout: float = 0.1, numbers: str = "release",
-                precision: str = PRESET, save_every: int = 50, preview_every: int = 0) -> io.NodeOutput:
+                precision: str = PRESET, save_every: int = 50, preview_every: int = 0, change_mask=None) -> io.NodeOutput:
         for name, value, options in (("preset", preset, PRESETS), ("numbers", numbers, ORDERS),
                                      ("precision", precision, (PRESET, *PRECISIONS))):
             check_choice(name, value, options)
         settings = choose(preset, steps=steps, learning_rate=learning_rate, rank=rank, seed=seed, width=width or None,
                           height=height or None, dropout=dropout, numbers=numbers, save_every=save_every,
                           precision=None if precision == PRESET else precision, preview_every=preview_every)
-        made = motion_lora.train(MotionInputs(model, clip_vision, vae, frames), settings,
-                                 output() / RUNS, strength)
+        made = motion_lora.train(MotionInputs(model, clip_vision, vae, frames, change_mask), settings, output() / RUNS, strength)
         return io.NodeOutput(*made)
 
 

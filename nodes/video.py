@@ -216,6 +216,15 @@ class PropagateEdit(io.ComfyNode):
                                         tooltip="Strength of the motion LoRA when the edit is sampled.")),
                 advanced(io.Combo.Input("precision", options=["bf16", "fp16", "fp32"], default="bf16", optional=True,
                                         tooltip="Precision of the training's arithmetic.")),
+                io.Mask.Input("change_mask", optional=True,
+                              tooltip="Where the edit changes the video: one mask for all frames, or one a frame, of the video or "
+                                      "of the plan. For keep_untouched and lora_outside_mask."),
+                io.Boolean.Input("keep_untouched", default=False, optional=True,
+                                 tooltip="The result has the video's own pixels, bit by bit and at its own size, outside "
+                                         "change_mask; without a mask, where the edit does not differ visibly from the video."),
+                advanced(io.Boolean.Input("lora_outside_mask", default=False, optional=True,
+                                          tooltip="The motion LoRA is trained on what lies outside change_mask alone. For things "
+                                                  "that are erased; leave it off where the motion in the mask should stay.")),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The edited video at its own size; for Create Video."),
@@ -229,7 +238,8 @@ class PropagateEdit(io.ComfyNode):
                 matching: str, steps: int, guidance: float, carry: str, colour_match: float, anchor: float, seed: int,
                 skip_interval: bool = True, threshold: float = 0.35,
                 motion_bucket_id: int = 127, rank: int = 32, learning_rate: float = 5e-4, lora_strength: float = 1.0,
-                precision: str = "bf16") -> io.NodeOutput:
+                precision: str = "bf16", change_mask=None, keep_untouched: bool = False,
+                lora_outside_mask: bool = False) -> io.NodeOutput:
         for name, value, options in (("lora", lora, propagate.LORAS), ("matching", matching, MATCHING),
                                      ("carry", carry, propagate.CARRIES), ("precision", precision, ("bf16", "fp16", "fp32"))):
             check_choice(name, value, options)
@@ -242,7 +252,10 @@ class PropagateEdit(io.ComfyNode):
             motion_bucket=motion_bucket_id, fps=plan.fps, seed=seed,
             motion=MotionSettings(steps=lora_steps, rank=rank, learning_rate=learning_rate, precision=precision, seed=seed))
         folder = output() / JOBS
-        job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder, report.log.info)
+        if change_mask is not None and not (keep_untouched or lora_outside_mask):
+            report.warn("'change_mask' has no effect while keep_untouched and lora_outside_mask are off.")
+        job = propagate.Job(propagate.Models(model, clip_vision, vae), frames, edited, plan, settings, folder, report.log.info,
+                            propagate.Change(change_mask, keep_untouched, lora_outside_mask))
         result = job.run()
         text = "\n".join([plan.describe(), *result.stages, "", drift_table(result.drift)])
         return io.NodeOutput(result.frames, drift_picture(result.drift), text)

@@ -34,20 +34,23 @@ class Drift(NamedTuple):
 
 
 def _luma(frames: Tensor) -> Tensor:
-    return (frames * frames.new_tensor(LUMA)).sum(-1)
+    return torch.stack([(frame * frame.new_tensor(LUMA)).sum(-1) for frame in frames])  # products of one frame at a time
 
 
 def sharpness(frames: Tensor) -> float:
     """Mean absolute Laplacian of luma of (T, H, W, 3)."""
-    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    return float(conv2d(_luma(frames)[:, None].float(), kernel.float()).abs().mean())
+    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None].float()
+    # One frame at a time: the convolution itself needs many times what it is given.
+    return float(torch.stack([conv2d(luma[None, None], kernel) for luma in _luma(frames).float()]).abs().mean())
 
 
 def histogram(frames: Tensor, levels: int = 8) -> Tensor:
     """(levels^3,) share of pixels of each colour."""
-    bins = (frames.reshape(-1, 3) * levels).long().clamp(0, levels - 1)
-    code = (bins[:, 0] * levels + bins[:, 1]) * levels + bins[:, 2]
-    return torch.bincount(code, minlength=levels**3).float() / len(code)
+    counts = torch.zeros(levels**3, dtype=torch.long, device=frames.device)
+    for frame in frames:  # one after another, as their 64 bit codes are larger than they are
+        bins = (frame.reshape(-1, 3) * levels).long().clamp(0, levels - 1)
+        counts += torch.bincount((bins[:, 0] * levels + bins[:, 1]) * levels + bins[:, 2], minlength=levels**3)
+    return counts.float() / (frames.numel() // 3)
 
 
 def drift(frames: Tensor, reference: Tensor) -> Drift:

@@ -50,24 +50,31 @@ TOLERATED = 5         # steps in a row whose loss or gradients are not finite
 
 
 class MotionInputs(NamedTuple):
-    """What a run is made from. frames: (T, H, W, 3) in [0, 1], at least 2 of them."""
+    """What a run is made from.
+
+    frames: (T, H, W, 3) in [0, 1], at least 2 of them.  mask: (T or 1, H', W') what the LoRA should not learn; None is nothing.
+    """
 
     model: ModelPatcher
     clip_vision: Any
     vae: Any
     frames: Tensor
+    mask: Tensor | None = None
 
 
 def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionClip:
     """The clip's latents, its first frame's latent and embedding.
 
     Raises:
-        ValueError: fewer than two frames, or a size that the network cannot take.
+        ValueError: fewer than two frames, a size that the network cannot take, or a mask that fits no frames or leaves nothing.
         NotFinite: latents or embedding contain inf or NaN.
     """
     frames = inputs.frames[..., :3]
     if len(frames) < 2:
         raise ValueError(f"'frames' has {len(frames)} frame; motion needs at least 2.")
+    if inputs.mask is not None and len(inputs.mask) not in (1, len(frames)):
+        raise ValueError(f"'change_mask' has {len(inputs.mask)} masks, 'frames' has {len(frames)} frames. Give one mask for all "
+                         "frames, or one a frame.")
     step = multiple(inputs.model)
     size = (settings.height, settings.width) if settings.height else tuple(
         max(step, side // step * step) for side in frames.shape[1:3])
@@ -75,7 +82,8 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
         raise ValueError(f"{size[1]} x {size[0]} pixels do not fit this network; width and height must be multiples of "
                          f"{step}.")
     with torch.inference_mode():
-        shown = geometry.to_working(frames, geometry.fit(*frames.shape[1:3], size, settings.keep_aspect))
+        fit = geometry.fit(*frames.shape[1:3], size, settings.keep_aspect)
+        shown = geometry.to_working(frames, fit)
         encoded = []
         for i in range(len(shown)):
             mm.throw_exception_if_processing_interrupted()
@@ -85,7 +93,9 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
         scaled = inputs.model.model.process_latent_in(latents)
     check_finite("the clip 'frames'", {"latents": latents}, BY_VAE)
     check_finite("the clip 'frames'", {"image embedding": embedding}, BY_CLIP_VISION)
-    return objective.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone())
+    weights = None if inputs.mask is None else objective.weights_outside(
+        geometry.masks_to_working(inputs.mask, fit), *latents.shape[-2:])
+    return objective.MotionClip(scaled.clone(), latents[0].clone(), embedding[0].clone(), weights)
 
 
 def folder_of(inputs: MotionInputs, settings: MotionSettings, runs: Path) -> Path:
@@ -95,6 +105,7 @@ def folder_of(inputs: MotionInputs, settings: MotionSettings, runs: Path) -> Pat
     """
     parts = [weights_of(inputs.model), part_of(inputs.vae), part_of(inputs.clip_vision)]
     given = [{"frames": inputs.frames}, settings.identity(), settings.steps, settings.learning_rate, settings.seed]
+    given += [] if inputs.mask is None else [{"mask": inputs.mask}]
     unknown = [name for part in parts for name in part.unknown]
     if unknown:
         warn(f"the models carry patches by other nodes that cannot be identified ({', '.join(unknown)}), so no earlier run can be "
@@ -178,6 +189,8 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, callbacks:
     identity = {**settings.identity(), "data": digest({"latents": clip.latents, "image": clip.image}),
                 "model": sampled_digest(inputs.model, True),  # all that states of earlier versions tell
                 "network": model_digest(inputs.model, True, fresh=False)}
+    if clip.weights is not None:
+        identity["weights"] = digest({"weights": clip.weights})
     before = None
     if past is not None:
         identity["past"] = digest({"states": past.states})

@@ -24,8 +24,8 @@ from ...core.inversion import condition, sarp
 from ...core.inversion.trajectory import Trajectory
 from ...core.training.motion_lora.presets import MotionSettings
 from ...core.training.state import StateError
-from ...core.video import drift
-from ...core.video.clips import ClipPlan
+from ...core.video import drift, geometry
+from ...core.video.footage import Footage
 from ...core.video.store import Store
 from .. import report
 from ..attention import injection, skip_interval
@@ -74,39 +74,16 @@ class Settings:
         return MicroConds(fps_id, self.motion_bucket, self.augmentation)
 
 
-@dataclass(frozen=True)
-class Footage:
-    """A video at working size and its edited first frame.
-
-    frames: (N, 8 h, 8 w, 3), those that the plan uses.  edited: (1, 8 h, 8 w, 3).
-    """
-
-    frames: Tensor
-    edited: Tensor
-    plan: ClipPlan
-
-    def clip(self, number: int) -> Tensor:
-        """(T, 8 h, 8 w, 3) source frames of a clip."""
-        begin, end = self.plan.clips[number]
-        return self.frames[begin:end]
-
-    def expected_colours(self, number: int) -> Tensor:
-        """The source clip with the first edit's change of colour on it: what a clip without drift would look like."""
-        source, first = self.clip(number), self.clip(0)[:1]
-        gain = self.edited.std((0, 1, 2)) / first.std((0, 1, 2)).clamp_min(1e-4)
-        shift = self.edited.mean((0, 1, 2)) - gain * first.mean((0, 1, 2))
-        return source * gain + shift
-
-
 class Stages:
     """The stages of one job.
 
     Args:
-        told: told what was done, as a line.
+        told: told what was done, as a line.  outside: train the motion LoRA outside the footage's change alone.
     """
 
-    def __init__(self, models: Models, footage: Footage, settings: Settings, store: Store, told: Callable[[str], None]):
-        self.models, self.footage, self.settings, self.told = models, footage, settings, told
+    def __init__(self, models: Models, footage: Footage, settings: Settings, store: Store, told: Callable[[str], None],
+                 outside: bool = False):
+        self.models, self.footage, self.settings, self.told, self.outside = models, footage, settings, told, outside
         self.keys, self.kept, self.trajectories = Keys(models), Kept(store, told), Trajectories(store, told)
         if self.keys.refusal():
             told(self.keys.refusal())
@@ -122,15 +99,18 @@ class Stages:
         if which not in self._loras:
             past = self._past(which)
             motion = replace(self.settings.motion, height=self.settings.height, width=self.settings.width)
+            change = {"change": self.footage.change_in(which)} if self.outside else {}
             key = self.keys.of_training({"frames": self.footage.clip(which)}, {**motion.identity()}, motion.steps,
-                                        motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]})
+                                        motion.learning_rate, motion.seed, {} if past is None else {"past": past.states[-1]},
+                                        *([change] if change else []))
             found = self.kept.result("lora", key, f"clip {which + 1}: motion LoRA",
                                      lambda: self._trained(which, key, motion, past), usable=motion_lora.usable)
             self._loras = {number: lora for number, lora in self._loras.items() if number == 0} | {which: found}
         return self._loras[which]
 
     def _trained(self, which: int, key: Key, motion: MotionSettings, past: Trajectory | None) -> dict[str, Tensor]:
-        inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which))
+        change = geometry.masks_to_working(self.footage.change_in(which), self.footage.fit) if self.outside else None
+        inputs = motion_lora.MotionInputs(*self.models, self.footage.clip(which), change)
         bar = report.Steps(motion.steps)
         callbacks = RunCallbacks(mm.throw_exception_if_processing_interrupted, stepped=lambda step: bar.show(step.step))
         with self.kept.folder("training", key) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from framepainter_tests.live_memory import LiveMemory
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,22 @@ def test_batches(nodes):
     assert torch.equal(images[:, 20:], originals[:, 20:]) and len(weights) == 3
     with pytest.raises(ValueError, match="original has 3, edited has 2, mask has 1"):
         keep(nodes, originals, edits[:2], mask)
+
+
+@pytest.mark.parametrize("masks", [1, 6])
+def test_a_video_keeps_its_bits_frame_by_frame(nodes, masks):
+    """One still mask or one a frame, an edit of another size; beside the results never more than a few frames exist."""
+    originals, edits, mask = torch.rand(6, 90, 160, 3), torch.rand(6, 45, 80, 3), torch.zeros(masks, 45, 80)
+    for i in range(masks):
+        mask[i, 10:20, 5 * i:5 * i + 10] = 1
+    with LiveMemory() as memory:
+        images, weights = keep(nodes, originals, edits, mask, 4)
+    assert torch.equal(images[weights == 0], originals[weights == 0]) and (images != originals).flatten(1).any(1).all()
+    for i in range(6):
+        assert all(torch.equal(a[i], b[0]) for a, b in zip((images, weights), keep(
+            nodes, originals[i:i + 1], edits[i:i + 1], mask[min(i, masks - 1)][None], 4), strict=True))
+    inputs = originals.nbytes + edits.nbytes + mask.nbytes
+    assert memory.peak < inputs + images.nbytes + weights.nbytes + 3 * originals[0].nbytes
 
 
 def test_another_shape(nodes):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from framepainter_tests import tiny
+from framepainter_tests.live_memory import LiveMemory
 
 SETTINGS = {"width": 48, "height": 32, "lora": "one for all clips", "lora_steps": 3, "matching": "local edit", "steps": 3,
             "guidance": 1.5, "carry": "latent", "colour_match": 0.0, "anchor": 0.0, "seed": 0, "rank": 4, "learning_rate": 1e-3,
@@ -426,3 +427,55 @@ def test_a_saved_video_has_workflow_and_sound_and_overwrites_nothing(nodes, fram
     with av.open(str(path)) as one, av.open(str(output / shown["filename"])) as other:
         same = [[bytes(p) for p in file.demux(video=0)] for file in (one, other)]
         assert same[0] == same[1] and "prompt" in other.metadata
+
+
+# ---- where the edit is -----------------------------------------------------------------------------------------------
+
+
+def test_pixels_that_the_edit_does_not_change_keep_their_bits(job, frames):
+    """With a mask outside it; without one where the edit looks like the video. The network's stages are the same."""
+    plain = job(lora="none")[0]
+    mask = torch.zeros(8, 16, 24)
+    mask[:, 4:12, 2:8] = 1
+    kept, _, report = job(lora="none", change_mask=mask, keep_untouched=True)
+    assert report.count("taken from the disk") == 6
+    assert torch.equal(kept[:, :, 35:], frames[:, :, 35:]) and torch.equal(kept[:, 10:22, 6:14], plain[:, 10:22, 6:14])
+    still = job(lora="none", change_mask=mask[:1], keep_untouched=True)[0]
+    assert torch.equal(still, kept)
+    # The video itself as its edit, but for a block: only there a random network's result cannot be told from an edit.
+    found = job(lora="none", keep_untouched=True)[0]
+    same = (found == frames).all(-1)
+    assert (found - frames).abs().amax(-1)[~same].max() > 0.12 and torch.equal(found[same], frames[same])
+    assert ((plain - frames).abs().amax(-1)[same] < 0.3).all()
+
+
+def test_a_job_takes_little_more_than_its_result(job, loaded, nodes):
+    """A larger video from the disk: no second copy of its frames, at its own or the working size."""
+    frames = torch.rand(12, 330, 470, 3)
+    plan = nodes.PlanClips.execute(frames, 8.0, -1.0, 4, 1, "equal", 0.0, -1.0).result[0]
+    given = {"frames": frames, "edited": frames[:1], "plan": plan, "lora": "none", "steps": 1, "skip_interval": False}
+    job(**given)
+    with LiveMemory() as memory:
+        result = job(**given)[0]
+    assert memory.peak < frames.nbytes + 1.3 * result.nbytes
+
+
+def test_a_mask_of_what_the_lora_should_not_learn(job, output):
+    """It is another LoRA, kept under another key; the inversion is the same."""
+    plain = job(lora_steps=2)[0]
+    mask = torch.zeros(1, 33, 47)
+    mask[:, :8, :8] = 1
+    masked, _, report = job(lora_steps=2, change_mask=mask, lora_outside_mask=True)
+    assert files(output)["lora"] == 2 and report.count("inversion taken from the disk") == 3
+    assert (masked - plain).abs().max() > 1e-5
+    again, _, report = job(lora_steps=2, change_mask=mask, lora_outside_mask=True)
+    assert torch.equal(again, masked) and "trained" not in report
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"change_mask": torch.ones(3, 8, 8), "keep_untouched": True}, "'change_mask' has 3 masks, 'frames' has 8 frames"),
+    ({"lora_outside_mask": True}, "lora_outside_mask is on, but nothing tells what lies outside. Connect 'change_mask'"),
+    ({"change_mask": torch.ones(1, 8, 8), "lora_outside_mask": True}, "covers all frames wholly")])
+def test_masks_that_do_not_fit_are_named(job, changes, message):
+    with pytest.raises(ValueError, match=f"Propagate Edit: .*{message}"):
+        job(**changes)

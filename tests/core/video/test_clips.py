@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from framepainter_tests.live_memory import LiveMemory
+from torch.nn.functional import interpolate, pad
 
 
 @pytest.fixture
@@ -52,3 +54,30 @@ def test_there_and_back(pack):
         back = geometry.from_working(geometry.to_working(frames, plan), plan)
         assert back.shape == frames.shape
         assert (back - frames)[:, 4:-4, 4:-4].abs().max() < 0.01
+
+
+def test_frames_are_fitted_one_by_one(pack):
+    """The bits are those of the whole batch in one go, for which there is no memory in a long video."""
+    geometry = pack("core.video.geometry")
+    frames = torch.rand(8, 54, 96, 4, generator=torch.Generator().manual_seed(0))[..., :3]
+    for working, keep in (((40, 48), True), ((40, 48), False), ((54, 96), True)):
+        plan = geometry.fit(54, 96, working, keep)
+        there = interpolate(pad(frames.movedim(-1, 1), (plan.left, plan.left, plan.top, plan.top)), size=working, mode="bilinear",
+                            antialias=True).movedim(1, -1).clamp(0, 1) if working != (54, 96) else frames
+        back = interpolate(there.movedim(-1, 1), size=plan.padded, mode="bicubic", antialias=True).movedim(1, -1).clamp(0, 1)
+        back = back[:, plan.top:plan.top + 54, plan.left:plan.left + 96] if working != (54, 96) else frames
+        assert torch.equal(geometry.to_working(frames, plan), there) and torch.equal(geometry.from_working(list(there), plan), back)
+        with LiveMemory() as memory:
+            size = geometry.from_working(list(there), plan).nbytes
+        assert memory.peak < there.untyped_storage().nbytes() + size + 3 * 12 * plan.padded[0] * plan.padded[1]
+
+
+def test_masks_go_where_their_frames_go(pack):
+    """A mask of another size than the frames, through the border and back."""
+    geometry = pack("core.video.geometry")
+    plan = geometry.fit(54, 96, (80, 96))
+    mask = torch.zeros(2, 27, 48)
+    mask[1, 10:20, 30:40] = 1
+    found = geometry.masks_to_working(mask, plan)
+    assert found.shape == (2, 80, 96) and found[0].max() == 0 and found[1, :13].max() == 0
+    assert torch.equal(found[1, 13 + 21:13 + 39, 61:79], torch.ones(18, 18)) and found[1, :, :58].max() == 0
