@@ -82,7 +82,8 @@ class Bench:
         errors = [(f - self.truth)[later].pow(2).mean(-1) for f in found]
         inside, outside = ([float(e[part[later]].mean()) for e in errors] for part in (self.area, ~self.area))
         same = torch.stack([(f == self.clip).all(-1)[later].float().mean() for f in found]).mean()
-        return [f"{sum(v) / len(v):.4f} ({max(v):.4f})" for v in (inside, outside)] + [f"{100 * float(same):.0f} %"]
+        cells = [f"{sum(v) / len(v):.4f}" + (f" ({max(v):.4f})" if len(v) > 1 else "") for v in (inside, outside)]
+        return [*cells, f"{100 * float(same):.0f} %"]
 
 
 def boxed(area: Any) -> Any:
@@ -107,8 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
     bench = Bench(tools_pack.open_pack(options.host.resolve()), options.folder)
-    lines = [f"| mean of {options.seeds} seeds (largest) | where the disc was or the other moves | elsewhere | "
-             "pixels with the video's bits |",
+    title = f"mean of {options.seeds} seeds (largest)" if options.seeds > 1 else "one seed"
+    lines = [f"| {title} | where the disc was or the other moves | elsewhere | pixels with the video's bits |",
              "| --- | --- | --- | --- |", "| the video, unedited | " + " | ".join(bench.row([bench.clip])) + " |"]
     for name, how in ROWS.items():
         if not options.only or name in options.only:

@@ -64,8 +64,7 @@ class TrainMotionLora(io.ComfyNode):
                                               "Previews take as long as dozens of steps.")),
                 io.Mask.Input("change_mask", optional=True,
                               tooltip="Where the edit will change the video, such as what is erased: one mask for all frames, or "
-                                      "one a frame. The loss does not count there, so that the LoRA does not learn it. Better too "
-                                      "large than too small."),
+                                      "one a frame. The loss does not count there, so that the LoRA does not learn it."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),

@@ -47,8 +47,8 @@ def weights_outside(masks: Tensor, height: int, width: int) -> Tensor:
     """Masks (T, H, W) of what should not be learned -> (T, 1, h, w) loss weights: 0 where a latent cell or one beside it is
     touched, 1 elsewhere.
 
-    A latent cell's surroundings show what lies in it, so a loose area learns less of it than an exact one (as LoRA-Edit, arXiv
-    2506.10082, found for boxes).
+    The neighbours count as touched since a cell's surroundings show what lies in it (LoRA-Edit, arXiv 2506.10082, finds loose boxes
+    better than tight ones; on the small model that made no difference, see docs/paint_and_propagate.md).
 
     Raises:
         ValueError: nothing is left.
