@@ -204,6 +204,19 @@ All 24 frames are one video for the model. If they do not fit on a card, switch 
 result is
 the same, it takes longer.
 """
+CARRY_NOTE = """\
+### Runs as it is
+
+No model, no download, no graphics card. **Edited frame 8** is frame 8 of the video, edited in any program: the grass is
+red. **Carry Edit** brings that to the frames before and after. What is not changed keeps its bits.
+
+**Your own:** choose a video, save one of its frames, edit it, choose it in *Edited frame*, and write its number in *keyframes*; the
+first frame is 0. Several: Batch Images, and numbers with commas.
+
+**Confidence** is dark where the result is a guess: edit another keyframe there.
+
+The clip is from *Big Buck Bunny*, (c) 2008 Blender Foundation, CC BY 3.0, www.bigbuckbunny.org.
+"""
 P2P_GROUPS = {
     "1 Video and model": (0, 0, 700, 1000), "2 Words": (720, 0, 400, 1000), "3 Invert": (1140, 0, 720, 1000),
     "4 Edit": (1880, 0, 740, 1000), "5 Result": (2640, 0, 2360, 1000),
@@ -227,6 +240,12 @@ LAYOUTS = {
          11: (2160, 600, 280, 100), 12: (2480, 80, 280, 270), 13: (2480, 480, 280, 60), 14: (2480, 660, 280, 60),
          15: (2820, 80, 300, 240), 17: (3180, 80, 520, 190), 18: (3740, 80, 360, 840), 16: (3180, 390, 520, 460),
          19: (4180, 80, 280, 130), 20: (4500, 80, 460, 560), 21: (5000, 80, 560, 560), 22: (5600, 80, 560, 460)}),
+    "carry_real_clip": Layout(
+        CARRY_NOTE,
+        {"1 Video and edited frame": (0, 0, 700, 930), "2 Carry": (720, 0, 720, 930), "3 Result": (1460, 0, 2000, 930)},
+        {1: (20, 80, 320, 300), 3: (360, 80, 320, 360), "note": (20, 520, 660, 380), 2: (740, 80, 320, 200),
+         4: (1100, 80, 320, 260), 5: (1480, 80, 280, 130), 8: (1480, 390, 280, 80), 6: (1800, 80, 460, 560),
+         7: (2300, 80, 560, 560), 9: (2900, 80, 540, 560)}),
     "i2vedit_motion_lora": Layout(
         LORA_NOTE,
         {"1 Clip": (-360, 0, 720, 930), "2 Model": (380, 0, 560, 930), "3 Train": (960, 0, 720, 930),
