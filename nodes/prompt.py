@@ -137,9 +137,9 @@ class PromptEdit(io.ComfyNode):
                                         "added."),
                 drawn_by(io.String.Input("words", multiline=True, default="",
                                          tooltip="Words by hand. As chips: click where the edit may act, drag for a weight. As "
-                                                 "text, an entry a line: 'dog *2' weighs a word, '@dog' lets the edit act where "
-                                                 "the word looks, '-@grass' not there, 'cat > dog' swaps, '+big' adds, "
-                                                 "'dog 0..0.4' edits in a share of the steps. Empty: automatic."),
+                                                 "text, an entry a line: 'dog *2' weighs a word, 'cat > dog' swaps, '+big' adds, "
+                                                 "'dog 0..0.4' edits in a share of the steps; an at sign before a word lets the "
+                                                 "edit act where it looks, minus and at sign not there. Empty: automatic."),
                          "FRAMEPAINTER_WORDS"),
                 io.Combo.Input("alignment", options=list(ALIGNMENTS), default="automatic", optional=True,
                                tooltip="What words are to each other before 'words' counts. automatic: words that differ are "
@@ -190,8 +190,8 @@ class PromptAttention(io.ComfyNode):
                                              "with source_branch 'fast' or 'guided'."),
                 NullTextType.Input("null_text", optional=True, tooltip="From Null-Text, for source_branch 'null-text'."),
                 io.Mask.Input("blend_mask", optional=True,
-                              tooltip="White where the edit may act; one mask, or one a frame. Beside words marked with @ both "
-                                      "must agree."),
+                              tooltip="White where the edit may act; one mask, or one a frame. If Prompt Edit says for words that "
+                                      "the edit may act there, both must agree."),
                 io.Combo.Input("source_branch", options=list(BRANCHES), default=BRANCHES[0],
                                tooltip="The source beside the edit. stored trajectory: the video itself, exact. null-text: with "
                                        "optimised embeddings. fast: without guidance. guided: like the edit."),
@@ -202,15 +202,15 @@ class PromptAttention(io.ComfyNode):
                                tooltip="Share of the steps in which frames attend to each other as in the source. More keeps its "
                                        "motion and shapes."),
                 io.Boolean.Input("blend", default=True,
-                                 tooltip="Keep the edit to the words marked with @ in Prompt Edit and to blend_mask; outside, the "
-                                         "source stays. Without either, the edit may act everywhere."),
+                                 tooltip="Keep the edit to where it may act by the words of Prompt Edit and by blend_mask; "
+                                         "outside, the source stays. Without either, the edit may act everywhere."),
                 io.Float.Input("blend_threshold", default=0.3, **share,
                                tooltip="A word looks where its map is above this share of its largest value. More makes the area "
                                        "smaller."),
                 advanced(io.Float.Input("blend_start", default=0.2, optional=True, **share,
                                         tooltip="Share of the steps before the edit is first held to its area.")),
                 advanced(io.Float.Input("away_threshold", default=0.3, optional=True, **share,
-                                        tooltip="The same as blend_threshold, for words marked with -@.")),
+                                        tooltip="The same as blend_threshold, for words where the edit may not act.")),
                 advanced(io.Float.Input("cross_start", default=0.0, optional=True, **share,
                                         tooltip="Share of the steps before words first look where they look in the source.")),
                 advanced(io.Float.Input("temporal_start", default=0.0, optional=True, **share,

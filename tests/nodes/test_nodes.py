@@ -43,6 +43,15 @@ def test_everything_is_explained(nodes):
             assert f"`{widget.id}`" in text, f"{page.name} does not explain {widget.id}"
 
 
+def test_the_page_can_show_what_explains_a_node(nodes):
+    """The page takes these texts for translations, in which some characters have a meaning: it then cannot draw the node."""
+    for name, node in nodes.items():
+        schema = node.define_schema()
+        texts = [schema.display_name, schema.description, *(i.tooltip for i in schema.inputs),
+                 *(t for o in schema.outputs for t in (o.display_name, o.tooltip))]
+        assert [t for t in texts if t and set(t) & set("@{}|")] == [], name
+
+
 def call(nodes, name: str, **inputs):
     return nodes[name].execute(**inputs).args
 

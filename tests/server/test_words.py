@@ -27,6 +27,11 @@ LINK = """type => {
   window.__linked = text.id
 }"""
 
+ADD = """types => types.forEach((type, i) => {
+  const node = LiteGraph.createNode(type), view = app.canvas.ds
+  node.pos = [200 - view.offset[0] + 500 * i, 100 - view.offset[1]]
+  app.graph.add(node)
+})"""
 ANSWERS = "texts => Promise.all(texts.map(async t => (await fetch('/framepainter/words', {method: 'POST', body: t})).status))"
 
 
@@ -134,4 +139,7 @@ def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, by_t
         assert chips.root.locator("textarea").is_visible()
         canvas.page.evaluate("type => app.graph.remove(app.graph.nodes.find(n => n.type === type))", NODE)
         chips.root.wait_for(state="detached")
+        canvas.page.evaluate(ADD, [NODE, "FramePainterPromptAttention"])  # not from a file
+        chips.root.wait_for(state="visible")
+        assert "Render Error" not in canvas.page.inner_text("body")
         assert [c for c in canvas.complaints if "framepainter" in c.lower() and "api.comfy.org" not in c] == []
