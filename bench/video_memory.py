@@ -1,4 +1,4 @@
-"""How much memory a video takes on top of its own frames: sizes there and back, Keep Untouched, Propagate Edit.
+"""How much memory a video takes on top of its own frames in Keep Untouched and Propagate Edit.
 
     <ComfyUI's python> bench/video_memory.py --host COMFYUI [--frames 24] [--only NAME ...]
 
@@ -33,16 +33,6 @@ def resident(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def sizes(load: Callable[[str], Any], back: bool, count: int) -> Callable[[], Any]:
-    """to_working, or from_working."""
-    import torch
-
-    geometry = load("core.video.geometry")
-    plan = geometry.fit(*SIZE, WORKING)
-    frames = torch.rand(count, *(WORKING if back else SIZE), 3)
-    return lambda: (geometry.from_working if back else geometry.to_working)(frames, plan)
-
-
 def keep(load: Callable[[str], Any], count: int) -> Callable[[], Any]:
     """Keep Untouched, a result of the working size, a mask a frame."""
     import torch
@@ -75,8 +65,6 @@ def propagate(load: Callable[[str], Any], count: int) -> Callable[[], Any]:
 
 
 ROWS: dict[str, Callable[[Callable[[str], Any], int], Callable[[], Any]]] = {
-    "to the working size": lambda load, count: sizes(load, False, count),
-    "back to the video's size": lambda load, count: sizes(load, True, count),
     "Keep Untouched": keep,
     "Propagate Edit": propagate,
 }
