@@ -22,7 +22,7 @@ CATEGORY = "FramePainter"
 JOBS = {
     "training": ("BuildDataset", "ProceduralDataset", "DatasetPreview", "Train", "TrainMotionLora"),
     "tools": ("Evaluate", "CorrespondenceMap", "Normality", "DifferenceMask", "WordMap", "SaveCheckpoint"),
-    "video": ("Video", "ReadVideo", "PlanClips", "PropagateEdit", "SaveVideo"),
+    "video": ("Video", "ReadVideo", "PlanClips", "PropagateEdit", "SaveVideo", "CarryEdit"),
     "video/by first frame": ("SARP", "SourceConditioning", "InvertEDM", "SaveTrajectory", "LoadTrajectory", "EditedConditioning",
                              "MatchAttention", "RecordAttention", "LoadMotionLora", "SaveMotionLora"),
     "video/by words": ("LoadTextToImage", "VideoTextModel", "TuneOnVideo", "SaveTunedVideo", "LoadTunedVideo", "InvertDDIM",

@@ -25,14 +25,18 @@ def build(nodes: list[Any], language: str) -> dict[str, Any]:
         nodes: the pack's node classes.
 
     Raises:
-        KeyError: a language lacks a word; it is the argument.
+        KeyError: a language lacks words, or has words that no node uses; the argument names them.
     """
     if language == "en":
         return {schema.node_id: _english(schema) for schema in (node.define_schema() for node in nodes)}
     words = json.loads((WORDS / f"{language}.json").read_text(encoding="utf-8"))
-    used: set[str] = set()
-    out = {schema.node_id: _translated(schema, words, used) for schema in (node.define_schema() for node in nodes)}
-    extra = (words["nodes"].keys() - out.keys()) | (words["names"].keys() - used)
+    schemas = [node.define_schema() for node in nodes]
+    wanted = {i.id for s in schemas for i in s.inputs} | {o.display_name for s in schemas for o in s.outputs}
+    lacking = sorted({s.node_id for s in schemas} - words["nodes"].keys()) + sorted(wanted - words["names"].keys())
+    if lacking:
+        raise KeyError(f"words/{language}.json lacks {', '.join(lacking)}")
+    out = {schema.node_id: _translated(schema, words) for schema in schemas}
+    extra = (words["nodes"].keys() - out.keys()) | (words["names"].keys() - wanted)
     if extra:
         raise KeyError(f"left over in {language}: {', '.join(sorted(extra))}")
     return out
@@ -44,8 +48,7 @@ def _english(schema: Any) -> dict[str, Any]:
             "outputs": {str(n): {"name": o.display_name, "tooltip": o.tooltip} for n, o in enumerate(schema.outputs)}}
 
 
-def _translated(schema: Any, words: dict[str, dict[str, str]], used: set[str]) -> dict[str, Any]:
-    used |= {i.id for i in schema.inputs} | {o.display_name for o in schema.outputs}
+def _translated(schema: Any, words: dict[str, dict[str, str]]) -> dict[str, Any]:
     return {"display_name": words["nodes"][schema.node_id],
             "inputs": {i.id: {"name": words["names"][i.id]} for i in schema.inputs},
             "outputs": {str(n): {"name": words["names"][o.display_name]} for n, o in enumerate(schema.outputs)}}
