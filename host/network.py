@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ..core.finite import check_finite
 from ..core.weights import diffusers_svd
 from ..core.weights.trained import Trained
 
 UNET = "diffusion_model."
+BY_ENCODER = "The encoder that made it may overflow in fp16: start ComfyUI with --force-fp32, or connect another one."
 
 
 class WrongModel(ValueError):
@@ -48,6 +50,7 @@ def check_embedding(model: ModelPatcher, conditioning: list, name: str) -> None:
 
     Raises:
         WrongModel: its embeddings have other channels than the network's cross-attention takes, or no tokens.
+        NotFinite: inf or NaN in them.
     """
     if not conditioning:
         raise WrongModel(f"'{name}' is empty. Connect a conditioning.")
@@ -57,6 +60,7 @@ def check_embedding(model: ModelPatcher, conditioning: list, name: str) -> None:
         if len(shape) != 3 or 0 in shape or isinstance(width, int) and shape[-1] != width:
             raise WrongModel(f"'{name}' holds an embedding of shape {shape}; 'model' takes [1, tokens, {width}]. Connect the "
                              "conditioning that was made with this model's own encoder.")
+        check_finite(f"'{name}'", {"embedding": embedding}, BY_ENCODER)
 
 
 def set_trained(network: nn.Module, trained: Trained) -> None:

@@ -11,6 +11,7 @@ from ..core.placement import CELL, canvas_in_picture, off_canvas, on_canvas, pla
 from ..core.signals.area import moved_area
 from ..host.attention.correspondence import look
 from ..host.attention.matching import attach_matching
+from ..host.conditioning import check_latent
 from .schema import FramePainterType, advanced, check_choice, schema
 
 SEMANTICS = ["release", "paper", "cross-frame", "off"]
@@ -89,7 +90,7 @@ class CorrespondenceMap(io.ComfyNode):
     def execute(cls, model, positive, latent, picture, x: float, y: float, level: str, sigma: float = 1.0,
                 seed: int = 0) -> io.NodeOutput:
         check_choice("level", level, LEVELS)
-        samples = latent["samples"]
+        samples = check_latent(latent)
         if len(samples) < 2:
             raise ValueError(f"the latent has {len(samples)} frame; it needs both frames of an edit. "
                              "Connect KSampler's LATENT itself.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import keys
 from ..attention.inflated import check_model
+from ..conditioning import check_latent
 from ..network import check_embedding
 from .edit_run import Plan, ReadOut
 from .video_p2p import Attached, read_out_of
@@ -39,7 +40,8 @@ def read_maps(model: ModelPatcher, positive: list, latent: dict[str, Any]) -> tu
         raise NoWordMaps("'model' has no Prompt Attention. Connect the MODEL that goes into the sampler.")
     read_out, plan = found
     if read_out.maps is None:  # the sampler's result came from the host's cache, or from another process
-        _look_again(model, plan, positive, latent["samples"])
+        samples = check_latent(latent, "Stable Diffusion 1.x", "Connect KSampler's LATENT.")
+        _look_again(model, plan, positive, samples)
     return found
 
 

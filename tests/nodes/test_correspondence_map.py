@@ -52,6 +52,14 @@ def test_equal_frames_match_in_place(node, edit, identity):
     assert int(attention.flatten().argmax()) == int(0.6 * 8) * 12 + int(0.3 * 12)
 
 
+def test_nan_is_no_heat_map(node, edit):
+    latent, (loaded, positive, picture) = torch.randn(2, 4, 8, 12), edit
+    with pytest.raises(ValueError, match="Correspondence Map: 'latent' cannot be used: inf or NaN in its samples"):
+        call(node, edit, latent * float("nan"))
+    with pytest.raises(ValueError, match="Correspondence Map: 'positive' cannot be used: inf or NaN in its embedding"):
+        call(node, (loaded, [[positive[0][0] * float("nan"), positive[0][1]]], picture), latent)
+
+
 def test_levels_are_the_networks_maps(node, edit):
     latent = torch.randn(2, 4, 8, 12)
     sizes = [call(node, edit, latent, level=level)[2].shape[1:] for level in ("fine (1/8)", "medium (1/16)", "coarse (1/32)")]
