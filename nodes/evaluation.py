@@ -109,6 +109,9 @@ def _same_size(name: str, image: Tensor | None, truth: Tensor, index: int) -> No
 def _fitting_mask(name: str, mask: Tensor | None, truth: Tensor, index: int) -> Tensor | None:
     if mask is None or mask.shape == truth.shape[:2]:
         return mask
+    if not mask.numel():
+        raise ValueError(f"mask {index} of '{name}' is empty ({mask.shape[1]} x {mask.shape[0]} pixels). Connect another mask, or "
+                         "none.")
     if float(mask.max()) == 0:  # Load Image gives a small black mask for a picture without transparency: no area
         return truth.new_zeros(truth.shape[:2])
     raise ValueError(f"mask {index} of '{name}' is {mask.shape[1]} x {mask.shape[0]}, its truth {truth.shape[1]} x "

@@ -132,6 +132,24 @@ def test_a_picture_s_name_that_no_file_can_have(pack, name):
         pack("host.input_files").find(name)
 
 
+def test_an_empty_mask_is_refused_by_evaluation(pack):
+    node = next(n for n in pack("nodes").NODES if n.__name__ == "EvaluateEdits")
+    picture = torch.rand(1, 8, 8, 3)
+    with pytest.raises(ValueError, match="Evaluate Edits: mask 0 of 'moved' is empty .8 x 0 pixels"):
+        node.execute(edited=[picture], truth=[picture], moved=[torch.zeros(1, 0, 8)])
+
+
+@pytest.mark.parametrize("part, value", [("alpha", torch.zeros(3)), ("lora_down.weight", torch.zeros(0, 4)),
+                                         ("lora_up.weight", torch.zeros(4))])
+def test_a_lora_of_other_sizes_is_not_published(pack, monkeypatch, part, value):
+    module = pack("core.weights.motion_lora")
+    monkeypatch.setattr(module, "published_order", lambda names: ["layer"])
+    lora = module.named("layer", torch.ones(4, 2), torch.ones(2, 4))
+    assert len(module.to_published(lora, [])) == 2
+    with pytest.raises(module.LoraFileError, match="'lora' is no motion LoRA: the matrices or the alpha of layer layer"):
+        module.to_published({**lora, f"{module.PREFIX}layer.{part}": value}, [])
+
+
 def test_half_a_character_in_a_prompt_is_named(pack):
     error = pack("core.attention.align").WordError
     with pytest.raises(error, match=r"'edited_text' has half of a character in it: a \\ud800"):
