@@ -163,7 +163,7 @@ def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[
         alpha = lora.get(f"{PREFIX}{layer}.alpha")
         if alpha is not None and alpha.numel() != 1 or up.ndim != 2 or down.ndim != 2 or up.shape[1] != len(down) or not len(down):
             raise LoraFileError(f"'lora' is no motion LoRA: the matrices or the alpha of layer {layer} have other sizes "
-                                f"({list(up.shape)}, {list(down.shape)}). Connect the LoRA of Train Motion LoRA or Load Motion LoRA.")
+                                f"({list(up.shape)}, {list(down.shape)}). Connect the LoRA of Train or Load Motion LoRA.")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         out += [Parameter((up * scale).contiguous(), requires_grad=False), Parameter(down.contiguous(), requires_grad=False)]
     return out
