@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNT = 100
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def attack():
         sys.path.remove(place)
 
 
-def test_a_hundred_inputs_without_a_finding(attack, tmp_path, capsys):
+def test_sixty_inputs_without_a_finding(attack, tmp_path, capsys):
     arguments = ["--host", os.environ["FRAMEPAINTER_HOST"], "--count", str(COUNT), "--seed", "suite", "--out", str(tmp_path)]
     assert attack["fuzz"].main(arguments) == 0, capsys.readouterr().out
     inputs = [json.loads(line) for line in (tmp_path / "inputs.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [entry["end"] for entry in inputs] == list(range(COUNT))
     outcomes = {entry["outcome"] for entry in inputs}
-    assert outcomes >= {"result", "refused"} and len({entry["target"] for entry in inputs}) > 30
+    assert outcomes >= {"result", "refused"} and len({entry["target"] for entry in inputs}) > 20
 
 
 FAULTY = """

@@ -148,7 +148,9 @@ class Fuzz:
         place.mkdir(parents=True)
         again = f"python dev.py fuzz --seed {self.seed} --only {said['end']}"
         (place / "case.json").write_text(json.dumps({"again": again, **said}, indent=1), encoding="utf-8")
-        places = (child.folder / f"kept-{said['end']}", child.folder / "given", child.folder / "case")  # the last two: it has died
+        places = [child.folder / f"kept-{said['end']}"]
+        if child.process.poll() is not None:  # nobody changes them any more
+            places += [child.folder / "given", child.folder / "case"]
         source = next((p for p in places if p.is_dir()), None)
         if source is not None and sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) < LARGEST:
             shutil.copytree(source, place / "files")
