@@ -299,6 +299,10 @@ class Values:
         parts = Types.VideoComponents(images=self.image(), audio=self.audio(), frame_rate=rate)
         return InputImpl.VideoFromComponents(parts)
 
+    def optical_flow(self) -> Any:
+        """A model of newer hosts; the pinned one has none to give."""
+        return None
+
     def flow(self) -> Any:
         torch = self.torch
         count, (height, width) = max(1, self.count - 1), self.size
