@@ -69,6 +69,8 @@ class NonFinite(RuntimeError):
 
 REMEDY = "Lower learning_rate, or train in bf16 or fp32, and resume from the last saved state."
 SCALE_UP_EVERY = 200  # good steps after which the loss factor is doubled
+LOSS_SCALE = 2.0**14  # the first loss factor of runs in fp16
+TOLERATED = 5         # steps in a row that runs on a single video may skip
 
 # (step, micro-batch, generator) -> named losses; "loss" is the one that is differentiated.
 BatchLoss = Callable[[int, int, torch.Generator], Mapping[str, Tensor]]

@@ -16,11 +16,9 @@ from ...core.attention.matching import MatchingBranch
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.training.framepainter.start import matching_from_unet, new_encoder
 from ...core.weights import diffusers_svd, framepainter
-from ..network import WrongModel, head_width, unet_shapes
+from ..network import UNET, WrongModel, head_width, unet_shapes
 from ..weights.building import _PlainLayers
 from ..weights.loading import FramePainterWeights
-
-UNET = "diffusion_model."
 
 
 def plain_tensors(model: ModelPatcher, prefix: str, wanted: set[str], dtype: torch.dtype) -> dict[str, Tensor]:

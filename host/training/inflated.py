@@ -15,16 +15,13 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.amp import autocast
 
 from ...core.models.inflated import TemporalLayers, fresh_temporal, is_trained
 from ..attention.inflated import check_model, heads_of, temporal_of
 from ..attention.inflated_layers import Pass, Settings, forwards, pass_now, running
 from ..network import UNET
 from .copies import _filled, plain_tensors, plain_unet
-from .network import WITH_GRADIENTS, _Checkpointed, _with_gradients
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from .network import DTYPES, WITH_GRADIENTS, _Checkpointed, _with_gradients, autocast
 
 
 class InflatedNetwork(nn.Module):
@@ -58,8 +55,7 @@ class InflatedNetwork(nn.Module):
         if host_attention.optimized_attention.__name__ not in WITH_GRADIENTS:
             options["optimized_attention_override"] = _with_gradients
         t = torch.full((len(x),), float(timestep), device=x.device)
-        low = DTYPES[self.precision]
-        with running(Pass(frames)), autocast(x.device.type, low, enabled=low != torch.float32):
+        with running(Pass(frames)), autocast(x.device, self.precision):
             return self.unet(x, timesteps=t, context=text.repeat_interleave(frames, 0), transformer_options=options).float()
 
     def named_weights(self) -> dict[str, Tensor]:

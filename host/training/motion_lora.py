@@ -45,8 +45,6 @@ from .run import SILENT, RunCallbacks, RunResult, Task, differentiable, first_mi
 from .run import run as run_task
 
 FILE = "motion_lora.safetensors"
-LOSS_SCALE = 2.0**14  # the first factor for fp16
-TOLERATED = 5         # steps in a row whose loss or gradients are not finite
 
 
 class MotionInputs(NamedTuple):
@@ -198,8 +196,8 @@ def run(inputs: MotionInputs, settings: MotionSettings, folder: Path, callbacks:
     task = Task(
         network, lambda call, device: objective.batch_loss(call, clip.to(device), settings.numbers, device=device, before=before),
         loop.TrainSettings(steps=settings.steps, learning_rate=settings.learning_rate, clip=0.0, seed=settings.seed,
-                           save_every=settings.save_every, tolerate=TOLERATED,
-                           loss_scale=LOSS_SCALE if settings.precision == "fp16" else 0.0),
+                           save_every=settings.save_every, tolerate=loop.TOLERATED,
+                           loss_scale=loop.LOSS_SCALE if settings.precision == "fp16" else 0.0),
         identity, preview=lambda device: preview(inputs, settings, clip.to(device), network),
         preview_every=settings.preview_every)
     result = run_task(task, folder, callbacks)

@@ -8,8 +8,6 @@ from .. import loop
 from .objective import WHAT, What
 
 PRECISIONS = ("bf16", "fp16", "fp32")
-LOSS_SCALE = 2.0**14  # the first factor for fp16
-TOLERATED = 5         # steps in a row whose loss or gradients are not finite
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class OneShotSettings:
         """AdamW as released: constant rate, betas 0.9 and 0.999, eps 1e-8, decoupled weight decay 0.01."""
         return loop.TrainSettings(
             steps=self.steps, learning_rate=self.learning_rate, betas=(0.9, 0.999), weight_decay=0.01, clip=self.clip,
-            seed=self.seed, save_every=self.save_every, tolerate=TOLERATED,
-            loss_scale=LOSS_SCALE if self.precision == "fp16" else 0.0)
+            seed=self.seed, save_every=self.save_every, tolerate=loop.TOLERATED,
+            loss_scale=loop.LOSS_SCALE if self.precision == "fp16" else 0.0)
 
 
 PRESETS: dict[str, OneShotSettings] = {
