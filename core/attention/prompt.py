@@ -116,7 +116,7 @@ def edited_cross_attention(q: Tensor, k: Tensor, v: Tensor, source: int, edits: 
     Args:
         q: (P, F, L, C).  k, v: (P, F, T, C). There may be further videos, which are left alone.
         source, edits: their places among the videos.
-        chunk: query tokens worked on at a time.
+        chunk: tokens worked on at a time, of queries or of the text, whichever are more.
 
     Returns:
         (P, F, L, C)
@@ -136,7 +136,7 @@ def edited_cross_attention(q: Tensor, k: Tensor, v: Tensor, source: int, edits: 
             out[place] += answer
         return out
 
-    return by_parts(q.shape[1], max(1, chunk // (len(q) * q.shape[2])), part, 1)
+    return by_parts(q.shape[1], max(1, chunk // (len(q) * max(q.shape[2], k.shape[2]))), part, 1)
 
 
 def _mixed(taken: Tensor, values: Tensor) -> Tensor:

@@ -136,7 +136,8 @@ class _CrossAttention(_Forward):
         if mask is not None or context is None:
             return self.forward(x, context=context, value=value, mask=mask, transformer_options=options)
         if not options.get(HOOKS):
-            return by_parts(len(x), self.chunk // x.shape[1], lambda rows: self.forward(
+            tokens = max(x.shape[1], context.shape[1])  # at the deepest levels of small videos the text is the longer one
+            return by_parts(len(x), self.chunk // tokens, lambda rows: self.forward(
                 x[rows], context=context[rows], value=None if value is None else value[rows], transformer_options=options), 0)
         module, now = self.module, pass_now()
         q, k, v = module.to_q(x), module.to_k(context), module.to_v(context if value is None else value)
