@@ -280,8 +280,8 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
     if trajectory is not None and null_text.done != trajectory.steps:
         raise TrajectoryError(f"'null_text' has embeddings for {null_text.done} steps, 'trajectory' has "
                               f"{trajectory.steps}. Connect the Null-Text of the same Invert DDIM.")
-    latents, found = tuple(null_text.latents[-1].shape), None if trajectory is None else tuple(trajectory.states.shape[1:])
-    if found is not None and latents != found:
+    if trajectory is not None and null_text.latents and null_text.latents[-1].shape != trajectory.states.shape[1:]:
+        latents, found = null_text.latents[-1].shape, trajectory.states.shape[1:]
         raise TrajectoryError(f"'null_text' is of a video of {latents[0]} frames of {latents[3] * 8} x {latents[2] * 8} pixels, "
                               f"'trajectory' of {found[0]} of {found[3] * 8} x {found[2] * 8}. Connect the Null-Text of the same "
                               "Invert DDIM.")
