@@ -145,8 +145,8 @@ def test_probabilities_of_the_first_step(pack, case: Case, monkeypatch):
 
     def watched(self, place, q, k, v, attention, options):
         kind = "cross" if place.kind == "attn2" else "temporal"
-        groups = options["cond_or_uncond"]
-        if place.site.startswith(f"{path}.") and f"{kind}_after" not in found:
+        groups = options.get(pack("host.keys").PROMPT_VIDEOS, ())
+        if prompt.SOURCE in groups and place.site.startswith(f"{path}.") and f"{kind}_after" not in found:
             quiet = prompt.PromptPass(self.edits, self.state, self.texts, self.edit, self.temporal, None, set())
             for when, attend in (("before", attention), ("after", lambda q, k, v: hook(quiet, place, q, k, v, attention, options))):
                 p = acting(attend, place, q, k, v, k.shape[1]).unflatten(0, (len(groups), -1))
