@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,33 @@ def test_the_page_can_show_what_explains_a_node(nodes):
         texts = [schema.display_name, schema.description, *(i.tooltip for i in schema.inputs),
                  *(t for o in schema.outputs for t in (o.display_name, o.tooltip))]
         assert [t for t in texts if t and set(t) & set("@{}|")] == [], name
+
+
+def test_help_pages_state_the_defaults(nodes):
+    """A row for each input that has one, with it in the column before the last: what a reader looks up first."""
+    wrong = []
+    for name, node in nodes.items():
+        rows = {}
+        for line in (ROOT / "js" / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines():
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if len(cells) == 4:
+                rows |= {found: cells[2].replace("*", "").replace("`", "").lower() for found in re.findall(r"`(\w+)`", cells[0])}
+        for widget in node.define_schema().inputs:
+            default = getattr(widget, "default", None)
+            if default in (None, ""):
+                continue
+            said = {"true", "on", "yes"} if default is True else {"false", "off", "no"} if default is False else {
+                f"{default:g}" if isinstance(default, float) else str(default).lower(), str(default).lower()}
+            if not any(re.search(rf"(?<![\w.-]){re.escape(text)}(?![\w.]*\d)", rows.get(widget.id, "")) for text in said):
+                wrong.append(f"{name}.{widget.id}: default {default!r}, the page says {rows.get(widget.id)!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_readme_lists_every_node(nodes):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name, node in nodes.items()
+            if f"{node.define_schema().display_name.removesuffix(' Motion LoRA').removesuffix(' Tuned Video')}" not in text
+            or f"(js/docs/{name}.md)" not in text] == []
 
 
 def call(nodes, name: str, **inputs):
