@@ -75,7 +75,8 @@ def test_an_empty_sketch_runs_and_warns(lab, tmp_path):
 
 def test_a_sketch_of_another_aspect_ratio_names_both_sizes(lab, tmp_path):
     upright = lab.upload(tmp_path, "upright.png", pixels(examples.INPUTS[examples.SKETCH]).transpose(0, 1))
-    message = failure(lab, example(Sketch={"image": upright}), "FramePainterSketchSignal")
+    strict = {"size_mismatch": "error"}
+    message = failure(lab, example(Sketch={"image": upright}, FramePainterSketchSignal=strict), "FramePainterSketchSignal")
     assert "400 x 600" in message and "600 x 400" in message and "stretch" in message
     stretched = lab.edited(example(Sketch={"image": upright}, FramePainterSketchSignal={"size_mismatch": "stretch"}))
     assert stretched.shape == (400, 600, 3)

@@ -325,7 +325,7 @@ LAYOUTS |= {
         **P2P_NODES, 7: (1160, 320, 320, 420), 19: (1520, 560, 320, 240), 20: (5020, 80, 560, 320)}),
 }
 # Of a page of 1920 x 1000: what panels leave, and room for the newer renderer's wider nodes.
-SCREEN, CORNER = (1560, 780), (120, 110)
+SCREEN, CORNER = (1560, 730), (120, 110)
 GAP = 60  # between two rows of groups
 # Files that full-size templates need and the page can offer to download: file name -> folder under models, address.
 HUGGING_FACE = "https://huggingface.co/"
