@@ -4,6 +4,8 @@
         docs/images/small_models.png: edits of held-out scenes
     <ComfyUI's python> tools/making/figure.py --host COMFYUI --frames FRAME ...
         docs/images/paint_and_propagate.png: "Edited frames" of that example, beside its video and the truth
+    <ComfyUI's python> tools/making/figure.py --host COMFYUI --carry
+        docs/images/carry.jpg: the clip of carry_real_clip and what commands/carry.py makes of its edited frame
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ SIGNALS = {"sketch": "sketch", "drag": "drag points (red to green)", "coarse": "
 SCENES, SEED = 2, 4  # no training seed is as small
 STEPS, CFG, STRENGTH = 25, 2.0, 1.0
 ENLARGED = 2
+KEYFRAME, SHOWN_FRAMES = 8, (0, 4, 8, 12, 15)
 
 
 def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: int) -> Any:
@@ -71,13 +74,38 @@ def painted(load: Callable[[str], Any], frames: list[Path]) -> None:
     print(torch.stack([(c[1] / 255 - c[2] / 255).pow(2).mean() for c in columns]).tolist())
 
 
+def carried(load: Callable[[str], Any]) -> None:
+    """Five frames of the real clip, and the same with the one edited frame carried to them."""
+    import subprocess
+    import tempfile
+
+    import torch
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    inputs = ROOT / "workflows" / "inputs"
+    with tempfile.TemporaryDirectory() as place:
+        given = ["--video", inputs / "carry_clip.mp4", "--keyframe", KEYFRAME, inputs / "carry_clip_edited.png", "--flow", "own"]
+        command = [sys.executable, ROOT / "commands" / "carry.py", *given, "--out", place]
+        subprocess.run(list(map(str, command)), check=True)
+        edited = [pil_to_tensor(Image.open(path)).movedim(0, -1) / 255 for path in sorted(Path(place).glob("*.png"))]
+    video = load("core.video.reading").read(inputs / "carry_clip.mp4").frames
+    names = [f"frame {n}" + (", edited" if n == KEYFRAME else "") for n in SHOWN_FRAMES]
+    rows = [(name, [frames[n] for n in SHOWN_FRAMES]) for name, frames in (("video", video), ("carried", edited))]
+    sheet = load("core.sheet").contact_sheet(names, rows)[0]
+    Image.fromarray((sheet * 255).round().to(torch.uint8).numpy()).save(IMAGES / "carry.jpg", quality=85)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
     parser.add_argument("--frames", type=Path, nargs="+", help="the example's saved frames")
+    parser.add_argument("--carry", action="store_true", help="draw carry.jpg")
     options = parser.parse_args()
     load = tools_pack.open_pack(options.host.resolve())
-    if options.frames:
+    if options.carry:
+        carried(load)
+    elif options.frames:
         painted(load, options.frames)
     else:
         small_models(load)
