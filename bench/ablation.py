@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 import small_model  # noqa: E402
 
 # name -> (has the matching branch, settings of the objective)
@@ -32,7 +33,7 @@ VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {
     "matching, squared error": (True, {"matching": "squared error"}),
     "matching, no source reconstruction": (True, {"matching": "cross entropy", "frame_weights": (0.0, 1.0)}),
 }
-PAGE, MARK, END = ROOT / "docs" / "training.md", "<!-- table: bench/ablation.py -->", "<!-- end of table -->"
+PAGE, MARK = ROOT / "docs" / "training.md", "<!-- table: bench/ablation.py -->"
 ON_PAGE = ("MSE moved", "MSE uncovered", "MSE still", "SSIM", "MSE source frame", "hit rate moved")
 HELD_OUT = 96
 SAMPLING_STEPS = 16
@@ -143,8 +144,7 @@ def write(results: dict[str, list[dict[str, float]]], steps: int, seeds: list[in
             f"{table(results)}\n")
     (ROOT / "bench" / "ablation.md").write_text(text, encoding="utf-8")
     (ROOT / "bench" / "ablation.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARK + "\n")
-    PAGE.write_text(f"{before}{MARK}\n\n{table(results, ON_PAGE)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    pages.write_table(PAGE, MARK, table(results, ON_PAGE))
 
 
 def main() -> None:

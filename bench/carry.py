@@ -28,9 +28,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
 sys.path.remove(str(ROOT / "tools"))
-PAGE, MARK, END = ROOT / "docs" / "paint_and_propagate.md", "<!-- table: bench/carry.py -->", "<!-- end of table -->"
+PAGE, MARK = ROOT / "docs" / "paint_and_propagate.md", "<!-- table: bench/carry.py -->"
 FRAMES, SIDE = 12, 480
 STARTS = (0.0, 0.35, 0.7)  # of a clip's length
 HUES = ((0.9, 0.2, 0.1), (0.1, 0.7, 0.2), (0.2, 0.3, 0.95), (0.8, 0.7, 0.1), (0.7, 0.1, 0.8))
@@ -272,8 +273,7 @@ def main() -> None:
     text = f"Flow: {flow}.\n\n{table(rows, names)}"
     print(text)
     if options.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(MARK)
-        PAGE.write_text(f"{before}{MARK}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        pages.write_table(PAGE, MARK, text)
 
 
 if __name__ == "__main__":

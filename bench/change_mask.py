@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 import small_model  # noqa: E402
 
-PAGE, MARK, END = ROOT / "docs" / "i2vedit.md", "<!-- table: bench/change_mask.py -->", "<!-- end of table -->"
+PAGE, MARK = ROOT / "docs" / "i2vedit.md", "<!-- table: bench/change_mask.py -->"
 FRAMES, STEPS, SIDE, SEED, MARGIN = 4, 20, 96, 3001, 2
 SCENE = {"sprites": (1, 1), "radius": (0.3, 0.4), "shift": (0.3, 0.5), "turn": 20.0, "growth": 0.05, "contrast": 0.06, "texture": 2}
 EDITS: dict[str, Callable[[Any], Any]] = {
@@ -147,8 +148,7 @@ def main() -> None:
     lines = table(Bench(tools_pack.open_pack(options.host.resolve())), options.scenes)
     print("\n".join(lines))
     if options.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(MARK + "\n")
-        PAGE.write_text(f"{before}{MARK}\n\n" + "\n".join(lines) + f"\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        pages.write_table(PAGE, MARK, "\n".join(lines))
 
 
 if __name__ == "__main__":

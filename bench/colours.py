@@ -24,9 +24,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
 RESULTS = ROOT / "bench" / "colours.json"
-PAGE, BEGIN, END = ROOT / "docs" / "colours.md", "<!-- table: bench/colours.py -->", "<!-- end of table -->"
+PAGE, BEGIN = ROOT / "docs" / "colours.md", "<!-- table: bench/colours.py -->"
 PATCH, RIM = 40, 12  # pixels of a patch, and those at its edges that are not compared: colours run over them
 SD, HD = (480, 640), (720, 1280)
 LIMITED, FULL = 1, 2
@@ -207,8 +208,7 @@ def main() -> None:
     print(text)
     if args.write:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        pages.write_table(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
-PAGE, MARK, END = ROOT / "docs" / "paint_and_propagate.md", "<!-- table: bench/erased.py -->", "<!-- end of table -->"
+PAGE, MARK = ROOT / "docs" / "paint_and_propagate.md", "<!-- table: bench/erased.py -->"
 INPUTS = ROOT / "workflows" / "inputs"
 STEPS, LORA_STEPS, RANK, RATE = 20, 60, 8, 1e-3
 CHANGED, MARGIN = 25 / 255, 4
@@ -117,9 +118,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     print("\n".join(lines))
     if options.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(MARK + "\n")
-        after = rest.split(END, 1)[1]
-        PAGE.write_text(f"{before}{MARK}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+        pages.write_table(PAGE, MARK, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import change_mask  # noqa: E402
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
-END = change_mask.END
 MARKS = {"inversion": "<!-- table: bench/i2vedit.py, inversion -->", "colours": "<!-- table: bench/i2vedit.py, colours -->"}
 STEPS, EDIT_STEPS = (5, 10, 25, 50), 25
 CHANGED = 25 / 255  # largest difference of a channel that counts as changed
@@ -82,13 +82,6 @@ def colours_table(bench: change_mask.Bench, cases: list[change_mask.Case]) -> li
             *(f"| {name} | {sum(v) / len(v):.3f} |" for name, v in kept.items())]
 
 
-def write(kind: str, lines: list[str]) -> None:
-    """Put a table into the page."""
-    before, rest = change_mask.PAGE.read_text(encoding="utf-8").split(MARKS[kind] + "\n")
-    text = f"{before}{MARKS[kind]}\n\n" + "\n".join(lines) + f"\n\n{END}{rest.split(END, 1)[1]}"
-    change_mask.PAGE.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", type=Path, default=os.environ.get("FRAMEPAINTER_HOST"), help="ComfyUI's folder")
@@ -104,7 +97,7 @@ def main() -> None:
     for kind, lines in tables.items():
         print("\n".join(lines))
         if options.write:
-            write(kind, lines)
+            pages.write_table(change_mask.PAGE, MARKS[kind], "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 import small_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "long_videos.md"
-END = "<!-- end of table -->"
 MARKS = {False: "<!-- table: bench/long_video.py -->", True: "<!-- table: bench/long_video.py --scenes -->"}
 BASE: dict[str, Any] = {"lora": "one for all clips", "skip_interval": True}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -187,9 +187,7 @@ def main() -> None:
     lines = table_of_scenes(bench, options.scenes) if options.scenes else table_of_variants(bench, options.only)
     print("\n".join(lines))
     if options.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[bool(options.scenes)] + "\n")
-        after = rest.split(END, 1)[1]
-        PAGE.write_text(f"{before}{MARKS[bool(options.scenes)]}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+        pages.write_table(PAGE, MARKS[bool(options.scenes)], "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,13 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making"), str(ROOT / "bench")]
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 import random_model  # noqa: E402
 import small_model  # noqa: E402
 
 RESULTS = ROOT / "bench" / "motion_lora.json"
 DOCS, PICTURE = ROOT / "docs" / "motion_lora.md", ROOT / "docs" / "images" / "motion_lora.png"
-MARKS = "<!-- table: bench/motion_lora.py -->", "<!-- end of table -->"
+MARK = "<!-- table: bench/motion_lora.py -->"
 
 # ---- effect ----------------------------------------------------------------------------------------------------------
 
@@ -422,12 +423,9 @@ def main() -> None:
     print(effect_table(found))
     if options.write:
         effect_picture(load, found)
-        text = DOCS.read_text(encoding="utf-8")
-        before, rest = text.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        DOCS.write_text(f"{before}{MARKS[0]}\n\n{effect_table(found)}\n\n{MARKS[1]}{after}", encoding="utf-8")
-    found.pop("pictures")
-    keep("effect", found)
+        pages.write_table(DOCS, MARK, effect_table(found))
+        found.pop("pictures")
+        keep("effect", found)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
 NETWORK = ROOT / "tests" / "data" / "noisy_clips.safetensors"
 RESULTS = ROOT / "bench" / "sarp.json"
-PAGE, BEGIN, END = ROOT / "docs" / "i2vedit.md", "<!-- table: bench/sarp.py -->", "<!-- end of table -->"
+PAGE, BEGIN = ROOT / "docs" / "i2vedit.md", "<!-- table: bench/sarp.py -->"
 UNET = {"model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": [1, 1], "context_dim": 16,
         "transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1],
         "num_head_channels": 16}
@@ -320,13 +321,12 @@ def main() -> None:
     if args.train:
         train(load, args.train, args.further)
     table = measure(load, args.clips)
-    RESULTS.write_text(json.dumps({"clips": args.clips, "steps": STEPS, "side": SIDE, "frames": FRAMES, "statistic": table},
-                                  indent=1) + "\n", encoding="utf-8")
     text = "\n".join(lines(table))
     print(text)
     if args.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        found = {"clips": args.clips, "steps": STEPS, "side": SIDE, "frames": FRAMES, "statistic": table}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        pages.write_table(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "making")]
 import made_up_edits  # noqa: E402
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 import small_model  # noqa: E402
 
-PAGE, BEGIN, END = ROOT / "docs" / "touching.md", "<!-- table: bench/signals.py -->", "<!-- end of table -->"
+PAGE, BEGIN = ROOT / "docs" / "touching.md", "<!-- table: bench/signals.py -->"
 SEED = 31  # no training seed is as small
 STEPS, CFG, STRENGTH = 20, 2.0, 1.0
 OBJECT = 0.15  # difference from the empty background that is the object
@@ -208,9 +209,7 @@ def main() -> None:
         Image.fromarray((grid * 255).round().byte().numpy()).resize((grid.shape[1] * 2, grid.shape[0] * 2), 0).save(
             options.pictures)
     if options.write:
-        text = PAGE.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END)[1], encoding="utf-8")
+        pages.write_table(PAGE, BEGIN, "\n".join(lines))
 
 
 if __name__ == "__main__":

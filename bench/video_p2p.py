@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
 RESULTS = ROOT / "bench" / "video_p2p.json"
-PAGE, BEGIN, END = ROOT / "docs" / "video_p2p.md", "<!-- table: bench/video_p2p.py -->", "<!-- end of table -->"
+PAGE, BEGIN = ROOT / "docs" / "video_p2p.md", "<!-- table: bench/video_p2p.py -->"
 INPUTS, SIDE = ROOT / "workflows" / "inputs", 192
 SOURCE = "a red disc on a green ground"
 STEPS, GUIDANCE, CROSS, TEMPORAL, THRESHOLD, MAP_SCALE, FEATHER = 20, 6.0, 0.8, 0.5, 0.3, 2, 4
@@ -228,8 +229,7 @@ def main() -> None:
     if args.write:
         settings = {"steps": STEPS, "guidance": GUIDANCE, "cross_steps": CROSS, "map_scale": MAP_SCALE, "feather": FEATHER}
         RESULTS.write_text(json.dumps({**settings, "results": table}, indent=1) + "\n", encoding="utf-8")
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        pages.write_table(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

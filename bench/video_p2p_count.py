@@ -22,8 +22,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
-PAGE, END = ROOT / "docs" / "video_p2p.md", "<!-- end of table -->"
+PAGE = ROOT / "docs" / "video_p2p.md"
 BEGIN = {name: f"<!-- table: bench/video_p2p_count.py, {name} -->" for name in ("operations", "memory")}
 SD15 = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
         "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768,
@@ -304,11 +305,8 @@ def main() -> None:
     tables = {"operations": "\n".join(operations_lines(operations(load))), "memory": "\n".join(memory_lines(memory(load)))}
     print("\n\n".join(tables.values()))
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
         for name, text in tables.items():
-            before, rest = page.split(BEGIN[name])
-            page = f"{before}{BEGIN[name]}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}"
-        PAGE.write_text(page, encoding="utf-8")
+            pages.write_table(PAGE, BEGIN[name], text)
 
 
 if __name__ == "__main__":

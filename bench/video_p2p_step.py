@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
+import pages  # noqa: E402
 
-PAGE, END = ROOT / "docs" / "video_p2p.md", "<!-- end of table -->"
+PAGE = ROOT / "docs" / "video_p2p.md"
 BEGIN = {name: f"<!-- table: bench/video_p2p_step.py, {name} -->" for name in ("steps", "frames")}
 FRAMES, SIDE, STEPS, GUIDANCE, ROUNDS = 8, 24, 2, 6.0, 2
 LENGTHS, SHORT_SIDE = (8, 24, 64), 16
@@ -195,11 +196,8 @@ def main() -> None:
     tables = {name: "\n".join(work()) for name, work in works.items() if args.only in (None, name)}
     print("\n\n".join(tables.values()))
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
         for name, text in tables.items():
-            before, rest = page.split(BEGIN[name])
-            page = f"{before}{BEGIN[name]}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}"
-        PAGE.write_text(page, encoding="utf-8")
+            pages.write_table(PAGE, BEGIN[name], text)
 
 
 if __name__ == "__main__":

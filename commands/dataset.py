@@ -94,12 +94,7 @@ def progress() -> Any:
 
 def estimator(args: argparse.Namespace) -> Any:
     """What estimates motion; ComfyUI is opened for it."""
-    places = [args.host, os.environ.get("COMFYUI_DIR"), HERE.parents[2] if HERE.parents[1].name == "custom_nodes" else None]
-    host = next((Path(p).resolve() for p in places if p), None)
-    if host is None or not (host / "comfy").is_dir():
-        raise ValueError(f"'{host}' is no ComfyUI: give its folder as --host, or set COMFYUI_DIR" if host else
-                         "no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
-    flow = tools_pack.open_pack(host, args.cpu)("host.data.flow")
+    flow = tools_pack.open_pack(tools_pack.find_host(args.host), args.cpu)("host.data.flow")
     flow.register()
     return flow.estimator(args.flow)
 

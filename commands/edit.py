@@ -26,10 +26,6 @@ SIGNALS = ("sketch", "coarse", "drag")
 NOTE = "edit.json"  # in the folder of the results: what made them
 
 
-class Wrong(Exception):
-    """An argument that cannot be used; the text says why."""
-
-
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="edit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--dataset", type=Path, required=True, help="folder of a dataset (commands/dataset.py)")
@@ -55,8 +51,8 @@ def main(given: list[str] | None = None) -> int:
     args = parser().parse_args(given)
     try:
         check(args)
-        pack = tools_pack.open_pack(find_host(args.host), args.cpu)
-    except Wrong as wrong:
+        pack = tools_pack.open_pack(tools_pack.find_host(args.host), args.cpu)
+    except ValueError as wrong:
         print(f"edit: {wrong}", file=sys.stderr)
         return 2
     try:
@@ -67,25 +63,19 @@ def main(given: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse numbers that no sampler takes."""
+    """Refuse numbers that no sampler takes.
+
+    Raises:
+        ValueError: which, and what it may be.
+    """
     if args.steps < 1:
-        raise Wrong(f"--steps is {args.steps}; at least 1")
+        raise ValueError(f"--steps is {args.steps}; at least 1")
     if not 0 <= args.strength <= 2:
-        raise Wrong(f"--strength is {args.strength}; 0 to 2")
+        raise ValueError(f"--strength is {args.strength}; 0 to 2")
     if not 0 <= args.cfg <= 100:
-        raise Wrong(f"--cfg is {args.cfg}; 0 to 100")
+        raise ValueError(f"--cfg is {args.cfg}; 0 to 100")
     if not 0 <= args.seed < 2**63:
-        raise Wrong(f"--seed is {args.seed}; 0 or more")
-
-
-def find_host(given: Path | None) -> Path:
-    """ComfyUI's folder: the one given, COMFYUI_DIR's, or the one in whose custom_nodes this pack lies."""
-    places = [given, os.environ.get("COMFYUI_DIR"), HERE.parents[2] if HERE.parents[1].name == "custom_nodes" else None]
-    host = next((Path(p).resolve() for p in places if p), None)
-    if host is None or not (host / "comfy").is_dir():
-        raise Wrong(f"'{host}' is no ComfyUI: give its folder as --host, or set COMFYUI_DIR" if host else
-                    "no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
-    return host
+        raise ValueError(f"--seed is {args.seed}; 0 or more")
 
 
 def edit(args: argparse.Namespace, pack: Callable[[str], Any]) -> int:

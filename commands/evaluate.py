@@ -30,18 +30,6 @@ class Wrong(Exception):
     """An argument that cannot be used; the text says why."""
 
 
-def find_host(given: Path | None) -> Path:
-    """ComfyUI's folder: the one given, the one COMFYUI_DIR names, or the one whose custom_nodes holds this pack."""
-    named = given or (Path(os.environ["COMFYUI_DIR"]) if os.environ.get("COMFYUI_DIR") else None)
-    if named is None and HERE.parents[1].name == "custom_nodes":
-        named = HERE.parents[2]
-    if named is None:
-        raise Wrong("no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
-    if not (named / "comfy").is_dir():
-        raise Wrong(f"--host: {named} is not ComfyUI's folder, it has no 'comfy' in it")
-    return named.resolve()
-
-
 def by_name(folder: Path, kind: str, skipped: list[str]) -> dict[str, Path]:
     """Pictures of a folder under their names without ending. Two of one name are both skipped: either could be meant."""
     if not folder.is_dir():
@@ -164,7 +152,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     found = None
     if names:
-        pack = tools_pack.open_pack(find_host(args.host), args.cpu)
+        try:
+            host_folder = tools_pack.find_host(args.host)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
+        pack = tools_pack.open_pack(host_folder, args.cpu)
         host = pack("host.evaluation")
         clip = None if args.clip_vision is None else load_clip_vision(pack, args.clip_vision)
         found = host.evaluate_set(read_pairs(folders, names, host.Pair, skipped), len(names), clip, args.lpips, args.rows)

@@ -19,26 +19,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def open_pack(host: Path) -> Callable[[str], Any]:
-    """Make ComfyUI and the pack importable; see tools/pack.py."""
+def open_pack(given: Path | None) -> Callable[[str], Any]:
+    """Make ComfyUI and the pack importable; see tools/pack.py for both functions of it."""
     sys.path.insert(0, str(ROOT / "tools"))
     import pack
 
     sys.path.remove(str(ROOT / "tools"))
+    try:
+        host = pack.find_host(given)
+    except ValueError as error:
+        raise SystemExit(f"train.py: {error}") from None
     # A GPU for each process, before ComfyUI asks which one there is.
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return pack.open_pack(host, cpu=bool(os.environ.get("FRAMEPAINTER_CPU")))
-
-
-def find_host(given: Path | None) -> Path:
-    """ComfyUI's folder: the one given, COMFYUI_DIR's, or the one in whose custom_nodes this pack lies."""
-    for place in (given, os.environ.get("COMFYUI_DIR"), ROOT.parents[1]):
-        if place and (Path(place) / "comfy").is_dir():
-            return Path(place).resolve()
-    raise SystemExit("train.py: no ComfyUI found. Give its folder with --host, or set COMFYUI_DIR.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return open_pack(find_host(options.host))("host.training.command").main(options)
+    return open_pack(options.host)("host.training.command").main(options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,22 @@ def package(name: str, folder: Path) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def find_host(given: Path | None) -> Path:
+    """ComfyUI's folder: the one given, the one that COMFYUI_DIR names, or the one in whose custom_nodes the pack lies.
+
+    Raises:
+        ValueError: none of them, or the first of them is no ComfyUI; the text says which and what to do.
+    """
+    home = Path(os.path.abspath(__file__)).parents[1]  # not resolved: the pack may be linked into custom_nodes
+    around = home.parents[1] if home.parent.name == "custom_nodes" else None
+    named = given or os.environ.get("COMFYUI_DIR") or around
+    if not named:
+        raise ValueError("no ComfyUI: give its folder as --host, set COMFYUI_DIR, or put the pack into its custom_nodes folder")
+    if not (Path(named) / "comfy").is_dir():
+        raise ValueError(f"--host: {named} is not ComfyUI's folder, it has no 'comfy' in it. Give its folder, or set COMFYUI_DIR.")
+    return Path(named).resolve()
 
 
 def open_pack(host: Path, cpu: bool = False):

@@ -320,6 +320,7 @@ def test_a_lora_is_kept_where_only_sampling_is_unknown(job, loaded, output):
 
 @pytest.mark.parametrize("way", ["encode", "decode"])
 def test_nan_of_the_vae_ends_the_job_and_is_not_kept(job, loaded, output, monkeypatch, way):
+    """Case nan_kept: no black video, and a sound run finds nothing of it on the disk."""
     settings = {"lora": "none"}
     right = job(**settings)[0]
     (output / "framepainter_video").rename(output / "right")

@@ -467,7 +467,7 @@ LOOKS = """async names => {
 
 @CLASSIC
 def test_every_picture_file_lies_in_the_editor_as_load_image_gives_it(rig, lab, picture):
-    """All eight EXIF orientations in each format, and pictures that browsers show otherwise or not at all."""
+    """Case exif_in_editor: all eight EXIF orientations in each format, and pictures that browsers show otherwise or not at all."""
     folder, made = lab.server.base / "input", {}
     y, x = np.mgrid[:40, :60]
     ground = np.stack([4 * x, 6 * y, 255 - 4 * x], -1).astype(np.uint8)
