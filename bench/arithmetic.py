@@ -76,7 +76,7 @@ def motion_steps(load: Callable[[str], Any]) -> dict[str, float]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    motion, savings, lora = (load(m) for m in ("core.training.motion_lora.objective", "host.savings", "core.training.lora"))
+    motion, savings, lora = (load(m) for m in ("core.training.motion_lora.objective", "host.models.savings", "core.training.lora"))
     with FakeTensorMode(), torch.inference_mode(False), torch.enable_grad():
         made = motion_lora.network(load, MOTION, "parts", lambda _, size: torch.empty(
             size, dtype=torch.bfloat16 if len(size) > 1 else torch.float32))

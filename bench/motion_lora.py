@@ -224,7 +224,7 @@ def network(load, shape: str, way: str, made):
     unet.load_state_dict({name: made(name, tuple(p.shape)) for name, p in unet.state_dict().items()}, assign=True)
     out = training.TrainingNetwork(unet.eval()).requires_grad_(False)
     training.WITH_GRADIENTS = set()  # torch's own attention also where the host has another, as on a GPU
-    load("host.savings").save_in(unet, by_row=True, untrained=True)
+    load("host.models.savings").save_in(unet, by_row=True, untrained=True)
     lora.add_lora(unet, RANK, 0, layers=lora.temporal_layers(unet), normal=True, drop=DROP)
     for name, p in out.named_parameters():
         p.requires_grad_(lora.is_lora(name))

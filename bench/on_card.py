@@ -186,7 +186,7 @@ def check_savings(load: Callable[[str], Any], device: Any) -> None:
         with torch.inference_mode():
             parts = guided_step.networks(load, "small", dtype)
             model = guided_step.variants(load, *parts, guided_step.strokes("small"))["+ matching and control (release)"]
-        with load("host.savings").switched(False):
+        with load("host.models.savings").switched(False):
             wanted = _denoised(load, model)
         near(f"savings, {dtype}", _denoised(load, model), wanted, limit)
         mm.unload_all_models()

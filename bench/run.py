@@ -39,7 +39,7 @@ def steps(load: Callable[[str], Any], count: int) -> list[str]:
     with torch.inference_mode():
         parts = guided_step.networks(load, "small", torch.float32)
         models = guided_step.variants(load, *parts, guided_step.strokes("small"))
-    edit, switched = guided_step.conditioning(load, "small"), load("host.savings").switched
+    edit, switched = guided_step.conditioning(load, "small"), load("host.models.savings").switched
     with switched(False):
         off = guided_step.measure(models, edit, count)
     on = guided_step.measure(models, edit, count)

@@ -70,7 +70,7 @@ class Bench:
         self.perceptual = perceptual(load)
         loaded = load("host.weights.text_to_image").load(ROOT / "models" / "small_text_to_image.safetensors")
         self.clip, self.vae = loaded.clip, loaded.vae
-        self.empty = load("host.text").encode(self.clip, "")
+        self.empty = load("host.attention.prompt_text").encode(self.clip, "")
         self.video, self.truths = clip_and_truths()
         self.latent = {"samples": self.vae.encode(self.video)}
         (self.model,) = self.call("VideoTextModel", model=loaded.model)

@@ -285,7 +285,7 @@ def edit_of_noise(load: Callable, model: Any, text: list, latent: dict) -> tuple
     found = trajectories.Trajectory(torch.stack([latent["samples"] * s for s in reversed(sigmas)]), sigmas,
                                     trajectories.SourceConditioning(text[0][0], torch.zeros(0), {}),
                                     load("host.attention.inflated").network_digest(model))
-    plan = load("host.text").PromptPlan(edit, text[0][0], text[0][0])
+    plan = load("host.attention.prompt_text").PromptPlan(edit, text[0][0], text[0][0])
     return plan, ddim.start_latent(found), found, torch.tensor(sigmas)
 
 

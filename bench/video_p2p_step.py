@@ -47,7 +47,7 @@ class Bench:
         inflate, models = load("host.attention.inflated"), load("core.models.inflated")
         loaded = load("host.weights.text_to_image").load(ROOT / "models" / "small_text_to_image.safetensors")
         self.plain, self.clip = loaded.model, loaded.clip
-        self.empty = load("host.text").encode(self.clip, "")
+        self.empty = load("host.attention.prompt_text").encode(self.clip, "")
         sites = inflate.check_model(self.plain)
         self.layers = models.fresh_temporal(sites, 0)
 

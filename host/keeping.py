@@ -19,7 +19,7 @@ from ..core.keeping.dual_clock import clock_steps
 from ..core.keeping.paste import latent_cells
 from ..core.placement import CELL, on_canvas, placed_size
 from . import keys
-from .network import svd_layout
+from .models.network import svd_layout
 from .vae import BY_SENDER, encode
 
 

@@ -1,6 +1,7 @@
 """The nodes, in wiring order: schema, unit conversion, one call down."""
 
-from ..host import picture_route, word_chips
+from ..host.attention import word_chips
+from ..host.inputs import picture_route
 from ..host.weights import folders
 from . import (
     attention,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..core.carry.run import Carry, Edit
-from ..host.carry import FLOWS, BatchFrames, flow_between
 from ..host.report import Steps
+from ..host.video.carry import FLOWS, BatchFrames, flow_between
 from .schema import check_choice, schema
 
 OpticalFlowType = io.Custom("OPTICAL_FLOW")

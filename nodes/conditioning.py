@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..core.placement import CELL, canvas_size
 from ..core.weights.trained import Trained
 from ..host.conditioning import edit_conditioning
-from ..host.network import trained
+from ..host.models.network import trained
 from ..host.report import warn
 from .schema import check_choice, schema
 

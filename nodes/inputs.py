@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..host import input_files
+from ..host.inputs import files
 from .schema import schema
 
 
@@ -14,7 +14,7 @@ class _InputFile(io.ComfyNode):
     @classmethod
     def _stamp(cls, name: str) -> tuple[str, int, int] | None:
         try:
-            found = input_files.find(name).stat()
+            found = files.find(name).stat()
         except FileNotFoundError:
             return None
         return name, found.st_mtime_ns, found.st_size
@@ -22,7 +22,7 @@ class _InputFile(io.ComfyNode):
     @classmethod
     def _problem(cls, name: str) -> bool | str:
         try:
-            input_files.find(name)
+            files.find(name)
         except (FileNotFoundError, ValueError) as error:
             return str(error)
         return True
@@ -37,7 +37,7 @@ class LoadPicture(_InputFile):
             description="A picture of yours from the input folder, or one of the example pictures that come with FramePainter. "
                         "Own pictures are read as Load Image reads them.",
             search_aliases=["load image", "example image", "upload picture", "photo"],
-            inputs=[io.Combo.Input("image", options=input_files.names("image"),
+            inputs=[io.Combo.Input("image", options=files.names("image"),
                                    tooltip="Names that end in [example] come with the pack. Upload your own with the button below, "
                                            "or drop a file on the node.")],
             outputs=[
@@ -57,7 +57,7 @@ class LoadPicture(_InputFile):
 
     @classmethod
     def execute(cls, image: str) -> io.NodeOutput:
-        return io.NodeOutput(*input_files.picture(image))
+        return io.NodeOutput(*files.picture(image))
 
 
 class LoadVideo(_InputFile):
@@ -68,7 +68,7 @@ class LoadVideo(_InputFile):
             display_name="Load Video or Example",
             description="A video of yours from the input folder, or one of the example videos that come with FramePainter.",
             search_aliases=["load video", "example video", "upload video", "clip"],
-            inputs=[io.Combo.Input("file", options=input_files.names("video"),
+            inputs=[io.Combo.Input("file", options=files.names("video"),
                                    tooltip="Names that end in [example] come with the pack. Upload your own with the button below, "
                                            "or drop a file on the node.")],
             outputs=[io.Video.Output(display_name="video", tooltip="For Read Video, or Get Video Components.")],
@@ -84,7 +84,7 @@ class LoadVideo(_InputFile):
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(input_files.video(file))
+        return io.NodeOutput(files.video(file))
 
 
 NODES = [LoadPicture, LoadVideo]

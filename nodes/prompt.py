@@ -16,13 +16,13 @@ from ..core.attention.words import WordError, edit_of, find_words
 from ..core.inversion.null_text import NullTextSettings
 from ..core.inversion.trajectory import TrajectoryError
 from ..core.training.one_shot.presets import PRECISIONS
+from ..host.attention.prompt_text import PromptPlan, encode, read_prompt
+from ..host.attention.word_chips import ALIGNMENTS
 from ..host.inversion import ddim
 from ..host.outputs import output
 from ..host.sampling.edit_run import BRANCHES, Settings
 from ..host.sampling.video_p2p import prompt_attention
 from ..host.sampling.word_map import read_maps
-from ..host.text import PromptPlan, encode, read_prompt
-from ..host.word_chips import ALIGNMENTS
 from .schema import EditPlanType, NullTextType, TrajectoryType, advanced, check_choice, drawn_by, schema
 
 FOLDER = "trajectories"  # under output; unfinished inversions and optimisations

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..core.placement import off_canvas
-from ..host.network import svd_layout
+from ..host.models.network import svd_layout
 from ..host.sampling.guidance import set_guidance
 from .schema import check_choice, schema
 

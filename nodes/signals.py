@@ -16,7 +16,7 @@ from ..core.signals.pieces import read_pieces
 from ..core.signals.points import read_drags
 from ..core.signals.sketch import make_sketch
 from ..core.signals.strokes import draw_strokes, read_strokes
-from ..host.network import trained
+from ..host.models.network import trained
 from ..host.report import Steps, node_id, page_waits, send, warn
 from ..host.signals.control import apply_control, is_controlled
 from ..host.signals.drag import apply_drag

@@ -10,7 +10,7 @@ from ..core.training.one_shot.presets import PRECISIONS, PRESETS, choose
 from ..host.attention.inflated import Settings, check_model, inflate
 from ..host.conditioning import check_latent
 from ..host.inversion.ddim import text_of
-from ..host.network import check_embedding
+from ..host.models.network import check_embedding
 from ..host.outputs import new_file, output, saved_names, saved_path
 from ..host.training.one_shot import OneShotInputs
 from ..host.training.tune_on_video import tune

@@ -91,6 +91,9 @@ def test_rooms_import_only_rooms_below_them(graph, tier):
     stated = re.search(rf"^{tier}, from below: (.*)$", PAGE, re.M)[1]
     order = [tier, *(f"{tier}/{name}" for name in re.findall(r"`(\w+)`", stated))]
     assert {room(m, order) for m in graph if m[0] == tier} == set(order)
+    foundations = {m[1] for m in graph if room(m, order) == tier} - {"__init__"}
+    paragraph = re.search(rf"^- `{tier}`: (.*?)(?=^- |^$)", PAGE, re.M | re.S)[1]
+    assert foundations == set(re.findall(r"`(\w+)\.py`", paragraph))
     wrong = {("/".join(m), "/".join(d)) for m, targets in graph.items() if m[0] == tier for d in targets
              if d[0] == tier and order.index(room(d, order)) > order.index(room(m, order))}
     assert wrong == set()

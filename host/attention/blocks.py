@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...core.weights import framepainter
 from .. import keys
-from ..network import frames_in, unet_shapes
-from ..savings import switched_on
+from ..models.network import frames_in, unet_shapes
+from ..models.savings import switched_on
 
 
 def drop(model: ModelPatcher, kind: str, *owners: type) -> None:

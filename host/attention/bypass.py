@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.inversion.trajectory import TrajectoryError
-from ..network import UNET
+from ..models.network import UNET
 
 Delta = Callable[[Tensor], Tensor]  # a layer's input to what patches add to its output
 

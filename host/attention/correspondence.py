@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.attention.correspondence import SiteAttention
 from .. import keys
-from ..network import check_embedding
+from ..models.network import check_embedding
 
 
 def look(model: ModelPatcher, positive: list, latent: Tensor, sigma: float, seed: int) -> dict[str, SiteAttention]:

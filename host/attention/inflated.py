@@ -28,9 +28,9 @@ from torch import Tensor
 from ...core.digest import digest
 from ...core.models.inflated import TemporalLayers, block_sites, is_trained
 from .. import keys
-from ..identity import model_digest
-from ..managed import fill, managed
-from ..network import UNET, WrongModel, frames_in, unet_shapes
+from ..models.identity import model_digest
+from ..models.managed import fill, managed
+from ..models.network import UNET, WrongModel, frames_in, unet_shapes
 from .inflated_layers import Pass, Settings, _Forward, forwards, running
 from .streamed import STORE, streamed_forwards
 

@@ -27,10 +27,10 @@ from ...core.attention.sites import attention_sites
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
-from ..identity import made_by, model_digest
-from ..network import check_embedding, svd_layout
+from ..models.identity import made_by, model_digest
+from ..models.network import check_embedding, svd_layout
+from ..models.savings import save
 from ..report import warn
-from ..savings import save
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, InjectionRun, Plan, ReadOut, Settings, apply, evaluate

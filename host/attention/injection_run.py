@@ -67,7 +67,7 @@ class ReadOut:
     sites: dict[str, list] = field(default_factory=dict)
 
     def identity(self) -> tuple:
-        """Nothing of it changes a result; see host/identity.py."""
+        """Nothing of it changes a result; see host/models/identity.py."""
         return ()
 
     def add(self, site: Site, difference: Tensor, weight: Tensor, size: tuple[int, int]) -> None:

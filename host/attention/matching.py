@@ -17,8 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...core.weights import framepainter
-from .. import keys, savings
-from ..network import WrongModel, frames_in, svd_layout, unet_shapes
+from .. import keys
+from ..models import savings
+from ..models.network import WrongModel, frames_in, svd_layout, unet_shapes
 from .blocks import NormedInput, WeightsPatch, drop, mark_spatial_blocks
 
 Semantics = Literal["release", "paper", "cross-frame", "off"]

@@ -14,9 +14,9 @@ from torch import Tensor
 from ...core.attention.injection import temporal_probabilities
 from ...core.attention.record import AttentionRecord
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError
-from ..identity import made_by, model_digest
+from ..models.identity import made_by, model_digest
+from ..models.savings import save
 from ..report import Steps, warn
-from ..savings import save
 from ..source import conditioning_of, run_source
 from .watched import SPATIAL, watch_attention, with_pass
 

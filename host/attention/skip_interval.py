@@ -29,7 +29,7 @@ from ...core.edm import step_position
 from ...core.inversion.schedule import source_step
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from .. import keys
-from ..savings import save
+from ..models.savings import save
 from ..source import conditioning_of
 from . import injection
 from .bypass import Gate, bypass_past, bypass_patches

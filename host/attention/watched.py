@@ -21,7 +21,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from .. import keys
-from ..network import UNET, unet_shapes
+from ..models.network import UNET, unet_shapes
 from .bypass import BypassedLayer
 
 KEY = f"{keys.PREFIX}_watched_attention"

@@ -26,7 +26,7 @@ from ...core.inversion.trajectory import SourceConditioning, Trajectory, Traject
 from .. import report
 from ..attention.inflated import network_digest
 from ..conditioning import check_latent
-from ..network import check_embedding
+from ..models.network import check_embedding
 from ..training.inflated import copy_of
 from ..training.run import differentiable, free_device
 from .kept import Start, run_kept

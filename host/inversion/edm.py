@@ -17,9 +17,9 @@ from ...core.inversion.euler import invert_euler
 from ...core.inversion.schedule import inversion_levels
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from ..conditioning import check_latent
-from ..earlier import sampled_digest
-from ..identity import model_digest
-from ..network import check_embedding, svd_layout
+from ..models.earlier import sampled_digest
+from ..models.identity import model_digest
+from ..models.network import check_embedding, svd_layout
 from ..source import source_of
 from .kept import Start, run_kept
 

@@ -17,7 +17,7 @@ from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.inversion import trajectory
 from ...core.inversion.trajectory import SourceConditioning, Trajectory, TrajectoryError
 from .. import report
-from ..identity import patches_of
+from ..models.identity import patches_of
 from ..source import run_source
 
 # (model, state, ascending levels, extra arguments, callback after each step, first step) -> last state

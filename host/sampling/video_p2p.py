@@ -29,7 +29,7 @@ from .. import keys, report
 from ..attention.hooks import hooked
 from ..attention.inflated import check_model, network_digest, settings_of
 from ..attention.prompt import apply_with_source
-from ..network import unet_shapes
+from ..models.network import unet_shapes
 from ..source import Unguided
 from .edit_run import BRANCHES, TOLERANCE, EditRun, Plan, ReadOut, Settings
 

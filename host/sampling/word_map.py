@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import keys
 from ..attention.inflated import check_model
 from ..conditioning import check_latent
-from ..network import check_embedding
+from ..models.network import check_embedding
 from .edit_run import Plan, ReadOut
 from .video_p2p import Attached, read_out_of
 

@@ -17,8 +17,8 @@ from ...core.models.control_injection import inject
 from ...core.placement import on_canvas, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch
-from ..network import WrongModel, frames_in, svd_layout, unet_shapes
-from ..savings import save, switched_on
+from ..models.network import WrongModel, frames_in, svd_layout, unet_shapes
+from ..models.savings import save, switched_on
 
 ControlSemantics = Literal["release", "paper"]
 

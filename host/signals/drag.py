@@ -10,8 +10,8 @@ from ...core.attention.drag import copy_tokens, token_drags
 from ...core.placement import CELL, placed_size
 from .. import keys
 from ..attention.blocks import WeightsPatch, mark_spatial_blocks
-from ..network import frames_in, svd_layout, token_size
-from ..savings import save
+from ..models.network import frames_in, svd_layout, token_size
+from ..models.savings import save
 from .control import check_schedule
 
 # ---- dragging --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ...core.training.loop import NonFinite, Step
 from ...core.training.parallel import Processes
 from ...core.training.state import StateError
 from ...core.weights.weight_file import WeightFile
-from ..network import WrongModel
+from ..models.network import WrongModel
 from ..weights import loading, saving
 from ..weights.loading import Absent, WeightsError
 from . import framepainter, progress

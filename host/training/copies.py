@@ -16,7 +16,7 @@ from ...core.attention.matching import MatchingBranch
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.training.framepainter.start import matching_from_unet, new_encoder
 from ...core.weights import diffusers_svd, framepainter
-from ..network import UNET, WrongModel, head_width, unet_shapes
+from ..models.network import UNET, WrongModel, head_width, unet_shapes
 from ..weights.building import _PlainLayers
 from ..weights.loading import FramePainterWeights
 

@@ -26,7 +26,7 @@ from ...core.weights import diffusers_svd
 from ...core.weights.trained import Trained
 from ..attention.matching import attach_matching
 from ..conditioning import AUGMENTATION_SPAN, clip_embedding
-from ..network import multiple, set_trained, svd_layout, unet_shapes
+from ..models.network import multiple, set_trained, svd_layout, unet_shapes
 from ..weights.building import EPSILON_DIFFUSERS, build_encoder, build_matching, build_unet
 from ..weights.loading import FramePainterWeights
 from .copies import plain_encoder, plain_matching, plain_unet

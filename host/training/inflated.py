@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...core.models.inflated import TemporalLayers, fresh_temporal, is_trained
 from ..attention.inflated import check_model, heads_of, temporal_of
 from ..attention.inflated_layers import Pass, Settings, forwards, pass_now, running
-from ..network import UNET
+from ..models.network import UNET
 from .copies import _filled, plain_tensors, plain_unet
 from .network import DTYPES, WITH_GRADIENTS, _Checkpointed, _with_gradients, autocast
 

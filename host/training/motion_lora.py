@@ -29,13 +29,13 @@ from ...core.training.motion_lora.presets import MotionSettings
 from ...core.training.network import NetworkInput
 from ...core.training.preview import sample
 from ...core.video import geometry
-from .. import savings
 from ..attention.skip_interval import Memory
 from ..attention.watched import watch_plain
 from ..conditioning import clip_embedding
-from ..earlier import sampled_digest
-from ..identity import model_digest, part_of, weights_of
-from ..network import multiple, svd_layout
+from ..models import savings
+from ..models.earlier import sampled_digest
+from ..models.identity import model_digest, part_of, weights_of
+from ..models.network import multiple, svd_layout
 from ..report import warn
 from ..weights.motion_lora import with_lora, write
 from .copies import plain_unet

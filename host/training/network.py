@@ -25,10 +25,11 @@ from ...core.models.control_injection import inject
 from ...core.training.in_parts import Parts
 from ...core.training.network import AttentionQK, NetworkInput, Prediction
 from ...core.weights import diffusers_svd, framepainter
-from .. import keys, savings
+from .. import keys
 from ..attention.blocks import NormedInput, _Marked
 from ..attention.matching import MatchingPatch
-from ..network import token_size
+from ..models import savings
+from ..models.network import token_size
 
 MICRO_CONDS = (6.0, 128.0, 0.02)  # fps - 1, motion bucket, augmentation of FramePainter Conditioning's defaults
 PEAK = 143  # values a channel of a token at the first level, counted by bench/motion_lora.py --cost ("whole transformers")
@@ -47,7 +48,7 @@ def _with_gradients(_: Callable, *args: Any, **kwargs: Any) -> Tensor:
     return host_attention.attention_pytorch(*args, **kwargs)
 
 
-_with_gradients.plain = True  # softmax attention, see host/savings.py
+_with_gradients.plain = True  # softmax attention, see host/models/savings.py
 
 
 class TrainingNetwork(nn.Module):

@@ -18,7 +18,7 @@ from ...core.training.one_shot import objective
 from ...core.training.one_shot.presets import OneShotSettings
 from ...core.training.one_shot.preview import sample
 from ..attention.inflated import is_inflated, network_digest
-from ..identity import model_digest
+from ..models.identity import model_digest
 from .inflated import InflatedNetwork, copy_of
 from .run import SILENT, RunCallbacks, RunResult, Task, differentiable, first_middle_last
 from .run import run as run_task

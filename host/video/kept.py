@@ -20,8 +20,8 @@ from ...core.digest import digest
 from ...core.inversion import trajectory
 from ...core.inversion.trajectory import Trajectory, TrajectoryError
 from ...core.video.store import Store
-from ..earlier import sampled_digest
-from ..identity import Identity, part_of, patches_of, precision_of, weights_of
+from ..models.earlier import sampled_digest
+from ..models.identity import Identity, part_of, patches_of, precision_of, weights_of
 
 Result = TypeVar("Result")
 

@@ -25,7 +25,7 @@ from ...core.video.clips import ClipPlan, joined
 from ...core.video.footage import Footage
 from ...core.video.store import Store
 from ..conditioning import ClipStart
-from ..network import multiple, svd_layout
+from ..models.network import multiple, svd_layout
 from ..vae import BY_SENDER
 from .kept import Models
 from .stages import CARRIES, LORAS, Settings, Stages

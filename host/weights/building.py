@@ -25,7 +25,7 @@ from ...core.attention.matching import MatchingBranch
 from ...core.models import small_autoencoder
 from ...core.models.control_encoder import ControlEncoder, widths_from_shapes
 from ...core.weights import diffusers_svd, framepainter
-from ..managed import fill, is_dynamic, managed
+from ..models.managed import fill, is_dynamic, managed
 
 HEAD_WIDTH = 64  # channels a head in every published SVD; a small network's file may say otherwise in its metadata
 EPSILON_DIFFUSERS = 1e-6

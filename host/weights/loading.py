@@ -23,7 +23,7 @@ from ...core.weights.framepainter import UNetNames
 from ...core.weights.trained import trained_as
 from ...core.weights.weight_file import WHERE, WeightFile, WeightsError
 from ..attention.matching import attach_matching
-from ..network import set_trained
+from ..models.network import set_trained
 from .building import (
     HEAD_WIDTH,
     build_clip_vision,

@@ -15,7 +15,7 @@ from ...core import atomic
 from ...core.names import printable
 from ...core.weights import motion_lora
 from ...core.weights.weight_file import WeightFile
-from ..network import unet_shapes
+from ..models.network import unet_shapes
 
 
 def write(path: Path, lora: dict[str, Tensor]) -> None:

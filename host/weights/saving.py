@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ...core import atomic
 from ...core.weights import diffusers_svd, framepainter
 from ...core.weights.weight_file import WeightFile
-from ..network import trained
+from ..models.network import trained
 from .building import EPSILON_DIFFUSERS
 from .loading import Absent, FramePainterWeights, WeightsError
 

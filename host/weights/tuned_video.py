@@ -16,8 +16,8 @@ from ...core.models.inflated import fresh_temporal, is_trained
 from ...core.weights.tuned_video import TunedFileError, TunedVideo, from_file, from_low_rank, is_low_rank, to_low_rank
 from .. import report
 from ..attention.inflated import Settings, check_model, with_tuned
-from ..identity import model_digest
-from ..network import UNET
+from ..models.identity import model_digest
+from ..models.network import UNET
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 

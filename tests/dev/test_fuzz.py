@@ -129,7 +129,7 @@ def test_frames_of_a_video_that_nodes_made_are_pictures_like_others(pack, caplog
 @pytest.mark.parametrize("name", ["x\0y", "a" * 300, "x\0.png [example]"])
 def test_a_picture_s_name_that_no_file_can_have(pack, name):
     with pytest.raises(FileNotFoundError, match="is neither in the input folder nor one of the examples"):
-        pack("host.input_files").find(name)
+        pack("host.inputs.files").find(name)
 
 
 def test_an_empty_mask_is_refused_by_evaluation(pack):
@@ -153,7 +153,7 @@ def test_a_lora_of_other_sizes_is_not_published(pack, monkeypatch, part, value):
 def test_half_a_character_in_a_prompt_is_named(pack):
     error = pack("core.attention.align").WordError
     with pytest.raises(error, match=r"'edited_text' has half of a character in it: a \\ud800"):
-        pack("host.text").read_prompt(None, "a \ud800", "edited_text")
+        pack("host.attention.prompt_text").read_prompt(None, "a \ud800", "edited_text")
 
 
 @pytest.mark.parametrize("shape", [(1, 77, 8), (1, 0, 16), (77, 16)])
@@ -161,7 +161,7 @@ def test_another_encoders_conditioning_is_refused(pack, shape):
     """It ended within the network, whose matrices did not fit."""
     from types import SimpleNamespace
 
-    network = pack("host.network")
+    network = pack("host.models.network")
     model = SimpleNamespace(model=SimpleNamespace(model_config=SimpleNamespace(unet_config={"context_dim": 16})))
     network.check_embedding(model, [[torch.zeros(1, 3, 16), {}]], "positive")
     with pytest.raises(network.WrongModel, match=r"'positive' holds an embedding of shape .*takes \[1, tokens, 16\]"):

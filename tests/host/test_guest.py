@@ -12,7 +12,7 @@ from framepainter_tests.networks import Edit, rounding, sample
 
 @pytest.fixture(scope="module")
 def network(pack):
-    return pack("host.network")
+    return pack("host.models.network")
 
 
 @pytest.fixture(scope="module")

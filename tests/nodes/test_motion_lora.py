@@ -204,7 +204,7 @@ def from_file(pack, loaded, tmp_path, monkeypatch):
 def sound(pack, loaded):
     """A LoRA of rank 2 on every temporal layer."""
     module = pack("core.weights.motion_lora")
-    shapes, out = pack("host.network").unet_shapes(loaded.model), {}
+    shapes, out = pack("host.models.network").unet_shapes(loaded.model), {}
     for layer in module.published_order(shapes):
         outer, inner = shapes[f"{layer}.weight"]
         out |= module.named(layer, torch.full((outer, 2), 0.01), torch.full((2, inner), 0.01))

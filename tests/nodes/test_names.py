@@ -115,7 +115,7 @@ def test_progress_is_a_place_to_cancel(report, monkeypatch):
 @pytest.mark.parametrize("kind, module, node, broken", [
     ("StateError", "core.training.state", "PropagateEdit", ("host.video.propagate", "Job")),
     ("NonFinite", "core.training.loop", "PropagateEdit", ("host.video.propagate", "Job")),
-    ("WrongModel", "host.network", "PropagateEdit", ("host.video.propagate", "Job")),
+    ("WrongModel", "host.models.network", "PropagateEdit", ("host.video.propagate", "Job")),
     ("StateError", "core.training.state", "TrainMotionLora", ("host.training.motion_lora", "train"))])
 def test_an_error_from_below_bears_the_name_of_the_node_that_runs(pack, monkeypatch, kind, module, node, broken):
     """Propagate Edit trains LoRAs as well; what goes wrong there was told as another node's, or as nobody's."""

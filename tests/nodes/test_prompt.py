@@ -53,7 +53,7 @@ def edited(nodes, clip, source="a cat sits on the mat", edit="a small dog sits o
 @pytest.fixture(scope="module")
 def empty(pack, clip):
     with torch.inference_mode():
-        return pack("host.text").encode(clip, "")
+        return pack("host.attention.prompt_text").encode(clip, "")
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_word_map_refuses_what_it_cannot_show(nodes, clip, model, empty, inverte
 
 
 def test_the_page_is_told_what_the_node_does(pack, nodes, clip):
-    chips, state_of = pack("host.word_chips"), pack("core.attention.words").state_of
+    chips, state_of = pack("host.attention.word_chips"), pack("core.attention.words").state_of
     texts = {"source": "a (cat:1.3) sits\non the photorealistic mat", "edited": "a small Spider-Man  sits on the mat",
              "words": "@cat > Spider-Man *2"}
     for label in chips.ALIGNMENTS:

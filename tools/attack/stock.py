@@ -118,7 +118,7 @@ class Stock:
 
     @functools.cached_property
     def empty(self) -> Any:
-        return self.load("host.text").encode(self.text.clip, "")
+        return self.load("host.attention.prompt_text").encode(self.text.clip, "")
 
     @functools.cached_property
     def null_text(self) -> Any:

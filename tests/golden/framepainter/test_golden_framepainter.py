@@ -152,7 +152,7 @@ def unet_forward(case: Case, pack, load_case) -> None:
 
     patches = pack("host.attention.matching")
     loaded = load_case(case)
-    block = pack("host.network").svd_layout(loaded.model).injection_block
+    block = pack("host.models.network").svd_layout(loaded.model).injection_block
     for run in case.info["runs"]:
         t = case.of_run(run)
         batch, frames = t["sample"].shape[:2]
@@ -290,7 +290,7 @@ def test_golden_case(case: Case, pack, load_case):
 @pytest.mark.parametrize("case", [c for c in CASES if c.kind == "unet_forward"], ids=repr)
 def test_network_without_savings(case: Case, pack, load_case):
     """The other way to the same values; FRAMEPAINTER_SAVINGS=off takes it in all cases of all systems."""
-    with pack("host.savings").switched(False):
+    with pack("host.models.savings").switched(False):
         unet_forward(case, pack, load_case)
 
 

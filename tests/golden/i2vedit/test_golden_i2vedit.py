@@ -71,7 +71,7 @@ def given_trajectory(pack, model, case: Case):
     reached = t["inverted_latents"] * (sigmas[0] ** 2 + 1).sqrt()
     states = torch.cat([t["source_trajectory"], reached])
     source = pack("host.source").source_of(source_positive(pack, case), len(states[0]))
-    return trajectory.Trajectory(states, tuple(sigmas.tolist()), source, pack("host.identity").model_digest(model, True))
+    return trajectory.Trajectory(states, tuple(sigmas.tolist()), source, pack("host.models.identity").model_digest(model, True))
 
 
 def sarp(case: Case, pack, build) -> None:

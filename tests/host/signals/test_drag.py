@@ -53,4 +53,4 @@ def test_together_or_one_after_another(drag, patches, edit, monkeypatch):
 @pytest.mark.parametrize("latent, tokens, expected", [
     ((72, 128), 72 * 128, (72, 128)), ((72, 128), 36 * 64, (36, 64)), ((9, 15), 5 * 8, (5, 8)), ((9, 15), 3 * 4, (3, 4))])
 def test_token_sizes(pack, patches, latent, tokens, expected):
-    assert pack("host.network").token_size(tokens, [2, 4, *latent]) == expected
+    assert pack("host.models.network").token_size(tokens, [2, 4, *latent]) == expected

@@ -240,14 +240,14 @@ def test_started_from_a_plain_model_nothing_is_changed_at_first(pack, loaded, tr
 def test_weights_of_another_network_are_refused(pack, loaded, trainer, presets, checkpoint):
     with torch.inference_mode():
         other = pack("host.weights.loading").load(checkpoint, None, None, torch.float32)
-    with pytest.raises(pack("host.network").WrongModel, match="'framepainter' belongs to another network"):
+    with pytest.raises(pack("host.models.network").WrongModel, match="'framepainter' belongs to another network"):
         trainer.make_network(loaded.model, other.weights, settings(presets))
 
 
 def test_other_models_are_refused(pack, trainer, presets):
     from framepainter_tests.image_models import image_model
 
-    with pytest.raises(pack("host.network").WrongModel, match="the 'model' input is a BaseModel"):
+    with pytest.raises(pack("host.models.network").WrongModel, match="the 'model' input is a BaseModel"):
         trainer.make_network(image_model("SD15"), None, settings(presets))
 
 

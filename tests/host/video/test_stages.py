@@ -82,7 +82,7 @@ def test_the_job_and_the_nodes_draw_alike(job, pack, loaded, frames):
 
 def test_stages_of_an_earlier_version_are_taken_over_once(job, pack, loaded):
     """Under the names that version 07a463f gave: a job that it began goes on, motion LoRA's states included."""
-    digest, sampled = pack("core.digest").digest, pack("host.earlier").sampled_digest
+    digest, sampled = pack("core.digest").digest, pack("host.models.earlier").sampled_digest
     presets = pack("core.training.motion_lora.presets")
     settings = {"lora": "one for all clips", "motion": presets.MotionSettings(steps=4, rank=4, precision="fp32", save_every=1)}
     with torch.inference_mode():

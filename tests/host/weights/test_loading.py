@@ -304,8 +304,8 @@ def test_bad_encoders(loading, names, tensors, pair, tmp_path):
 
 
 def test_networks_of_different_widths_do_not_mix(pack, loading, edit, strokes):
-    patches, control, managed = pack("host.attention.matching"), pack("host.signals.control"), pack("host.managed").managed
-    wrong_model = pack("host.network").WrongModel
+    patches, control, managed = pack("host.attention.matching"), pack("host.signals.control"), pack("host.models.managed").managed
+    wrong_model = pack("host.models.network").WrongModel
     widths = edit.loaded.weights.encoder.model.widths._replace(out=320)
     encoder = managed(pack("core.models.control_encoder").ControlEncoder(widths))
     with pytest.raises(wrong_model, match="encoder gives 320 channels, the model's first level has 64"):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import folder_paths
 from comfy.sd1_clip import SD1Tokenizer
 
-from ..core.attention.align import TOKENS, Prompt, WordError
-from ..core.attention.chips import LISTS, links_of, read_words
-from ..core.attention.words import state_of
-from . import report
-from .text import count_tokens, plain_text, read_prompt
+from ...core.attention.align import TOKENS, Prompt, WordError
+from ...core.attention.chips import LISTS, links_of, read_words
+from ...core.attention.words import state_of
+from .. import report
+from .prompt_text import count_tokens, plain_text, read_prompt
 
 PATH = "/framepainter/words"
 ALIGNMENTS = {"automatic": "automatic", "swap word by word": "swap", "refine": "refine"}  # as the node offers them -> kind

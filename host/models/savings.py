@@ -20,8 +20,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ..core.models.two_frames import KERNEL, PADDING, fits, two_frame_convolution
-from . import keys
+from ...core.models.two_frames import KERNEL, PADDING, fits, two_frame_convolution
+from .. import keys
 from .network import UNET
 
 TEMPORAL = ".time_stack."

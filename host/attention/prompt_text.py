@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from torch import Tensor
 
-from ..core.attention.align import TOKENS, Prompt, WordError
-from ..core.attention.edit import Edit
-from ..core.names import printable
+from ...core.attention.align import TOKENS, Prompt, WordError
+from ...core.attention.edit import Edit
+from ...core.names import printable
 
 ENCODER = "l"  # the host's name for the text encoder of Stable Diffusion 1.x
 

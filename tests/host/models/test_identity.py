@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 4, 6
 
 @pytest.fixture(scope="module")
 def identity(pack):
-    return pack("host.identity")
+    return pack("host.models.identity")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_weight_patches_written_into_the_weights(identity, model):
 
 
 def test_what_an_earlier_version_wrote_is_recognised(pack, identity, model):
-    earlier = pack("host.earlier").sampled_digest(model, True)
+    earlier = pack("host.models.earlier").sampled_digest(model, True)
     assert identity.made_by(earlier, model, True) and identity.made_by(identity.model_digest(model, True), model, True)
     assert not identity.made_by(earlier[::-1], model, True)
 

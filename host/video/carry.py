@@ -9,9 +9,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..core.flow.choice import PairFlow, pair_flow, starting_nowhere
-from ..core.flow.consistency import FlowError
-from ..core.flow.raft import raft_flow
+from ...core.flow.choice import PairFlow, pair_flow, starting_nowhere
+from ...core.flow.consistency import FlowError
+from ...core.flow.raft import raft_flow
 
 FLOWS = {"automatic": "auto", "DIS": "dis", "own": "own"}
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.picture_file import read_picture
-from .outputs import shown
+from ...core.picture_file import read_picture
+from ..outputs import shown
 
 Kind = Literal["image", "video"]
-EXAMPLES = Path(__file__).resolve().parents[1] / "workflows" / "inputs"
+EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "inputs"
 MARK = " [example]"  # as the host marks files of its output folder: "name.png [output]"
 NO_MASK = 64  # side of the host's black mask for a picture without transparency
 

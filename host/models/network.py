@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..core.finite import check_finite
-from ..core.weights import diffusers_svd
-from ..core.weights.trained import Trained
+from ...core.finite import check_finite
+from ...core.weights import diffusers_svd
+from ...core.weights.trained import Trained
 
 UNET = "diffusion_model."
 BY_ENCODER = "The encoder that made it may overflow in fp16: start ComfyUI with --force-fp32, or connect another one."

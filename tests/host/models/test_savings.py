@@ -11,7 +11,7 @@ from framepainter_tests.networks import rounding, sample
 
 @pytest.fixture(scope="module")
 def savings(pack):
-    return pack("host.savings")
+    return pack("host.models.savings")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_the_control_encoder_begins_once_a_run(pack, edit, patched, monkeypatch)
 
 def test_savings_are_no_part_of_a_model_s_identity(pack, savings, patched):
     """What is kept on a disk under a model's digest stays valid."""
-    identity, model = pack("host.identity"), patched("release")
+    identity, model = pack("host.models.identity"), patched("release")
     bare = model.clone()
     savings.drop(bare)
     bare.remove_callbacks_with_key("on_clone", pack("host.keys").SAVINGS)

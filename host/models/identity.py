@@ -23,13 +23,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..core.digest import checksum
-from . import keys
+from ...core.digest import checksum
+from .. import keys
 from .earlier import sampled_digest
 from .network import UNET
 from .savings import Saving
 
-OURS = __name__.rsplit(".", 2)[0] + "."
+OURS = __name__.removesuffix("host.models.identity")
 HOST = Path(comfy.model_patcher.__file__).resolve().parents[1]
 LIBRARIES = ("torch", "builtins", "typing", "abc", "enum")  # whose classes and functions are what their names say
 

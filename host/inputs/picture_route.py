@@ -14,8 +14,8 @@ import folder_paths
 import torch
 from PIL import Image
 
-from . import report
-from .outputs import inside
+from .. import report
+from ..outputs import inside
 
 PATH = "/framepainter/picture"
 ENDINGS = {".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jpg", ".jpeg"}
