@@ -1,6 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { explain, legend, PROMPTS, showWeight, stateField, weightField, wordRow } from "./chip_parts.js";
-import { button, element } from "./editor/dom.js";
+import { button, element, updateChildren } from "./editor/dom.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
 import { originOf } from "./picture.js";
 import { addStyle } from "./style.js";
@@ -116,6 +116,10 @@ class WordsWidget extends NodeWidget {
       this.again = performance.now() + RETRY_MS;
     }
     if (signal.aborted || this.ended) return;
+    if (this.press) {  // a chip is held by what is shown now: ask again when it is let go
+      this.asked = null;
+      return;
+    }
     Object.assign(this, { reading, problem: failed });
     this.#paint();
   }
@@ -237,7 +241,7 @@ class WordsWidget extends NodeWidget {
 
   #focused(event) {
     const chip = this.#chipAt(event.target);
-    if (!chip || this.painting || (this.picked?.list === chip.list && this.picked.at === chip.at)) return;
+    if (!chip || (this.picked?.list === chip.list && this.picked.at === chip.at)) return;
     this.picked = { list: chip.list, at: chip.at };
     this.#paintDetail();
   }
@@ -277,15 +281,11 @@ class WordsWidget extends NodeWidget {
   #paint() {
     if (this.ended || this.press) return;
     const { reading } = this, typed = this.typed || (!reading && Boolean(this.problem)), linked = this.#linked(this.name);
-    this.painting = true;
-    const held = this.rows.contains(document.activeElement) ? document.activeElement.dataset : null;
     this.rows.hidden = typed;
     this.field.hidden = !typed || Boolean(linked);
     this.legend.hidden = typed;
     if (this.field.value !== this.text) this.field.value = this.text;
-    this.rows.replaceChildren(...(reading ? LISTS.map((list) => wordRow(reading, list, this.picked, this.#open)) : []));
-    if (held) this.rows.querySelector(`[data-list=${held.list}][data-at="${held.at}"]`)?.focus({ preventScroll: true });
-    this.painting = false;
+    updateChildren(this.rows, reading ? LISTS.map((list) => wordRow(reading, list, this.picked, this.#open)) : []);
     this.switch.firstChild.textContent = typed ? "As chips" : "As text";
     this.switch.hidden = !reading;
     this.reset.disabled = !this.text || Boolean(linked);

@@ -49,6 +49,32 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/**
+ * Give an element the children it should have, but keep those that are there, with their focus and captured pointer, wherever
+ * a child of the same tag stands in the same place. Listeners are not compared: they belong on the element itself.
+ * @param {Element} parent
+ * @param {Node[]} wanted
+ */
+export function updateChildren(parent, wanted) {
+  wanted.forEach((child, place) => {
+    const old = parent.childNodes[place];
+    if (!old) parent.append(child);
+    else if (old.nodeName !== child.nodeName) old.replaceWith(child);
+    else if (!old.isEqualNode(child)) update(old, child);
+  });
+  while (parent.childNodes.length > wanted.length) parent.lastChild.remove();
+}
+
+function update(old, wanted) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    old.data = wanted.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!wanted.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  updateChildren(old, [...wanted.childNodes]);
+}
+
 /** A line drawing of 24 x 24. */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");

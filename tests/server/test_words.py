@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from framepainter_tests import examples
 from framepainter_tests.browser import artefact, canvas_page, chrome
 
 NODE = "FramePainterPromptEdit"
+PATH = "**/framepainter/words"
 STEPS = examples.SMALL["FramePainterInvertDDIM"]
 PIXELS = 80  # of a drag: 1 more in weight
 VALUE = "([type, name]) => app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value"
@@ -56,13 +58,25 @@ class Chips:
         """Wait until the server's reading shows a word so."""
         self.root.locator(f'.framepainter-chip[data-list={side}][data-kind={kind}][aria-label="{label}"]').first.wait_for()
 
-    def drag(self, side: str, word: str, pixels: float) -> None:
-        box = self.chip(side, word).bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        self.page.mouse.move(x, y)
+    def drag_while_the_server_answers(self, side: str, word: str, pixels: float, change: Callable[[], None]) -> None:
+        """Drag a word; the answer to a change that was made just before arrives in the middle of it."""
+        chip, held = self.chip(side, word), []
+        self.page.route(PATH, lambda route: held.append(route))
+        with self.page.expect_request(PATH):
+            change()
+        element = chip.element_handle()
+        chip.hover()
         self.page.mouse.down()
-        self.page.mouse.move(x + pixels, y, steps=4)
+        box = chip.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x + pixels / 2, y, steps=2)
+        with self.page.expect_response(PATH) as answer:
+            held.pop().continue_()
+        answer.value.finished()
+        self.page.unroute(PATH)
+        self.page.mouse.move(x + pixels, y, steps=2)
         self.page.mouse.up()
+        assert element.evaluate("chip => chip.isConnected && chip === document.activeElement"), "the pressed chip is drawn anew"
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +107,7 @@ def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, by_t
                      ("edited", "blue, takes the place of red", "swapped")):
             chips.wait(*told)
 
-        chips.chip("edited", "disc").click()
-        chips.drag("edited", "blue", PIXELS)
+        chips.drag_while_the_server_answers("edited", "blue", PIXELS, lambda: chips.chip("edited", "disc").click())
         assert chips.said() == {"source": {"disc": {"blend": True}}, "edited": {"blue": {"weight": 2}, "disc": {"blend": True}}}
         wanted = chips.text()
         # By the keys: from one chip to the next, a weight, not here, and all taken back.
