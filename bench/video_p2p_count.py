@@ -1,7 +1,7 @@
 """What an edit by words costs at the size of Stable Diffusion 1.5, counted without weights (Video-P2P).
 
     <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI [--write]
-    <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI --step inversion|edit
+    <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI --step inversion|edit [--frames 8]
 
 The network of SD 1.5 on the meta device, where tensors have shapes and no numbers: operations of every pass at 512 x 512 pixels
 and 8 frames, and bytes alive at once for 8, 24 and 64 frames. --write puts both into docs/video_p2p.md. --step runs one real step
@@ -217,7 +217,7 @@ def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
 # ---- one real step ---------------------------------------------------------------------------------------------------
 
 
-def real_step(load: Callable, which: str) -> None:
+def real_step(load: Callable, which: str, frames: int) -> None:
     """One step with random weights through the host's sampler, and the files of a tuned video; prints what it took."""
     import psutil
     import torch
@@ -253,7 +253,7 @@ def real_step(load: Callable, which: str) -> None:
             print(f"tuned video, {precision}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
     model = inflate.inflate(model, inflate.build_temporal(model, temporal))
     text = [[torch.randn(1, TOKENS, SD15["context_dim"], generator=generator), {}]]
-    latent = {"samples": torch.randn(FRAMES, 4, SIDE, SIDE, generator=generator)}
+    latent = {"samples": torch.randn(frames, 4, SIDE, SIDE, generator=generator)}
     begun = time.perf_counter()
     if which == "inversion":
         nodes["FramePainterInvertDDIM"].execute(model=model, positive=text, latent=latent, steps=1)
@@ -269,7 +269,7 @@ def real_step(load: Callable, which: str) -> None:
     import resource
 
     top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"one step of the {which} at {8 * SIDE} x {8 * SIDE}, {FRAMES} frames: {time.perf_counter() - begun:.0f} s on "
+    print(f"one step of the {which} at {8 * SIDE} x {8 * SIDE}, {frames} frames: {time.perf_counter() - begun:.0f} s on "
           f"{torch.get_num_threads()} threads, {resident()}, at most {top:.1f} GB", flush=True)
 
 
@@ -293,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--step", choices=("inversion", "edit"), help="run one real step on the CPU instead")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"of that step (default {FRAMES})")
     parser.add_argument("--write", action="store_true", help=f"rewrite the tables in {PAGE.name}")
     args = parser.parse_args()
     load = tools_pack.open_pack(args.host, cpu=True)
@@ -300,7 +301,7 @@ def main() -> None:
         import torch
 
         with torch.inference_mode():
-            real_step(load, args.step)
+            real_step(load, args.step, args.frames)
         return
     tables = {"operations": "\n".join(operations_lines(operations(load))), "memory": "\n".join(memory_lines(memory(load)))}
     print("\n\n".join(tables.values()))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.sd
 import torch
 from safetensors.torch import save_file
 
@@ -24,7 +23,7 @@ from ...core.training.state import StateError
 from ...core.weights.weight_file import WeightFile
 from ..models.network import WrongModel
 from ..weights import loading, saving
-from ..weights.loading import Absent, WeightsError
+from ..weights.loading import Absent, NoTrainedParts, WeightsError
 from . import framepainter, progress
 from .framepainter import estimated, open_dataset
 from .run import RunCallbacks, RunResult
@@ -43,26 +42,24 @@ def load_models(options: argparse.Namespace) -> framepainter.Inputs:
     Raises:
         WeightsError: a file is missing, broken or of another kind; or CLIP vision or VAE are nowhere.
     """
-    try:
-        file = WeightFile.open(options.model)
-    except WeightsError as error:
-        raise WeightsError(f"--model '{options.model}' cannot be read: {error}") from None
-    clip_and_vae = None if options.clip_and_vae is None else WeightFile.open(options.clip_and_vae)
-    weights = None
-    if file.kind == "svd checkpoint":
-        model, _, vae, clip_vision = comfy.sd.load_checkpoint_guess_config(
-            str(options.model), output_vae=True, output_clip=False, output_clipvision=True)
-    else:
-        encoder = None if options.encoder is None else WeightFile.open(options.encoder)
-        model, weights, clip_vision, vae = loading.from_files(file, encoder, clip_and_vae, None)
-    if clip_and_vae is not None and file.kind == "svd checkpoint":
-        clip_vision, vae = loading.clip_and_vae_of(clip_and_vae)
-    if options.framepainter is not None:
-        weights = loading.from_files(WeightFile.open(options.framepainter), None, clip_and_vae or file, None).weights
+    file, encoder, clip_and_vae, trained = (
+        _opened(name, getattr(options, name)) for name in ("model", "encoder", "clip_and_vae", "framepainter"))
+    model, weights, clip_vision, vae = loading.from_files(file, encoder, clip_and_vae, None)
+    if trained is not None:
+        weights = loading.from_files(trained, None, clip_and_vae or file, None).weights
     for what, part in (("CLIP vision", clip_vision), ("VAE", vae)):
-        if part is None or isinstance(part, Absent):
+        if isinstance(part, Absent):
             raise WeightsError(f"--model '{options.model}' holds no {what}. Give an SVD checkpoint with --clip-and-vae.")
-    return framepainter.Inputs(model, None if options.new else weights, clip_vision, vae, options.dataset)
+    new = options.new or isinstance(weights, NoTrainedParts)
+    return framepainter.Inputs(model, None if new else weights, clip_vision, vae, options.dataset)
+
+
+def _opened(name: str, path: Path | None) -> WeightFile | None:
+    """The file that an option names, if it is given."""
+    try:
+        return None if path is None else WeightFile.open(path)
+    except WeightsError as error:
+        raise WeightsError(f"--{name.replace('_', '-')} '{path}' cannot be read: {error}") from None
 
 
 class _Tell:

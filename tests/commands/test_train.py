@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from framepainter_tests import tiny
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 SCRIPT = Path(__file__).parents[1] / "support" / "training_process.py"
 STEPS = 8
@@ -211,6 +213,33 @@ def test_lora_file(whole):
 def test_what_cannot_be(runs, options, message):
     assert runs.run("bad", **options) == 1
     assert message in runs.said()
+
+
+def test_starting_from_stable_video_diffusion(runs, pack, tmp_path):
+    """The loader of all nodes opens it, too: its parts are checked, and matching attention and control encoder begin new."""
+    command, loading, training = pack("host.training.command"), pack("host.weights.loading"), pack("host.training.framepainter")
+    plain = {n: t for n, t in load_file(str(runs.checkpoint)).items() if not n.startswith("framepainter.")}
+    path, broken = tmp_path / "svd.safetensors", tmp_path / "broken.safetensors"
+    with safe_open(str(runs.checkpoint), framework="pt") as file:
+        note = file.metadata()  # the width of its heads
+    save_file(plain, str(path), note)
+    save_file({n: t for n, t in plain.items() if not n.endswith("out.2.bias")}, str(broken), note)
+
+    def load(**given):
+        return command.load_models(argparse.Namespace(**{
+            "model": path, "encoder": None, "clip_and_vae": None, "framepainter": None, "new": False, "dataset": None, **given}))
+
+    with torch.inference_mode():
+        found = load()
+        assert isinstance(found, training.Inputs) and found.framepainter is None
+        weights = found.model.model.diffusion_model.state_dict()
+        assert all(torch.equal(t, plain[f"model.diffusion_model.{n}"]) for n, t in weights.items())
+        assert found.clip_vision.image_size and found.vae.decode(torch.zeros(1, 4, 8, 8)).shape[-1] == 3
+        assert load(framepainter=runs.checkpoint).framepainter.encoder is not None
+        for given, message in (({"model": broken}, "not a complete Stable Video Diffusion checkpoint: missing out.2.bias"),
+                               ({"encoder": path.parent / "no"}, "--encoder '.*no' cannot be read")):
+            with pytest.raises(loading.WeightsError, match=message):
+                load(**given)
 
 
 def test_through_torchrun(whole):

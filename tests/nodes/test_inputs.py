@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -101,3 +103,13 @@ def test_one_bad_pixel_is_named_and_does_not_spread(nodes, caplog, value):
     right = nodes["KeepUntouched"].execute(PICTURE, EDITED, MASK, 16, "outside", "off", "error").result[0]
     assert torch.isfinite(found).all() and int((found != right).any(-1).sum()) == 1
     assert "Keep Untouched: 'edited' has 1 values that are not finite" in caplog.text
+
+
+@pytest.mark.parametrize("node, name", [("Picture", "image"), ("Video", "file")])
+def test_file_loaders(nodes, node, name):
+    """A file is checked before a run; one that another node names is not known before it, and read again in every run."""
+    known, missing = nodes[node].define_schema().inputs[0].options[0], "nothing.png"
+    assert nodes[node].validate_inputs(**{name: known}) is True and nodes[node].validate_inputs() is True
+    assert nodes[node].validate_inputs(**{name: missing}).startswith("'nothing.png' is neither in the input folder")
+    assert nodes[node].fingerprint_inputs(**{name: known})[0] == known
+    assert nodes[node].fingerprint_inputs(**{name: missing}) is None and math.isnan(nodes[node].fingerprint_inputs())
