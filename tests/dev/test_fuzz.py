@@ -44,6 +44,7 @@ import json, os, sys, time
 first, count, step = map(int, sys.argv[4:7])
 for number in range(first, count, step):
     print(json.dumps({"start": number}), flush=True)
+    print(json.dumps({"target": f"Node {number}"}), flush=True)
     if number == 1:
         os.abort()
     if number == 2:
@@ -57,8 +58,8 @@ def test_what_crashes_or_hangs_is_found_and_the_rest_runs(attack, tmp_path):
     child.write_text(FAULTY)
     found = attack["fuzz"].Fuzz(ROOT, "s", tmp_path / "out", child, hang_s=3.0)
     found.share(0, 4, 1, float("inf"))
-    faults = [(f["end"], f["fault"].split(":")[0]) for f in found.findings]
-    assert faults == [(1, "crashes the process (exit code -6)"), (2, "hangs")]
+    faults = [(f["end"], f["target"], f["fault"].split(":")[0]) for f in found.findings]
+    assert faults == [(1, "Node 1", "crashes the process (exit code -6)"), (2, "Node 2", "hangs")]
     assert found.counts["Node", "result"] == 2
     case = json.loads(next((tmp_path / "out").glob("s-2-*/case.json")).read_text())
     assert case["again"] == "python dev.py fuzz --seed s --only 2"

@@ -102,7 +102,7 @@ class Fuzz:
 
     def _follow(self, child: Child, number: int, step: int, until: float) -> int:
         """Read a process's answers until it is done, lost, or time is up; the number to go on with."""
-        begun, waited, heard = False, START_S, False
+        begun, waited, heard, target = False, START_S, False, "(before the first input)"
         while time.monotonic() < until:
             fault = None
             try:
@@ -116,12 +116,14 @@ class Fuzz:
                     return sys.maxsize
                 if not heard:
                     raise RuntimeError(f"the process that runs the inputs does not start (exit code {code}):\n{tail}")
-                self._note(child, {"end": number, "target": "?", "outcome": "lost", "trace": tail,
+                self._note(child, {"end": number, "target": target, "outcome": "lost", "trace": tail,
                                    "fault": fault or f"crashes the process (exit code {code})"})
                 return number + step
             heard = True
             if "start" in said:
-                number, begun, waited = said["start"], True, self.hang_s
+                number, begun, waited, target = said["start"], True, self.hang_s, "the attack itself"
+            elif "target" in said and "end" not in said:
+                target = said["target"]
             else:
                 self._note(child, said)
                 begun, number = False, number + step

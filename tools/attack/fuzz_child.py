@@ -3,7 +3,7 @@
     <ComfyUI's python> tools/attack/fuzz_child.py HOST FOLDER SEED FIRST COUNT STEP MEMORY_GB
 
 Inputs FIRST, FIRST + STEP, ... Each follows from the seed and its number alone. On standard output one line of JSON at the
-beginning of each and one at its end.
+beginning of each, one that names its node or format before that is run, and one at its end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ MODELS = ("checkpoints", "framepainter", "diffusion_models", "controlnet", "lora
 OF_FILES = 0.45  # share of the inputs that are damaged files
 # Nodes that work for seconds get fewer inputs.
 SLOW = ("FramePainter Train", "Train Motion LoRA", "Propagate Edit", "Tune on Video", "Null-Text", "Record Attention", "Invert EDM",
-        "Invert DDIM", "Difference Mask", "Correspondence Map", "Load FramePainter", "Save FramePainter Checkpoint")
+        "Invert DDIM", "Difference Mask", "Correspondence Map", "Load FramePainter", "Save FramePainter Checkpoint",
+        "Load Small Text-to-Image Model")
 FULL, JUMPING = 0.03, 0.03  # shares of the inputs with a disk that takes nothing, with a clock that jumps
 SAMPLED = 0.1  # share of the models that come out which are sampled with
 
@@ -82,10 +84,14 @@ def clear(folder: Path) -> None:
 
 
 class Attack:
-    """Runs inputs by their numbers."""
+    """Runs inputs by their numbers.
 
-    def __init__(self, host: Path, folder: Path, seed: str):
-        self.folder, self.seed, self.case = folder, seed, folder / "case"
+    Args:
+        aim: told the name of the node or format that comes next, so that it is known if this process does not outlive it.
+    """
+
+    def __init__(self, host: Path, folder: Path, seed: str, aim: Callable[[str], None]):
+        self.folder, self.seed, self.case, self.aim = folder, seed, folder / "case", aim
         clear(self.case)
         load = tools_pack.open_pack(host, cpu=True)
         self.trespass = Trespass(folder)
@@ -129,8 +135,12 @@ class Attack:
         clear(self.case)
         shutil.rmtree(self.folder / "given", ignore_errors=True)
         if dice.random() < OF_FILES:
-            return self._file(self.chosen(dice), dice)
-        return self._node(dice.choices(self.names, self.weights)[0], dice)
+            kind = self.chosen(dice)
+            self.aim(kind)
+            return self._file(kind, dice)
+        name = dice.choices(self.names, self.weights)[0]
+        self.aim(self.stock.nodes[name].define_schema().display_name)
+        return self._node(name, dice)
 
     # A node -----------------------------------------------------------------------------------------------
 
@@ -277,7 +287,7 @@ def main() -> None:
     def say(**what: Any) -> None:
         answers.write(json.dumps(what) + "\n")
 
-    attack = Attack(host, folder, seed)
+    attack = Attack(host, folder, seed, lambda name: say(target=name))
     if sys.platform.startswith("linux"):
         limit(float(sys.argv[7]))
     for number in range(first, count, step):
