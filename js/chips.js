@@ -2,7 +2,7 @@ import { api } from "../../scripts/api.js";
 import { explain, legend, PROMPTS, showWeight, stateField, weightField, wordRow } from "./chip_parts.js";
 import { button, element, updateChildren } from "./editor/dom.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
-import { originOf } from "./picture.js";
+import { inputLink, originOf } from "./graph.js";
 import { addStyle } from "./style.js";
 import { changed, chipsOf, describe, draggedWeight, limited, LISTS, sentPrompt, writeWords } from "./words.js";
 
@@ -76,7 +76,7 @@ class WordsWidget extends NodeWidget {
 
   /** The node that an input is connected to, as a phrase; null if its text is the node's own. */
   #linked(name) {
-    if (this.node.inputs?.find((input) => input.name === name)?.link == null) return null;
+    if (!inputLink(this.node, this.node.inputs?.findIndex((input) => input.name === name) ?? -1)) return null;
     const origin = originOf(this.node, name)?.node;
     return origin ? `“${origin.title || origin.type}”` : "another node";
   }

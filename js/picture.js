@@ -1,65 +1,20 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addressOf, annotated, choose, FILES, upload } from "./files.js";
+import { footageOf, frameAddress } from "./footage.js";
+import { inputLink, originOf, titleOf } from "./graph.js";
 
 /** Which picture is connected to a node, as far as the page can know before and after a run. */
 
-/** The page's own number for the inner side of a subgraph's inputs. */
-const SUBGRAPH_INPUT = -10;
-const BYPASSED = 4;
-const MAX_STEPS = 64;
 /** Nodes for picture files: ComfyUI's, and ours, which knows examples as well. */
 const LOADERS = ["LoadImage", "FramePainterPicture"];
 
-/** @typedef {{url: string, key: string}} Source where the picture can be had; the key changes when the picture does */
-
-const linkOf = (graph, id) => graph?.getLink?.(id) ?? graph?.links?.get?.(id) ?? graph?.links?.[id];
-const nodeOf = (graph, id) => graph?.getNodeById?.(id) ?? null;
-
 /**
- * The node output that an input gets its picture from: through reroutes, bypassed nodes and subgraphs.
- * @param {object} node
- * @param {string} name of the input
- * @returns {{node: object, slot: number} | null}
+ * @typedef {object} Source where the picture can be had
+ * @property {string} url
+ * @property {string} key changes when the picture does
+ * @property {import("./footage.js").Footage | null} footage the video that it is a frame of
  */
-export function originOf(node, name) {
-  let graph = node.graph;
-  let link = linkOf(graph, node.inputs?.find((input) => input.name === name)?.link);
-  for (let step = 0; link && step < MAX_STEPS; step++) {
-    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-      const outer = subgraphNode(graph);
-      if (!outer) return null;
-      const input = outer.inputs?.[link.origin_slot];
-      graph = outer.graph;
-      link = linkOf(graph, input?.link);
-      continue;
-    }
-    const origin = nodeOf(graph, link.origin_id);
-    if (!origin) return null;
-    if (origin.subgraph) {
-      const ids = origin.subgraph.outputs?.[link.origin_slot]?.linkIds ?? [];
-      graph = origin.subgraph;
-      link = linkOf(graph, ids[0]);
-    } else if (origin.isVirtualNode || origin.type === "Reroute" || origin.mode === BYPASSED) {
-      const type = origin.outputs?.[link.origin_slot]?.type;
-      const input = origin.inputs?.find((i) => i.link != null && (origin.inputs.length === 1 || i.type === type));
-      link = linkOf(graph, input?.link);
-    } else {
-      return { node: origin, slot: link.origin_slot };
-    }
-  }
-  return null;
-}
-
-/** The node that stands for a subgraph in the graph around it. */
-function subgraphNode(inner) {
-  const root = inner.rootGraph ?? app.graph;
-  for (const graph of [root, ...(root?.subgraphs?.values?.() ?? [])]) {
-    const found = graph.nodes?.find((node) => node.subgraph && node.subgraph.id === inner.id);
-    if (found) return found;
-  }
-  return null;
-}
 
 /** What a node last showed, by the ids that different frontends use. */
 function outputsOf(node) {
@@ -69,7 +24,7 @@ function outputsOf(node) {
 
 /** What a Preview Image or Save Image at the same output shows. */
 function besides(origin, slot) {
-  const targets = (origin.outputs?.[slot]?.links ?? []).map((id) => nodeOf(origin.graph, linkOf(origin.graph, id)?.target_id));
+  const targets = origin.getOutputNodes?.(slot) ?? [];
   const found = targets.find((node) => /^(Preview|Save)Image$/.test(node?.type ?? "") && outputsOf(node)?.images?.[0]);
   return found && outputsOf(found).images[0];
 }
@@ -98,8 +53,10 @@ function pixelsOnly(address) {
  */
 export function sourceOf(node, name, own = null) {
   const { node: origin, slot } = originOf(node, name) ?? {};
+  const footage = origin ? footageOf(origin, slot) : null;
   let url = null;
-  if (origin) {
+  if (footage) url = frameAddress(footage);
+  else if (origin) {
     const file = origin.widgets?.find((w) => w.name === "image")?.value;
     const shown = outputsOf(origin)?.images?.[0];
     if (FILES[origin.comfyClass]?.[0] === "image" && file) url = pixelsOnly(addressOf(file));
@@ -112,7 +69,7 @@ export function sourceOf(node, name, own = null) {
     const reported = (own ?? outputsOf(node))?.framepainter_picture?.[0];
     if (origin && reported?.filename) url = view(reported);
   }
-  return url && { url, key: url };
+  return url && { url, key: url, footage };
 }
 
 /**
@@ -123,12 +80,23 @@ export function sourceOf(node, name, own = null) {
  */
 export async function fetchPicture(source, signal) {
   const answer = await fetch(source.url, { signal });
-  if (!answer.ok) throw new Error(`the picture could not be loaded (${answer.status})`);
+  if (!answer.ok) throw new Error((answer.status === 415 && await answer.text()) || `the picture could not be loaded (${answer.status})`);
   return createImageBitmap(await answer.blob(), { colorSpaceConversion: "none", premultiplyAlpha: "none" });
 }
 
 /**
- * Upload a picture and connect it to an input by a Load Image node; one that is there already gets the new file.
+ * What else than a node for picture files is connected to an input.
+ * @param {object} node
+ * @param {string} name of the input
+ * @returns {string | null} its title
+ */
+export function otherOrigin(node, name) {
+  const origin = originOf(node, name)?.node;
+  return origin && !LOADERS.includes(origin.comfyClass) ? titleOf(origin) : null;
+}
+
+/**
+ * Upload a picture and connect it to an input by a Load Image node; a node for picture files that is there gets the new file.
  * @param {object} node
  * @param {string} name of the input
  * @param {File} file
@@ -136,11 +104,11 @@ export async function fetchPicture(source, signal) {
 export async function connectFile(node, name, file) {
   const path = await upload(file);
   let loader = originOf(node, name)?.node;
-  const slot = node.inputs.findIndex((input) => input.name === name);
-  if (!LOADERS.includes(loader?.comfyClass) || loader.graph !== node.graph) {
+  if (!LOADERS.includes(loader?.comfyClass)) {
+    const slot = node.inputs.findIndex((input) => input.name === name);
     loader = globalThis.LiteGraph.createNode(LOADERS[0]);
     node.graph.add(loader);
-    const stack = node.inputs.slice(0, slot).filter((input) => input.link != null).length;
+    const stack = node.inputs.slice(0, slot).filter((_, i) => inputLink(node, i)).length;
     loader.pos = [node.pos[0] - loader.size[0] - 60, node.pos[1] + stack * 60];
     loader.connect(0, node, slot);
   }

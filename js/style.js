@@ -1,7 +1,7 @@
 /** The editors' look, in the colours of the page's theme. Every rule names a class of ours: a page has one set of rules for all. */
 
 const STYLE = `<style>
-.framepainter-widget, .framepainter-dialog {
+.framepainter-widget, .framepainter-dialog, .framepainter-ask {
   --fp-accent: #3b82f6; --fp-on-accent: #fff; --fp-danger: #ef4444; --fp-warn: #d99a1c;
   --fp-panel: var(--comfy-menu-bg, #202020); --fp-text: var(--fg-color, #eee);
   --fp-quiet: color-mix(in srgb, var(--fp-text) 64%, var(--fp-panel));
@@ -11,13 +11,21 @@ const STYLE = `<style>
   --fp-ground: color-mix(in srgb, var(--fp-panel) 82%, #000);
   font: 13px/1.4 Inter, system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--fp-text);
 }
-.framepainter-widget *, .framepainter-dialog * { box-sizing: border-box; }
+.framepainter-widget *, .framepainter-dialog *, .framepainter-ask * { box-sizing: border-box; }
 .framepainter-widget { display: flex; flex-direction: column; gap: 6px; width: 100%; height: 100%; min-height: 230px; overflow: hidden; }
 .framepainter-widget .framepainter-thumb { position: relative; flex: 1 1 0; min-height: 150px; border-radius: 6px; overflow: hidden;
   background: var(--fp-ground); border: 1px solid var(--fp-line); cursor: pointer; }
 .framepainter-widget .framepainter-thumb canvas { position: absolute; inset: 0; width: 100%; height: 100%; display: block; }
 .framepainter-widget .framepainter-empty { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 12px;
   color: var(--fp-quiet); font-size: 12px; pointer-events: none; }
+.framepainter-widget .framepainter-empty { gap: 10px; justify-items: center; }
+.framepainter-widget .framepainter-empty .framepainter-button { pointer-events: auto; background: var(--fp-panel); color: var(--fp-text); }
+.framepainter-widget .framepainter-empty .framepainter-button[hidden] { display: none; }
+.framepainter-ask { max-width: min(430px, calc(100vw - 32px)); padding: 18px 20px; border: 1px solid var(--fp-line); border-radius: 10px; background: var(--fp-panel);
+  box-shadow: 0 14px 50px #0009; }
+.framepainter-ask::backdrop { background: #0006; }
+.framepainter-ask p { margin: 0 0 16px; overflow-wrap: anywhere; }
+.framepainter-ask .framepainter-row { display: flex; justify-content: flex-end; gap: 8px; }
 .framepainter-file .framepainter-thumb { cursor: default; }
 .framepainter-file .framepainter-thumb > :is(img, video) { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; pointer-events: none; }
 .framepainter-widget .framepainter-status { display: flex; gap: 8px; align-items: center; justify-content: space-between; flex: none; min-height: 18px;

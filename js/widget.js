@@ -1,12 +1,14 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { ask } from "./editor/ask.js";
 import { button, element } from "./editor/dom.js";
 import { Editor } from "./editor/shell.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
-import { connectFile, fetchPicture, sourceOf } from "./picture.js";
+import { connectFile, fetchPicture, otherOrigin, sourceOf } from "./picture.js";
 import { paintPreview, statusOf } from "./preview.js";
 import { KINDS } from "./state.js";
 import { addStyle } from "./style.js";
+import { makePicture } from "./upstream.js";
 
 const INPUT = "picture";
 const MIN_WIDTH = 260, MIN_HEIGHT = 230;
@@ -26,7 +28,7 @@ class EditorWidget extends NodeWidget {
    */
   constructor(node, name, kind, text) {
     super(node, element("div", { class: ROOT, "data-kind": kind }), LOOK_MS);
-    Object.assign(this, { kind, text, bitmap: null, key: null, own: null, editor: null, problem: "" });
+    Object.assign(this, { kind, text, bitmap: null, key: null, own: null, editor: null, problem: "", upstream: null, making: null });
     this.#build();
     this.widget = node.addDOMWidget(name, `framepainter_${kind}`, this.root, {
       getValue: () => this.text,
@@ -45,6 +47,9 @@ class EditorWidget extends NodeWidget {
     const [name, label] = OPEN[this.kind];
     this.canvas = element("canvas");
     this.hint = element("div", { class: "framepainter-empty" });
+    this.hintText = element("span");
+    this.getButton = button({ icon: "picture", text: "Get picture", id: "get", run: () => this.getPicture() });
+    this.hint.append(this.hintText, this.getButton);
     this.thumb = element("div", { class: "framepainter-thumb", title: "Double click to open the editor", on: { dblclick: (event) => {
       event.stopPropagation();
       this.open();
@@ -91,6 +96,7 @@ class EditorWidget extends NodeWidget {
     this.observer.disconnect();
     api.removeEventListener("framepainter.picture", this.reported);
     this.loading?.abort();
+    this.making?.abort();
     this.editor?.close();
     this.bitmap?.close();
     this.bitmap = null;
@@ -101,7 +107,8 @@ class EditorWidget extends NodeWidget {
   /** Load the connected picture, if it is another one than before. */
   async look() {
     if (this.ended || document.hidden || !this.node.graph) return;
-    const source = sourceOf(this.node, INPUT, this.own), key = source?.key ?? "";
+    const source = sourceOf(this.node, INPUT, this.own), upstream = otherOrigin(this.node, INPUT);
+    const key = source?.key ?? (upstream === null ? "" : `made by ${upstream}`);
     if (key === this.key) return;
     this.key = key;
     this.loading?.abort();
@@ -109,6 +116,7 @@ class EditorWidget extends NodeWidget {
     const { signal } = this.loading;
     let bitmap = null;
     this.problem = "";
+    this.upstream = source ? null : upstream;
     try {
       if (source) bitmap = await fetchPicture(source, signal);
     } catch (error) {
@@ -118,15 +126,48 @@ class EditorWidget extends NodeWidget {
     if (signal.aborted || this.ended) return bitmap?.close();
     const old = this.bitmap;
     this.bitmap = bitmap;
-    this.editor?.setPicture(bitmap);
+    this.#tellEditor();
     old?.close();
     this.paint();
   }
 
+  #tellEditor(waiting = false) {
+    this.editor?.setPicture(this.bitmap, { waiting, upstream: this.upstream, problem: this.problem });
+  }
+
+  /** Run what lies before this node, and no more. */
+  async getPicture() {
+    this.making?.abort();
+    const { signal } = this.making = new AbortController();
+    this.problem = "";
+    this.#tellEditor(true);
+    this.paint();
+    try {
+      this.own = { framepainter_picture: [await makePicture(this.node, INPUT, signal)] };
+    } catch (error) {
+      if (signal.aborted) return;
+      this.problem = error.message;
+    }
+    this.making = null;
+    if (this.problem) {
+      this.#tellEditor();
+      this.paint();
+    } else await this.look();
+  }
+
+  /** Connect a file; other nodes are replaced only if that is wanted. @returns {Promise<boolean>} whether it was done */
   async connect(input, file) {
+    const other = otherOrigin(this.node, input);
+    if (other && !await ask(this.place, `"${input}" comes from "${other}". Connect a Load Image node with ${file.name} in its place?`,
+                            "Replace")) return false;
     await connectFile(this.node, input, file);
     remember();
     await this.look();
+    return true;
+  }
+
+  get place() {
+    return this.root.closest(PAGE) ?? this.root;
   }
 
   choose() {
@@ -188,21 +229,26 @@ class EditorWidget extends NodeWidget {
     this.canvas.width = Math.round(clientWidth * density);
     this.canvas.height = Math.round(clientHeight * density);
     const drawn = paintPreview(this.canvas, this.kind, this.text, this.bitmap, density);
-    this.hint.textContent = drawn ? "" : "Connect a picture, choose one, or draw on a blank ground. Pictures made by other nodes show after a run.";
+    const unknown = !this.bitmap && Boolean(this.upstream);
+    this.getButton.hidden = !unknown || Boolean(this.making);
+    this.hintText.textContent = this.making ? "Running the nodes before this one …"
+      : unknown ? `"${this.upstream}" makes the picture in a run.`
+      : drawn ? "" : "Connect a picture, choose one, or draw on a blank ground.";
   }
 
   open() {
     if (this.editor || this.ended) return;
     this.editor = new Editor({
-      kind: this.kind, text: this.text, place: this.root.closest(PAGE) ?? this.root,
+      kind: this.kind, text: this.text, place: this.place,
       write: (text) => this.write(text),
       connect: (input, file) => this.connect(input, file),
+      getPicture: () => this.getPicture(),
       closed: () => {
         this.editor = null;
         this.paint();
       },
     });
-    this.editor.setPicture(this.bitmap, !this.bitmap && Boolean(this.key) && !this.problem);
+    this.#tellEditor(!this.bitmap && Boolean(this.key) && !this.upstream && !this.problem);
     this.look();
   }
 }

@@ -1,7 +1,7 @@
 """The nodes, in wiring order: schema, unit conversion, one call down."""
 
 from ..host.attention import word_chips
-from ..host.inputs import picture_route
+from ..host.inputs import frame_route, picture_route
 from ..host.weights import folders
 from . import (
     attention,
@@ -26,6 +26,7 @@ from .schema import guarded
 
 folders.register()
 picture_route.register()
+frame_route.register()
 word_chips.register()
 STAGES = (inputs, weights, conditioning, signals, attention, sampling, keeping, data, training, evaluation, inversion, injection,
           motion_lora, video, carry, video_text, prompt)

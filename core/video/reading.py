@@ -131,15 +131,13 @@ def read(path: Path, rate: float = -1.0, start: float = 0.0, end: float = -1.0, 
 def _read(file: VideoFile, rate: float, start: float, end: float, even_size: bool, longer_side: int,
           watch: Callable[[int, int], None]) -> Video:
     about = file.describe(lambda: watch(0, 1))
-    height, width = about.height, about.width
-    if 0 < longer_side < max(height, width):
-        height, width = (max(1, round(side * longer_side / max(height, width))) for side in (height, width))
+    height, width = reduced(about.height, about.width, longer_side)
     found = timing(about.times, about.rate)
     numbers, fps = frames_at(about.times, found, rate, start, end, room_for(height, width))
     notes = list(about.notes)
     if not found.even:
         notes.append(f"frames were {1 / found.fastest:.3f} s apart and more; those shown every {1 / fps:.3f} s were taken")
-    size = (height - height % 2, width - width % 2) if even_size and min(height, width) > 1 else (height, width)
+    size = evened(height, width, even_size)
     if size != (height, width):
         notes.append(f"{width} x {height} pixels became {size[1]} x {size[0]}; h264 has even sizes only")
     frames, came, done = torch.empty(len(numbers), *size, 3), set(), 0
@@ -173,6 +171,18 @@ def _read(file: VideoFile, rate: float, start: float, end: float, even_size: boo
     return Video(frames[:len(shown)], fps, sound, notes + more)
 
 
+def reduced(height: int, width: int, longer_side: int) -> tuple[int, int]:
+    """Height and width with the longer of them at most `longer_side`; 0 changes nothing."""
+    longer = max(height, width)
+    return (height, width) if not 0 < longer_side < longer else (max(1, round(height * longer_side / longer)),
+                                                                 max(1, round(width * longer_side / longer)))
+
+
+def evened(height: int, width: int, even_size: bool) -> tuple[int, int]:
+    """Height and width without the last row or column of odd sizes, if that is asked for."""
+    return (height - height % 2, width - width % 2) if even_size and min(height, width) > 1 else (height, width)
+
+
 def _repeat(frames: Tensor, shown: Sequence[int], came: set[int]) -> None:
     """Put the frame before into the place of each that did not come; the first that came before all."""
     first = next(i for i, n in enumerate(shown) if n in came)
@@ -200,7 +210,7 @@ def take(frames: Tensor, fps: float, sound: Sound | None, rate: float = -1.0, st
     """The same of (T, H, W, 3) frames in memory, at an even rate."""
     numbers, rate = frames_at([i / fps for i in range(len(frames))], Timing(fps, fps, True), rate, start, end)
     if 0 < longer_side < max(frames.shape[1:3]):
-        size = [max(1, round(side * longer_side / max(frames.shape[1:3]))) for side in frames.shape[1:3]]
+        size = reduced(*frames.shape[1:3], longer_side)
         smaller = [F.interpolate(frames[n, None, ..., :3].movedim(-1, 1), size, mode="bicubic", antialias=True) for n in numbers]
         frames, numbers = torch.cat(smaller).clamp(0, 1).movedim(1, -1), list(range(len(numbers)))
     heard = None if sound is None else trimmed(sound, start, start + len(numbers) / rate)

@@ -8,6 +8,7 @@
 export function onKey(editor, event) {
   event.stopImmediatePropagation();
   const { key, target } = event, command = event.ctrlKey || event.metaKey;
+  if (target?.closest?.(".framepainter-ask")) return;
   if (event.type !== "keydown") {
     if (event.type === "keyup" && key === " ") editor.gestures.space(false);
     if (event.type === "keyup") editor.tool.keyup?.(event);

@@ -21,7 +21,8 @@ const TOAST_MS = 4000;
  * @property {string} text
  * @property {Element} place holds the dialog; stays on show when the node does not
  * @property {(text: string) => void} write puts a text into the node
- * @property {(input: string, file: File) => Promise<void>} connect a picture file to an input of the node
+ * @property {(input: string, file: File) => Promise<boolean>} connect a picture file to an input of the node; false: it was not wanted
+ * @property {() => void} getPicture runs the nodes before this one, to have their picture
  * @property {() => void} closed called once, when the editor has gone
  */
 
@@ -54,7 +55,7 @@ export class Editor {
     host.place.append(this.dialog);
     this.dialog.showModal();
     this.observer.observe(this.stage);
-    this.setPicture(null, true);
+    this.setPicture(null, { waiting: true });
     this.focus();
   }
 
@@ -137,12 +138,14 @@ export class Editor {
   /**
    * Draw on this picture from now on.
    * @param {ImageBitmap | null} bitmap null: a blank ground
-   * @param {boolean} [waiting] more may come at once
+   * @param {{waiting?: boolean, upstream?: string | null, problem?: string}} [about] waiting: one will come.  upstream: the node
+   *   that makes it in a run.  problem: why there is none.
    */
-  setPicture(bitmap, waiting = false) {
+  setPicture(bitmap, { waiting = false, upstream = null, problem = "" } = {}) {
     this.gestures.cancel();
     this.bitmap = bitmap;
     this.waiting = waiting;
+    this.missing = bitmap ? null : { upstream, problem };
     const size = bitmap ?? this.drawing.size ?? BLANK;
     this.ground = newCanvas(size.width, size.height, { willReadFrequently: true });
     if (bitmap) this.ground.context.drawImage(bitmap, 0, 0);
@@ -197,6 +200,14 @@ export class Editor {
     this.change(() => this.drawing.show(text));
   }
 
+  /** Why nothing can be drawn now; empty if it can. */
+  get #barred() {
+    if (this.drawing.locked) return "Choose first whether to stretch the drawing or to start over";
+    if (this.waiting) return "The picture is on its way";
+    return this.missing && (this.missing.upstream || this.missing.problem) && !this.blank
+      ? "There is no picture yet. Get it first, or choose to draw on a blank ground" : "";
+  }
+
   #showBanner() {
     const { drawing } = this, { width, height } = drawing.ground, startOver = () => this.clear();
     const again = button({ text: "Start over", run: startOver, id: "start-over" });
@@ -214,12 +225,25 @@ export class Editor {
       show(`Drawn on a picture of ${drawing.size.width} × ${drawing.size.height}, but this one is ${width} × ${height}: the aspect `
            + "ratios differ. Stretch the drawing to fit, or start over. The picture it was drawn on may also be connected again.",
            stretch, again);
-    } else if (!this.bitmap && !this.waiting) {
-      show(`No picture is available yet: this is a blank ground of ${width} × ${height}. Connect a picture to the node or choose `
-           + "one; a picture made by other nodes appears after the first run.", choose);
+    } else if (this.waiting) {
+      show("The picture is on its way.");
+    } else if (this.missing?.upstream || this.missing?.problem) {
+      const { upstream, problem } = this.missing;
+      const get = button({ text: "Get picture", icon: "picture", class: "framepainter-main", id: "get", run: () => this.host.getPicture() });
+      const blank = button({ text: "Draw on a blank ground", id: "blank", run: () => this.#drawBlank() });
+      show((problem ? `There is no picture: ${problem} ` : `"${upstream}" makes the picture in a run. Get picture runs the nodes before `
+           + "this one and no others. ") + `This is a blank ground of ${width} × ${height}.`,
+           ...(upstream ? [get] : []), ...(this.blank ? [] : [blank]));
+    } else if (!this.bitmap) {
+      show(`No picture is connected: this is a blank ground of ${width} × ${height}. Connect a picture to the node or choose one.`, choose);
     } else if (this.tool.warning?.()) {
       show(this.tool.warning());
     }
+  }
+
+  #drawBlank() {
+    this.blank = true;
+    this.refresh();
   }
 
   async #copyText() {
@@ -250,7 +274,7 @@ export class Editor {
   async load(file, input = this.kind === "sketch" ? "sketch" : "picture") {
     try {
       if (file.type.startsWith("image/")) {
-        await this.host.connect(input, file);
+        if (!await this.host.connect(input, file)) return;
         this.say(input === "sketch" ? `${file.name} is connected to "sketch" and counts together with the strokes`
                                     : `${file.name} is connected to "picture"`);
         return;
@@ -280,7 +304,7 @@ export class Editor {
     this.focus();
     this.toggleHelp(false);
     this.started = false;
-    if (this.drawing.locked) this.say("Choose first whether to stretch the drawing or to start over");
+    if (this.#barred) this.say(this.#barred);
     else this.started = this.tool.down(point, event) !== false;
   }
 

@@ -430,7 +430,7 @@ def test_a_drawing_of_another_picture_is_scaled_or_asked_about(rig, lab, picture
 def test_without_a_picture_there_is_a_blank_ground_and_one_can_be_chosen(rig, lab, tmp_path):
     rig.build("drag", picture=None)
     rig.open("drag")
-    assert "No picture is available" in rig.banner() and "512 × 512" in rig.banner()
+    assert "No picture is connected" in rig.banner() and "512 × 512" in rig.banner()
     rig.drag((100, 100), (300, 200))
     assert rig.state("drag")["width"] == 512
     rig.screenshot("blank")
@@ -540,28 +540,86 @@ def test_the_picture_is_found_through_reroutes_and_subgraphs(rig, picture):
     assert len(json.loads(rig.page.evaluate(inner, KINDS["sketch"][0]))["strokes"]) == 2
 
 
+# A video's frame by way of the nodes that read it and pick it; then a node between that only a run can tell about.
+FOOTAGE = """reader => {
+  const add = type => { const node = LiteGraph.createNode(type); app.graph.add(node); return node }
+  const editor = app.graph.nodes.find(n => n.type === 'FramePainterSketchSignal')
+  const load = add('FramePainterVideo'), read = add(reader), pick = add('ImageFromBatch')
+  load.widgets.find(w => w.name === 'file').value = 'carry_clip.mp4 [example]'
+  pick.widgets.find(w => w.name === 'batch_index').value = 7
+  load.connect(0, read, 0)
+  read.connect(0, pick, 0)
+  pick.connect(0, editor, editor.inputs.findIndex(i => i.name === 'picture'))
+}"""
+BETWEEN = """() => {
+  const editor = app.graph.nodes.find(n => n.type === 'FramePainterSketchSignal')
+  const slot = editor.inputs.findIndex(i => i.name === 'picture'), flip = LiteGraph.createNode('ImageInvert')
+  app.graph.add(flip)
+  editor.getInputNode(slot).connect(0, flip, 0)
+  flip.connect(0, editor, slot)
+}"""
+SEEN = """async () => {
+  const { sourceOf, fetchPicture } = await import('/extensions/ComfyUI-FramePainter/picture.js')
+  const bitmap = await fetchPicture(sourceOf(app.graph.nodes.find(n => n.type === 'FramePainterSketchSignal'), 'picture'))
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height), pen = canvas.getContext('2d')
+  pen.drawImage(bitmap, 0, 0)
+  return Array.from(pen.getImageData(0, 0, bitmap.width, bitmap.height).data)
+}"""
+
+
 @CLASSIC
-def test_a_picture_made_by_other_nodes_appears_after_a_run(rig, picture):
+@pytest.mark.parametrize("reader", ["FramePainterReadVideo", "GetVideoComponents"])
+def test_the_frame_of_a_video_shows_before_any_run(rig, pack, reader):
+    rig.build("sketch", picture=None)
+    rig.page.evaluate(FOOTAGE, reader)
+    rig.wait_status("sketch", "320 × 180")
+    frames = pack("core.video.reading").read(Path(__file__).parents[2] / "workflows" / "inputs" / "carry_clip.mp4").frames
+    seen = np.array(rig.page.evaluate(SEEN), np.uint8).reshape(180, 320, 4)[..., :3]
+    assert np.array_equal(seen, (frames[7] * 255).round().byte().numpy())
+
+
+def test_frames_are_read_from_videos_of_the_folders_alone(lab, tmp_path):
+    folder, examples_folder = lab.server.base / "input", Path(__file__).parents[2] / "workflows" / "inputs"
+    whole = (examples_folder / "carry_clip.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[:len(whole) // 3])
+    (tmp_path / "outside.mp4").write_bytes(whole)
+    (folder / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+    wanted = {"../input/../outside.mp4": 404, str(tmp_path / "outside.mp4"): 404, "link.mp4": 404, "nothing.mp4": 404,
+              "a\0.mp4": 404, "cut.mp4": 415, "framepainter_picture.jpg": 415}
+    for route in ("frame", "strip"):
+        for name, code in wanted.items():
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{lab.server.url}/framepainter/{route}?{urllib.parse.urlencode({'file': name})}")
+            assert refused.value.code == code, name
+
+
+@CLASSIC
+def test_a_picture_made_by_other_nodes_is_got_without_running_the_rest(rig, picture):
     rig.build("sketch", picture=picture)
-    rig.page.evaluate("""type => {
-        const node = app.graph.nodes.find(n => n.type === type), slot = node.inputs.findIndex(i => i.name === 'picture')
-        const flip = LiteGraph.createNode('ImageInvert'), load = node.getInputNode(slot)
-        app.graph.add(flip)
-        flip.pos = [20, 700]
-        load.connect(0, flip, 0)
-        flip.connect(0, node, slot)
-    }""", KINDS["sketch"][0])
-    rig.widget("sketch").locator(".framepainter-empty", has_text="after a run").wait_for()
-    # Nothing is drawn yet, so this run fails; the picture is there all the same.
-    rig.page.evaluate("() => app.queuePrompt(0, 1)")
-    rig.wait_status("sketch", "300 × 200")
-    rig.page.wait_for_timeout(500)
-    rig.press("Escape")
+    rig.page.evaluate(BETWEEN)
+    rig.widget("sketch").locator("[data-action=get]").wait_for()
     rig.open("sketch")
+    assert "Invert Image" in rig.banner() and "512 × 512" in rig.banner()
+    rig.drag((20, 20), (90, 90))
+    assert rig.text("sketch") == "" and "no picture yet" in rig.said()
+    rig.screenshot("no_picture_yet")
+    rig.click("get")
+    rig.dialog.locator(".framepainter-about", has_text="300 × 200").wait_for()
     assert rig.banner() == ""
     rig.drag((20, 20), (90, 90))
     rig.close()
     assert (rig.state("sketch")["width"], rig.state("sketch")["height"]) == (WIDTH, HEIGHT)
+    assert rig.page.evaluate("id => (app.nodeOutputs ?? {})[id] ?? null", rig.preview_of("sketch")) is None, "nothing else ran"
+    # Another picture in its place, but only if that is wanted.
+    for answer, origin in (("no", "ImageInvert"), ("yes", "LoadImage")):
+        with rig.page.expect_file_chooser() as chooser:
+            rig.widget("sketch").locator("[data-action=choose]").click()
+        chooser.value.set_files(examples.INPUTS["framepainter_picture.jpg"])
+        rig.page.locator(f".framepainter-ask [data-action={answer}]").click()
+        rig.page.wait_for_function("""([type, origin]) => {
+            const node = app.graph.nodes.find(n => n.type === type)
+            return node.getInputNode(node.inputs.findIndex(i => i.name === 'picture')).type === origin
+        }""", arg=[KINDS["sketch"][0], origin])
 
 
 @CLASSIC
