@@ -9,6 +9,7 @@ OUTER = f"{PREFIX}_outer"  # transformer_options: the options that the block was
 BLOCK_OUTPUT = f"{PREFIX}_block_output"  # kind of patch: callable(tokens, options), on a spatial transformer block's output
 MEMORY = f"{PREFIX}_memory"  # transformer_options: object whose extend() may add keys and values to temporal self-attention
 RUN = f"{PREFIX}_injection_run"  # transformer_options: what one sampling run of Match Attention keeps
+GROUPS = f"{PREFIX}_injection_groups"  # transformer_options: what each group of a pass is, where the source is among them
 PAST = f"{PREFIX}_past"  # attachment: clip 0, which a later clip's temporal attention sees
 PAST_RUN = f"{PREFIX}_past_run"  # transformer_options: what one sampling run keeps of it
 PASS = f"{PREFIX}_attention_pass"  # transformer_options: object whose attend() stands in for self-attention in one pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,8 @@ from .record import Recorder
 from .watched import SPATIAL, TEMPORAL, with_pass
 
 NODE = "Match Attention"
-SOURCE = 2  # in cond_or_uncond, beside the host's 0 (conditional) and 1 (unconditional): rows of the source
+SOURCE = 2  # among the groups of a pass, beside the host's 0 (conditional) and 1 (unconditional): rows of the source
+SOURCE_ID = uuid.uuid4()  # of that group among the host's ids of conditionings, by which caches of other nodes know rows again
 BRANCHES = ("auto", "together", "one after another")
 SCHEDULE_TOLERANCE = 1e-4  # relative; two schedulers' float arithmetic differs by 1e-6
 
@@ -100,6 +102,14 @@ class Plan:
 # ---- one pass --------------------------------------------------------------------------------------------------------
 
 
+def groups_of(options: dict) -> list[int]:
+    """What each group of rows of a pass is: 0 conditional, 1 unconditional, SOURCE.
+
+    Other nodes index with the host's `cond_or_uncond`, where the source's rows are conditional ones; ours are told apart beside it.
+    """
+    return list(options.get(keys.GROUPS, options.get("cond_or_uncond", (0,))))
+
+
 class InjectionPass:
     """attend() of an edit's pass at one step: the source's attention goes into conditional rows, and into no others."""
 
@@ -108,7 +118,7 @@ class InjectionPass:
 
     def attend(self, block: str, site: str, kind: str, q: Tensor, k: Tensor, v: Tensor, heads: int,
                attention: Callable, options: dict) -> Tensor:
-        run, groups = self.run, list(options.get("cond_or_uncond", (0,)))
+        run, groups = self.run, groups_of(options)
         name = f"q|{block}" if kind == SPATIAL else f"p|{block}"
         if name not in run.wanted(self.step):
             return attention(q, k, v, heads)
@@ -299,7 +309,8 @@ def apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = No
                               "pass. Set 'branches' to 'one after another'.")
     joined = {name: torch.cat([value, own[name].to(value)]) if isinstance(value, Tensor) else value
               for name, value in given.items()}
-    options = {**options, "cond_or_uncond": [*groups, SOURCE]}
+    options = {**options, "cond_or_uncond": [*groups, 0], keys.GROUPS: [*groups, SOURCE],
+               "uuids": [*options.get("uuids", ()), SOURCE_ID]}
     gate = run.plan.gate
     gate.share = (0.0, len(groups) / (len(groups) + 1))
     try:

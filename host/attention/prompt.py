@@ -30,6 +30,7 @@ from .inflated import VIDEOS
 
 SOURCE, SOURCE_EMPTY = 2, 3  # among the videos of a pass, beside the edits' 0 (conditional) and 1 (unconditional)
 AS_THE_HOST = {SOURCE: 0, SOURCE_EMPTY: 1}
+IDS = {video: uuid.uuid4() for video in AS_THE_HOST}  # among the host's ids of conditionings, by which caches know rows again
 
 
 class PromptPass:
@@ -108,7 +109,7 @@ def apply_with_source(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor
         return [joined(part) for part in value] if isinstance(value, list) else value
 
     context = [c_crossattn, *(_fitted(text, c_crossattn.shape[1]).to(c_crossattn).expand(frames, -1, -1) for text in texts)]
-    options = {**options, **_videos([*videos, *added], [*ids, *(uuid.uuid4() for _ in added)])}
+    options = {**options, **_videos([*videos, *added], [*ids, *(IDS[video] for video in added)])}
     out = executor(torch.cat([x, *[at_work.state.to(x)] * len(added)]), joined(t), joined(c_concat), torch.cat(context),
                    joined(control), options, **joined(kwargs))
     at_work.predicted = list(out[len(x):].chunk(len(added)))

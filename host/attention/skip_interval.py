@@ -33,7 +33,7 @@ from ..models.savings import save
 from ..source import conditioning_of
 from . import injection
 from .bypass import Gate, bypass_past, bypass_patches
-from .injection_run import SOURCE, InjectionRun, Plan, ReadOut, evaluate
+from .injection_run import SOURCE, InjectionRun, Plan, ReadOut, evaluate, groups_of
 from .record import Recorder
 from .watched import watch_attention
 
@@ -75,7 +75,7 @@ class Memory:
         self.recording = True
 
     def extend(self, block: str, k: Tensor, v: Tensor, options: dict) -> tuple[Tensor, Tensor]:
-        groups = list(options.get("cond_or_uncond", (0,)))
+        groups = groups_of(options)
         if isinstance(options.get(keys.PASS), Recorder):  # a pass of the source alone, beside an edit
             groups = [SOURCE] * len(groups)
         parts = zip(groups, k.chunk(len(groups)), v.chunk(len(groups)), strict=True)

@@ -300,6 +300,26 @@ def test_all_branches_together(injection_run, inversion, matching, model, found,
     assert groups == [3] * STEPS
 
 
+def test_other_nodes_patches_find_the_hosts_groups_beside_the_source(injection_run, inversion, matching, model, found, edited,
+                                                                      reference):
+    """A patch that indexes with `cond_or_uncond`, as image prompts do, and a cache that tells rows apart by the host's ids."""
+    together = matching.inject_attention(model, found, injection_run.Settings(branches="together", coarse_scale=2))
+    table, seen, ids = torch.zeros(2), [], set()  # what the patch adds to conditional and unconditional rows
+
+    def patch(q, k, v, extra):
+        groups = extra["cond_or_uncond"]
+        assert len(q) % len(groups) == 0 and len(extra["uuids"]) == len(groups)
+        seen.append(sorted(groups))
+        ids.add(tuple(extra["uuids"]))
+        return q + table[groups].repeat_interleave(len(q) // len(groups))[:, None, None], k, v
+
+    for put in (together.set_model_attn1_patch, together.set_model_attn2_patch):
+        put(patch)
+    assert relative(run(inversion, together, found, edited), reference) < 1e-4
+    assert seen and all(groups == [0, 0, 1] for groups in seen)
+    assert len(ids) == 1 and len(set(*ids)) == 3  # one id a group, the same in every step
+
+
 def test_conditional_and_unconditional_apart(injection_run, inversion, matching, model, matched, found, edited, reference,
                                              monkeypatch):
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)

@@ -185,11 +185,11 @@ def test_another_number_of_steps_is_refused(skip, loaded, conditioning, sources)
 class Noted:
     """A memory that changes nothing and notes keys and values by noise level, group and block."""
 
-    def __init__(self):
-        self.found = {}
+    def __init__(self, groups_of):
+        self.groups_of, self.found = groups_of, {}
 
     def extend(self, block, k, v, options):
-        groups = options["cond_or_uncond"]
+        groups = self.groups_of(options)
         for group, own_k, own_v in zip(groups, k.chunk(len(groups)), v.chunk(len(groups)), strict=True):
             if group in (0, 1):
                 self.found[round(float(options["sigmas"][0]), 4), group, block] = own_k.clone(), own_v.clone()
@@ -218,14 +218,14 @@ def test_a_later_clip_sees_what_the_first_clips_own_network_made(pack, skip, loa
         model = with_lora(loaded.model, lora(loaded, which), 1.0)
         return injection.inject_attention(model, sources[which], settings, source=loaded.model) if matching else model
 
-    first, own, states = edited(0).clone(), Noted(), []
+    first, own, states = edited(0).clone(), Noted(run.groups_of), []
     pack("host.attention.watched").watch_attention(first)
     first.model_options["transformer_options"][keys.MEMORY] = own
     sample(pack, first, conditioning, sources[0], lambda i, x0, x, total: states.append(x.clone()))
 
     past = skip.PastEdit(torch.stack(states), *conditioning, sources[0],
                          skip.OwnNetwork(loaded.model, with_lora(loaded.model, lora(loaded, 0), 1.0)))
-    beside, extend = Noted(), skip.Memory.extend
+    beside, extend = Noted(run.groups_of), skip.Memory.extend
 
     def noting(memory, block, k, v, options):
         if memory.recording:
