@@ -13,7 +13,7 @@ from ..core.attention.edit import Edit
 from ..core.attention.prompt import MAP_SCALE
 from ..core.attention.word_map import heat, word_mask, word_sheet
 from ..core.attention.words import WordError, edit_of, find_words
-from ..core.inversion.null_text import NullTextSettings
+from ..core.inversion.null_text import NullTextSettings, reconstruction_error
 from ..core.inversion.trajectory import TrajectoryError
 from ..core.training.one_shot.presets import PRECISIONS
 from ..host.attention.prompt_text import PromptPlan, encode, read_prompt
@@ -108,7 +108,7 @@ class NullText(io.ComfyNode):
         check_choice("precision", precision, PRECISIONS)
         found = ddim.optimise(model, trajectory, negative, NullTextSettings(guidance, iterations), precision, checkpointing,
                               _folder(resumable))
-        error = float((found.latents[-1] - ddim.latents_of(trajectory)[0]).pow(2).mean().sqrt())
+        error = reconstruction_error(found, ddim.latents_of(trajectory))
         updates = sum(len(losses) for losses in found.losses)
         return io.NodeOutput(found, f"{found.done} steps, {updates} updates. Latents of the last step differ from the source's by "
                                     f"{error:.4g} (root mean square).")

@@ -47,12 +47,13 @@ class NullText:
     """What is done so far; complete with N entries.
 
     embeddings: (1, K, C) each.  latents: (F, 4, h, w) after each guided step with the kept embedding.  losses: of each step,
-    one for each iteration, before its update.
+    one for each iteration, before its update.  source: digest of the trajectory that they lead along; "" if it is not known.
     """
 
     embeddings: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
+    source: str = ""
 
     @property
     def done(self) -> int:

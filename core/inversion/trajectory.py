@@ -91,6 +91,10 @@ class Trajectory:
         """The inverted noise (T, 4, h, w), ideally standard normal: the last state / sqrt(sigma_0^2 + 1)."""
         return scale_input(self.states[-1], self.sigmas[0])
 
+    def digest(self) -> str:
+        """Equal for the same inversion alone: network, conditioning, levels and all states."""
+        return digest([self.model, self.conditioning.digest(), self.schedule(), self.states])
+
     def schedule(self) -> str:
         return digest([repr(tuple(float(s) for s in self.sigmas))])
 

@@ -34,7 +34,6 @@ from ..report import warn
 from ..source import Unguided
 from .bypass import Gate, bypass_patches
 from .injection_run import NODE, SCHEDULE_TOLERANCE, InjectionRun, Plan, ReadOut, Settings, apply, evaluate
-from .record import record_source
 from .watched import watch_attention
 
 KEY = f"{keys.PREFIX}_match_attention"
@@ -155,9 +154,9 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
                               f"{plain[:SHOWN]}" + (f" ({patched[:SHOWN]} with its LoRAs)" if patched != plain else "")
                               + ". Load the model that the clip was inverted with, at the same weight_dtype, or invert the "
                                 "clip with this one.")
-    if record is not None and record.source != record_source(trajectory):
+    if record is not None and record.source != trajectory.digest():
         raise TrajectoryError(f"'record' belongs to the trajectory {record.source[:SHOWN]}, 'trajectory' is "
-                              f"{record_source(trajectory)[:SHOWN]}. Connect the same trajectory to Record Attention.")
+                              f"{trajectory.digest()[:SHOWN]}. Connect the same trajectory to Record Attention.")
     for name, mask in masks._asdict().items():
         if mask is not None and len(mask) not in (1, trajectory.frames):
             raise TrajectoryError(f"'{name}_mask' has {len(mask)} masks, the trajectory has {trajectory.frames} frames. "

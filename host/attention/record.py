@@ -39,11 +39,6 @@ class Recorder:
         return attention(q, k, v, heads)
 
 
-def record_source(trajectory: Trajectory) -> str:
-    """Identity of what a record is made from."""
-    return f"{trajectory.model}{trajectory.conditioning.digest()}{trajectory.schedule()}"
-
-
 def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable[int],
                     each: Callable[[int, dict[str, Tensor]], bool]) -> None:
     """Run the source network at inversion steps and hand over each step's features, until told to stop.
@@ -86,7 +81,7 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
         given = model_digest(model, True, fresh=False)
         raise TrajectoryError(f"the trajectory belongs to the model {trajectory.model[:SHOWN]}, 'model' is {given[:SHOWN]}. "
                               "Connect the model that the clip was inverted with, without the edit's LoRAs.")
-    record = AttentionRecord(folder, kind, budget, record_source(trajectory))
+    record = AttentionRecord(folder, kind, budget, trajectory.digest())
     steps = Steps(trajectory.steps)
     try:
         def each(step: int, features: dict[str, Tensor]) -> bool:

@@ -145,7 +145,7 @@ def optimise(model: ModelPatcher, found: Trajectory, negative: list, settings: N
                                  mm.throw_exception_if_processing_interrupted)
     if path is not None:
         remove(path)
-    return NullText([t.cpu() for t in out.embeddings], [t.cpu() for t in out.latents], out.losses)
+    return NullText([t.cpu() for t in out.embeddings], [t.cpu() for t in out.latents], out.losses, found.digest())
 
 
 def _resume(path: Path | None, key: str) -> NullText:

@@ -285,6 +285,9 @@ def _embeddings(settings: Settings, trajectory: Trajectory | None, null_text: Nu
         raise TrajectoryError(f"'null_text' is of a video of {latents[0]} frames of {latents[3] * 8} x {latents[2] * 8} pixels, "
                               f"'trajectory' of {found[0]} of {found[3] * 8} x {found[2] * 8}. Connect the Null-Text of the same "
                               "Invert DDIM.")
+    if trajectory is not None and null_text.source not in ("", trajectory.digest()):
+        raise TrajectoryError("'null_text' was made from another inversion than 'trajectory', perhaps of another video or prompt. "
+                              "Connect the Null-Text of the same Invert DDIM.")
     return tuple(null_text.embeddings)
 
 

@@ -125,6 +125,7 @@ def test_a_trajectory_from_the_disk_serves_as_well(nodes, clip, model, empty, in
     (path,) = tmp_path.rglob("*.safetensors")
     loaded = nodes("LoadTrajectory", file=path.name)
     trajectory = next(x for x in loaded if hasattr(x, "states"))
+    assert trajectory.digest() == inverted[1].digest()
     _, positive, plan, _ = edited(nodes, clip)
     results = [sampled(attention(nodes, model, plan, trajectory=t), positive, empty, inverted)["samples"]
                for t in (inverted[1], trajectory)]
@@ -229,6 +230,12 @@ def test_a_trajectory_of_something_else_is_refused(pack, nodes, clip, model, emp
     small = nodes("InvertDDIM", model=model, positive=source, steps=STEPS, latent={"samples": torch.rand(FRAMES, 4, 8, SIDE)})
     found = nodes("NullText", model=model, **{**null_text, "trajectory": small[1]})[0]
     with pytest.raises(ValueError, match="Prompt Attention: 'null_text' is of a video of 3 frames of 128 x 64 pixels"):
+        attention(nodes, model, plan, trajectory=inverted[1], null_text=found, source_branch="null-text")
+    another = nodes("InvertDDIM", model=model, positive=source, steps=STEPS,
+                    latent={"samples": torch.randn(inverted[0]["samples"].shape, generator=torch.Generator().manual_seed(7))})
+    found = nodes("NullText", model=model, **{**null_text, "trajectory": another[1]})[0]
+    attention(nodes, model, plan, trajectory=another[1], null_text=found, source_branch="null-text")
+    with pytest.raises(ValueError, match="Prompt Attention: 'null_text' was made from another inversion than 'trajectory'"):
         attention(nodes, model, plan, trajectory=inverted[1], null_text=found, source_branch="null-text")
     for wrong, message in (((small[0], *inverted[1:]), "'trajectory' is for 128 x 128 pixels, the latent to sample for 128 x 64"),
                            ((*inverted[:2], inverted[2][::2]), "'trajectory' was made with 4 steps .*the sampler runs 2 steps")):
