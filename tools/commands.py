@@ -21,6 +21,9 @@ REPO = Path(__file__).resolve().parent.parent
 PYTEST_NO_TESTS = 5
 EXIT_INTERRUPTED = 130
 WORKERS = ("-n", "2", "--dist", "loadfile")
+# glibc gives the memory of every larger tensor back to the system and fetches it again for the next one. On small networks that
+# takes up to a third of the time, so processes of the suite keep up to 1 GB; other systems ignore these names.
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
 # Commands that are scripts of the repository, run in the host's Python; further arguments go to them.
 _SCRIPTS = {
     "bench": "bench/run.py",
@@ -116,6 +119,7 @@ def _test(setup: Setup, options: argparse.Namespace, rest: list[str]) -> int:
     chrome = browser.ensure_chrome(os.environ, _say)
     environ = {
         "OMP_WAIT_POLICY": "PASSIVE",  # the suite and its servers share few cores; see Server
+        **KEPT_MEMORY,
         **os.environ,
         "FRAMEPAINTER_HOST": str(host.directory),
         "FRAMEPAINTER_CPU": "1" if setup.needs_cpu(host) else "0",

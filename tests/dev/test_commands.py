@@ -64,6 +64,7 @@ def test_arguments_reach_pytest_as_typed_and_the_environment_names_the_host(
     assert environ["FRAMEPAINTER_TOOLS_BIN"] == str(ready / "bin")
     assert environ["FRAMEPAINTER_CHROME"] == str(Path("/opt/chrome"))
     assert environ["FRAMEPAINTER_CPU"] == "1"
+    assert environ.items() >= commands.KEPT_MEMORY.items()
 
 
 def test_the_benchmark_gets_its_arguments_and_the_hosts_python(
