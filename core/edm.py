@@ -49,11 +49,6 @@ def denoised_from_v(z: Tensor, v: Tensor, sigma: Level) -> Tensor:
     return z / (sigma**2 + 1) - v * sigma / deviation(sigma)
 
 
-def v_from_denoised(z: Tensor, denoised: Tensor, sigma: Level) -> Tensor:
-    """The v with which `denoised_from_v` gives these clean latents."""
-    return (z / (sigma**2 + 1) - denoised) * deviation(sigma) / sigma
-
-
 def loss_weight(sigma: Level) -> Level:
     """(sigma^2 + 1) / sigma^2, which makes a squared error of clean latents one of v (Karras et al. 2022, Table 1, lambda)."""
     return (1 + sigma**2) / sigma**2

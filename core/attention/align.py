@@ -7,7 +7,7 @@ an edit is of one kind only, it equals the published mapper of that kind:
 
 - `replacement_mapper`: all changed words are swapped, word by word. As published it has an oddity: behind the last changed word
   it ignores that token counts may differ, and gives the later words the maps of wrong tokens.
-- `refinement_mapper`: nothing is swapped; equal tokens are matched by a global alignment, the others are new. Its oddity:
+- the mapper of a refinement: nothing is swapped; equal tokens are matched by a global alignment, the others are new. Its oddity:
   behind the end of a shorter prompt, padding takes the maps of the source's last words.
 
 `align` follows the shift in both cases; with `as_released` it has the oddities, too. Where the number of tokens does not change
@@ -118,20 +118,6 @@ def _swap(mapper: Tensor, rows: Sequence[int], columns: Sequence[int]) -> None:
         mapper[torch.tensor(rows)[:, None], torch.tensor(columns)] = 1.0 / len(columns)
 
 
-def refinement_mapper(source: Sequence[int], edited: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mapper (77,) and alphas (77,) of a refinement, as published.
-
-    Args:
-        source, edited: token ids, start and end token included.
-
-    Returns:
-        The source token for each edited one, -1 for a new one; 1 where there is a source token, else 0.
-    """
-    mapper = torch.arange(TOKENS)
-    mapper[:len(edited)] = torch.tensor(_matched(source, edited))
-    return mapper, (mapper >= 0).float()
-
-
 def _matched(source: Sequence[int], edited: Sequence[int]) -> list[int]:
     """Global alignment of two sequences (Needleman and Wunsch 1970): match 1, mismatch -1, gaps free.
 
@@ -151,14 +137,6 @@ def _matched(source: Sequence[int], edited: Sequence[int]) -> list[int]:
         else:
             i, j = i - 1, j - 1
             out[j] = i
-    return out
-
-
-def equalizer(prompt: Prompt, words: str | int | Sequence[str | int], values: Sequence[float]) -> Tensor:
-    """(1, 77) factors of the edited prompt's maps: 1, and each word's value at its tokens."""
-    out = torch.ones(1, TOKENS)
-    for word, value in zip([words] if isinstance(words, str | int) else words, values, strict=True):
-        out[:, word_positions(prompt, word)] = value
     return out
 
 

@@ -42,7 +42,6 @@ class ShardWriter:
         self.settings = json.loads(json.dumps({**settings, "per_shard": per_shard}, sort_keys=True))
         self.hash = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
         self._file: BinaryIO | None = None
-        self._pending: list[Sample] = []
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.entries = self._read_journal()

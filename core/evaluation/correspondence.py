@@ -23,10 +23,6 @@ class HitRate(NamedTuple):
         """Share found, None if there was nothing to find."""
         return self.hits / self.tokens if self.tokens else None
 
-    def plus(self, other: HitRate) -> HitRate:
-        """Both counts added, to pool several pairs."""
-        return HitRate(self.hits + other.hits, self.tokens + other.tokens)
-
 
 class BlockHits(NamedTuple):
     """visible: over all visible target tokens. moved: over those of them whose true place is not their own; on the rest

@@ -5,17 +5,16 @@ replace what is computed. A hook is a callable
 
 q, k, v are the layer's own projections with the heads side by side in C, before the output projection:
 
-    attn2      q (G*V*F, L, C), k and v (G*V*F, tokens, C)
-    attn_temp  q, k, v (G*V*L, F, C), one sequence of frames at each position
+    attn2      q (V*F, L, C), k and v (V*F, tokens, C)
+    attn_temp  q, k, v (V*L, F, C), one sequence of frames at each position
 
-G conditioning groups are in the pass, options["cond_or_uncond"] says which (1 is unconditional); V videos, F frames, L = h*w
-tokens of place.size. `attention(q, k, v)` is the next hook, or the host's kernel at the end of the chain: a hook that only
-looks, or has nothing to do in this pass, returns attention(q, k, v). One that computes probabilities itself uses
-`probabilities` and `weighted`.
+V videos are in the pass, options["cond_or_uncond"] says which (1 is unconditional); F frames, L = h*w tokens of place.size.
+`attention(q, k, v)` is the next hook, or the host's kernel at the end of the chain: a hook that only looks, or has nothing to do
+in this pass, returns attention(q, k, v).
 
 A hook gets every row of a layer at once, except in a streamed network (see streamed.py), where `place.part` says which frames
-(attn2) or which positions (attn_temp) the rows are; F or L above is then their number. Put a hook on a model with `with_hook`,
-on one evaluation with `hooked`. On a model it is shared by clones, so it must keep no state of a run.
+(attn2) or which positions (attn_temp) the rows are; F or L above is then their number. `hooked` puts a hook on the options of a
+model or of one evaluation. On a model it is shared by clones, so it must keep no state of a run.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from typing import Any, Literal, NamedTuple
 import comfy.model_patcher
 import torch
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from .. import keys
@@ -73,13 +71,6 @@ def hooked(model_options: dict, hook: Hook) -> dict:
     return out
 
 
-def with_hook(model: ModelPatcher, hook: Hook) -> ModelPatcher:
-    """A clone with one more hook."""
-    clone = model.clone()
-    clone.model_options = hooked(clone.model_options, hook)
-    return clone
-
-
 def probabilities(q: Tensor, k: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) in float32: q (B, Lq, C), k (B, Lk, C) -> (B, N, Lq, Lk)."""
     q, k = (t.unflatten(2, (heads, -1)).transpose(1, 2).float() for t in (q, k))
@@ -87,12 +78,6 @@ def probabilities(q: Tensor, k: Tensor, heads: int, mask: Tensor | None = None) 
     if mask is not None:
         scores = scores.masked_fill(~mask.to(scores.device), -math.inf)
     return scores.softmax(-1)
-
-
-def weighted(p: Tensor, v: Tensor) -> Tensor:
-    """Values under probabilities: p (B, N, Lq, Lk), v (B, Lk, C) -> (B, Lq, C) in v's type."""
-    out = p @ v.unflatten(2, (p.shape[1], -1)).transpose(1, 2).to(p.dtype)
-    return out.transpose(1, 2).flatten(2).to(v.dtype)
 
 
 def attend(place: Place, q: Tensor, k: Tensor, v: Tensor, options: dict, precision: Any) -> Tensor:

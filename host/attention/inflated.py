@@ -5,8 +5,9 @@ the frame varying faster. Object patches on the `.forward` of layers do the work
 counting; a wrapper of the network tells them how many frames a video has. Conditional and unconditional rows may come together
 or in separate passes.
 
-Several videos in one batch, such as a source and its edits: `with_videos(model, V)`. Conditioning for them is one embedding
-for each row, (V*F, 77, C), as the host repeats shorter ones in the order of a batch, not of videos.
+Several videos in one pass, such as a source and its edits, are groups of rows as the host's conditional and unconditional ones:
+options["cond_or_uncond"] has an entry for each. Conditioning for them is one embedding for each row, (V*F, 77, C), as the host
+repeats shorter ones in the order of a batch, not of videos.
 
 Whoever wants to see or replace what cross-attentions and temporal attentions compute puts a hook on the model or on one
 evaluation: `hook(place, q, k, v, attention, options) -> out`, see hooks.py for shapes and order.
@@ -36,29 +37,17 @@ from .streamed import STORE, streamed_forwards
 
 KEY = f"{keys.PREFIX}_inflated"
 STREAMED = f"{KEY}_streamed"  # transformer_options: whether features rest in main memory
-VIDEOS = f"{KEY}_videos"  # transformer_options: videos in the batch of latents, 1 where absent
 
 
 def _run_with_frames(executor: Callable, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None,
                      control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
     """Wrapper of the network: F from the rows of a pass."""
     options = {} if transformer_options is None else transformer_options
-    rows, videos = frames_in(x.shape[0], options), options.get(VIDEOS, 1)
-    if rows % videos:
-        raise ValueError(f"The batch holds {rows} frames, which cannot be divided among {videos} videos of equal length. Connect "
-                         "a LATENT that holds the same number of frames for each prompt.")
     streamed = options.get(STREAMED, False)
     if streamed and control is not None:  # it is added to features, which rest in the store
         control = {place: [None if t is None else t.to(STORE) for t in tensors] for place, tensors in control.items()}
-    with running(Pass(rows // videos, x.device if streamed else None)):
+    with running(Pass(frames_in(x.shape[0], options), x.device if streamed else None)):
         return executor(x, timesteps, context, y, control, options, **kwargs)
-
-
-def with_videos(model: ModelPatcher, videos: int) -> ModelPatcher:
-    """A clone whose batches of latents hold this many videos."""
-    clone = model.clone()
-    clone.model_options["transformer_options"][VIDEOS] = videos
-    return clone
 
 
 def check_model(model: ModelPatcher) -> dict[str, int]:

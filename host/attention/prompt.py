@@ -26,7 +26,6 @@ from ...core.attention.prompt import (
 from ...core.models.inflated import CHUNK
 from .. import keys
 from .hooks import Place, probabilities
-from .inflated import VIDEOS
 
 SOURCE, SOURCE_EMPTY = 2, 3  # among the videos of a pass, beside the edits' 0 (conditional) and 1 (unconditional)
 AS_THE_HOST = {SOURCE: 0, SOURCE_EMPTY: 1}
@@ -119,7 +118,7 @@ def apply_with_source(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor
 def _videos(videos: list[int], ids: list[Any]) -> dict[str, Any]:
     """Options of a pass in which each entry of `cond_or_uncond` is one video."""
     known = [AS_THE_HOST.get(video, video) for video in videos]
-    return {"cond_or_uncond": known, keys.PROMPT_VIDEOS: videos, "uuids": ids, VIDEOS: 1}
+    return {"cond_or_uncond": known, keys.PROMPT_VIDEOS: videos, "uuids": ids}
 
 
 def _fitted(text: Tensor, tokens: int) -> Tensor:

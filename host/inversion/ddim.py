@@ -18,7 +18,7 @@ from ...core import ddim
 from ...core.atomic import PARTIAL, WriteError, remove
 from ...core.ddim import Schedule
 from ...core.digest import digest
-from ...core.edm import deviation, scale_input
+from ...core.edm import deviation
 from ...core.inversion import null_text
 from ...core.inversion.ddim import invert_ddim
 from ...core.inversion.null_text import NullText, NullTextError, NullTextSettings
@@ -80,15 +80,6 @@ def invert(model: ModelPatcher, positive: list, latent: dict[str, Any], steps: i
 def start_latent(found: Trajectory) -> dict[str, Tensor]:
     """The LATENT that sampling starts from with added noise turned off."""
     return {"samples": comfy.supported_models.SD15.latent_format().process_out(found.states[-1])}
-
-
-def clean_latent(held: Tensor, sigma: float) -> dict[str, Tensor]:
-    """The LATENT to decode after sampling: the schedule ends above sigma 0, and the release decodes latents as they are there.
-
-    Args:
-        held: (rows, 4, h, w) samples of the sampler's LATENT.  sigma: the last level.
-    """
-    return {"samples": scale_input(held, sigma)}
 
 
 def latents_of(found: Trajectory) -> Tensor:

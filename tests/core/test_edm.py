@@ -55,7 +55,7 @@ def test_preconditioning_is_consistent(edm, sigma, form):
     """The true v gives back the clean latents and the noise; a network input has the variance of unit data."""
     latents, noise, z = states(sigma)
     level = form(sigma) if form is float else torch.tensor(sigma, dtype=torch.float64)
-    v = edm.v_from_denoised(z, latents, level)
+    v = (noise - sigma * latents) / math.sqrt(sigma**2 + 1)
     assert torch.allclose(edm.denoised_from_v(z, v, level), latents, atol=1e-8)
     x = edm.scale_input(z, level)
     root = math.sqrt(sigma**2 + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,13 +38,34 @@ def of_family(model: Any, family: str) -> Any:
     return other
 
 
-def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
+def with_hook(pack: Any, model: Any, hook: Callable) -> Any:
+    """A clone with one more hook on its attention."""
+    clone = model.clone()
+    clone.model_options = pack("host.attention.hooks").hooked(clone.model_options, hook)
+    return clone
+
+
+def explicit(pack: Any, place: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by its probabilities (B, N, Lq, Lk), in place of the host's kernel."""
+    p = pack("host.attention.hooks").probabilities(q, k, place.heads, place.mask)
+    out = p @ v.unflatten(2, (p.shape[1], -1)).transpose(1, 2).to(p.dtype)
+    return out.transpose(1, 2).flatten(2).to(v.dtype)
+
+
+def evaluate(pack: Any, model: Any, latents: Tensor, timestep: int, text: Tensor, videos: int = 1) -> Tensor:
     """One noise prediction through the host's sampling path.
 
     Args:
         latents: (rows, 4, h, w), DDIM's; frames vary faster than videos.
         text: (1 or rows, tokens, C).
+        videos: V in the pass, each a group of rows.
     """
+    def as_groups(executor: Callable, x: Tensor, t: Tensor, concat: Any, text: Any, control: Any, options: dict, **more: Any
+                  ) -> Tensor:
+        return executor(x, t, concat, text, control, {**options, "cond_or_uncond": [0] * videos}, **more)
+
+    model = model.clone()
+    model.add_wrapper_with_key("apply_model", "videos", as_groups)
     ddim, source = pack("core.ddim"), pack("host.source")
     sigma = ddim.sigma_of(ddim.cumulative_alphas()[timestep])
     found = []

@@ -273,7 +273,7 @@ def test_hits_within_one_token(pack):
     assert module.hit_rate(best, Matches(truth, visible), 4, 6, tolerance=0).moved == (1, 3)
     assert module.hit_rate(best, Matches(truth, visible), 4, 6, tolerance=2).moved == (3, 3)
     nothing = module.hit_rate(best, Matches(truth, torch.zeros_like(visible)), 4, 6).visible
-    assert nothing.rate is None and nothing.plus(found.visible).rate == 21 / 23
+    assert nothing.rate is None and found.visible.rate == 21 / 23
     with pytest.raises(ValueError, match=r"must both be \(B, 20\) for a map of 4 x 5 tokens"):
         module.hit_rate(best, Matches(truth, visible), 4, 5)
 

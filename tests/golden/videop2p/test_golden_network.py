@@ -121,9 +121,9 @@ def test_unet3d_forward(pack, case: Case, chunk: int, streamed: bool):
             for name, found in probes.items():
                 check(case, name, video(found))
     videos = len(t["latents_batch"])
-    two = pack("host.attention.inflated").with_videos(model, videos)
     text = t["encoder_hidden_states_batch"].repeat_interleave(p["frames"], 0)
-    check(case, "output_batch", video(text_model.evaluate(pack, two, rows(t["latents_batch"]), p["batch_timestep"], text), videos))
+    check(case, "output_batch", video(text_model.evaluate(pack, model, rows(t["latents_batch"]), p["batch_timestep"], text, videos),
+                                       videos))
 
 
 def watch(pack, model, case: Case) -> dict[str, torch.Tensor]:

@@ -37,8 +37,8 @@ LATENTS = noise(FRAMES, 4, SIDE, SIDE, seed=2)
 TEXT = noise(1, 77, 16, seed=3)
 
 
-def evaluate(pack, model, latents=LATENTS, text=TEXT):
-    return text_model.evaluate(pack, model, latents, 501, text)
+def evaluate(pack, model, latents=LATENTS, text=TEXT, videos=1):
+    return text_model.evaluate(pack, model, latents, 501, text, videos)
 
 
 def guided(model, latents=LATENTS, cfg=3.0):
@@ -98,15 +98,10 @@ def test_together_and_apart_agree(model, monkeypatch):
 def test_videos_in_a_batch_do_not_see_each_other(pack, inflate, model):
     second = noise(FRAMES, 4, SIDE, SIDE, seed=8)
     text = torch.cat([TEXT, noise(1, 77, 16, seed=9)])
-    both = evaluate(pack, inflate.with_videos(model, 2), torch.cat([LATENTS, second]), text.repeat_interleave(FRAMES, 0))
+    both = evaluate(pack, model, torch.cat([LATENTS, second]), text.repeat_interleave(FRAMES, 0), videos=2)
     for i, latents in enumerate((LATENTS, second)):
         alone = evaluate(pack, model, latents, text[i:i + 1])
         assert (both[i * FRAMES:(i + 1) * FRAMES] - alone).abs().max() < 1e-4
-
-
-def test_videos_of_unequal_length_are_refused(pack, inflate, model):
-    with pytest.raises(ValueError, match="3 frames, which cannot be divided among 2 videos"):
-        evaluate(pack, inflate.with_videos(model, 2))
 
 
 @pytest.mark.parametrize("chunk", [1, 300, 1000])
@@ -176,14 +171,13 @@ def test_another_nodes_replacement_of_attn1_gets_frame_0(pack, model):
 
 
 def test_hooks_see_every_layer_and_may_compute(pack, inflate, model, tensors):
-    hooks = pack("host.attention.hooks")
     before, seen = evaluate(pack, model), []
 
     def explicit(place, q, k, v, attention, options):
         seen.append((place, q.shape, k.shape, list(options["cond_or_uncond"])))
-        return hooks.weighted(hooks.probabilities(q, k, place.heads, place.mask), v)
+        return text_model.explicit(pack, place, q, k, v)
 
-    found = evaluate(pack, hooks.with_hook(model, explicit))
+    found = evaluate(pack, text_model.with_hook(pack, model, explicit))
     assert (found - before).abs().max() < 1e-4
     sites = pack("core.models.inflated").block_sites({n: tuple(t.shape) for n, t in tensors.items()})
     assert {(p.site, p.kind) for p, *_ in seen} == {(site, kind) for site in sites for kind in ("attn2", "attn_temp")}
@@ -196,7 +190,7 @@ def test_hooks_see_every_layer_and_may_compute(pack, inflate, model, tensors):
 
 
 def test_hooks_form_a_chain(pack, inflate, model):
-    hooks, order = pack("host.attention.hooks"), []
+    order = []
 
     def called(name):
         def hook(place, q, k, v, attention, options):
@@ -205,19 +199,18 @@ def test_hooks_form_a_chain(pack, inflate, model):
 
         return hook
 
-    both = hooks.with_hook(hooks.with_hook(model, called("inner")), called("outer"))
-    assert torch.equal(evaluate(pack, both), evaluate(pack, hooks.with_hook(model, called("alone"))))
+    both = text_model.with_hook(pack, text_model.with_hook(pack, model, called("inner")), called("outer"))
+    assert torch.equal(evaluate(pack, both), evaluate(pack, text_model.with_hook(pack, model, called("alone"))))
     assert order[:4] == ["outer", "inner"] * 2
 
 
 def test_explicit_probabilities_respect_the_window(pack, inflate, model):
-    hooks = pack("host.attention.hooks")
     narrow = inflate.inflate(model, inflate.temporal_of(model), inflate.Settings(window=2))
 
     def explicit(place, q, k, v, attention, options):
-        return hooks.weighted(hooks.probabilities(q, k, place.heads, place.mask), v)
+        return text_model.explicit(pack, place, q, k, v)
 
-    assert (evaluate(pack, hooks.with_hook(narrow, explicit)) - evaluate(pack, narrow)).abs().max() < 1e-4
+    assert (evaluate(pack, text_model.with_hook(pack, narrow, explicit)) - evaluate(pack, narrow)).abs().max() < 1e-4
 
 
 def test_half_precision_layers_on_another_type(pack, inflate, plain, tensors):

@@ -30,12 +30,11 @@ LATENTS = noise(2 * FRAMES, 4, SIDE, SIDE, seed=2)
 
 def models(pack, inflate, tensors, chunk: int, window: int = 0):
     """Two videos in a batch: the network as a whole, and streamed."""
-    return [inflate.with_videos(text_model.inflated(pack, tensors, streamed=streamed, chunk=chunk, window=window), 2)
-            for streamed in (False, True)]
+    return [text_model.inflated(pack, tensors, streamed=streamed, chunk=chunk, window=window) for streamed in (False, True)]
 
 
 def evaluate(pack, model, latents=LATENTS, text=TEXT):
-    return text_model.evaluate(pack, model, latents, 501, text)
+    return text_model.evaluate(pack, model, latents, 501, text, videos=2)
 
 
 @pytest.mark.parametrize("chunk, window", [(1 << 20, 0), (1100, 0), (1, 0), (1100, 2)])
@@ -54,7 +53,6 @@ def test_odd_sizes_and_one_frame(pack, inflate, tensors):
 
 def test_hooks_are_told_which_part(pack, inflate, tensors):
     """Parts of a layer do not overlap, leave nothing out, and computing them explicitly gives the same."""
-    hooks = pack("host.attention.hooks")
     whole, streamed = models(pack, inflate, tensors, 1100)
     seen: dict[tuple[str, str], list[slice]] = {}
 
@@ -62,9 +60,9 @@ def test_hooks_are_told_which_part(pack, inflate, tensors):
         seen.setdefault((place.site, place.kind), []).append(place.part)
         count = place.part.stop - place.part.start
         assert len(q) == 2 * count and place.frames == (count if place.kind == "attn2" else FRAMES)
-        return hooks.weighted(hooks.probabilities(q, k, place.heads, place.mask), v)
+        return text_model.explicit(pack, place, q, k, v)
 
-    found = evaluate(pack, hooks.with_hook(streamed, explicit))
+    found = evaluate(pack, text_model.with_hook(pack, streamed, explicit))
     assert (found - evaluate(pack, whole)).abs().max() < 2e-4
     for (_, kind), parts in seen.items():
         assert [p.start for p in parts] == [0, *(p.stop for p in parts[:-1])]

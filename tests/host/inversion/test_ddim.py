@@ -51,7 +51,7 @@ def test_there_and_back(pack, inversion):
         with torch.inference_mode():
             out = comfy.sample.sample_custom(model, torch.zeros_like(start), 1.0, comfy.samplers.sampler_object("euler"),
                                              torch.tensor(found.sigmas), POSITIVE, POSITIVE, start, disable_pbar=True)
-        clean = inversion.clean_latent(out, found.sigmas[-1])["samples"]
+        clean = pack("core.edm").scale_input(out, found.sigmas[-1])  # the schedule ends above sigma 0
         errors.append(float((clean - latent["samples"]).pow(2).mean().sqrt()))
     assert errors[1] < 0.5 * errors[0]
 
