@@ -14,7 +14,7 @@ import guided_step
 import motion_lora
 import random_model
 
-MOTION = "320 x 576"  # of a motion LoRA's clip of 14 frames
+MOTION = "576 x 320"  # of a motion LoRA's clip of 14 frames
 
 
 def operations(run: Callable[[], Any]) -> float:

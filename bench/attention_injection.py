@@ -1,10 +1,10 @@
 """Match Attention three ways: source replayed, recorded on disk, and as published (stored, with maps of all tokens).
 
-    python bench/attention_injection.py --host COMFYUI [--full] [--steps N] [--name "words for this machine"]
+    python bench/attention_injection.py --host COMFYUI [--full] [--steps N] [--name "words for this machine"] [--write]
 
 Time of one guided step, peak memory beyond what was in use, and bytes written, all in one process on one set of random
 weights. Then one attention of 72 x 128 tokens and five heads by itself. --full takes the network's real size at 1024 x 576 and
-14 frames, which is for a GPU. Results go to bench/attention_injection.json and .md.
+14 frames, which is for a GPU. --write keeps the results in bench/attention_injection.json and .md.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the network's real size")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--name", default=f"{platform.machine()}, no GPU", help="words for this machine")
+    parser.add_argument("--write", action="store_true", help=f"rewrite {RESULTS.name} and the table beside it")
     args = parser.parse_args()
     load = tools_pack.open_pack(args.host)
     import torch
@@ -166,8 +167,10 @@ def main() -> None:
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         results = {"machine": args.name, "torch": torch.__version__, "size": size, "steps": args.steps,
                    "run": measure(load, size, args.steps, Path(folder)), "alone": alone(load, whole=True)}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+    if args.write:
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        RESULTS.with_suffix(".md").write_text(table(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

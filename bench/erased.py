@@ -47,13 +47,8 @@ class Bench:
         from PIL import Image
 
         self.load, self.folder = load, folder
-        self.clip = load("core.video.reading").read(INPUTS / "paint_clip.mp4").frames
         truth = torch.from_numpy(np.array(Image.open(INPUTS / "paint_clip_truth.png").convert("RGB"))).float() / 255
-        self.truth = torch.stack(truth.split(96, 1))
-        self.area = ((self.truth - self.clip).abs().amax(-1) > CHANGED) | (
-            (self.truth - self.truth[:1]).abs().amax(-1) > CHANGED)
-        disc = load("core.signals.area").difference_area(self.truth, self.clip, CHANGED) > 0  # without specks of the video's coding
-        self.masks = {"disc": disc.float(), "boxes": torch.stack([boxed(d) for d in disc]), "box": boxed(disc.any(0))[None]}
+        self.take(load("core.video.reading").read(INPUTS / "paint_clip.mp4").frames, torch.stack(truth.split(96, 1)))
         with torch.inference_mode():
             small = load("host.weights.loading").load(ROOT / "models" / "framepainter_small_base.safetensors", None, None,
                                                       torch.float32)
@@ -61,8 +56,18 @@ class Bench:
         self.models = propagate.Models(small.model, small.clip_vision, small.vae)
         self.plan = load("core.video.clips").plan(len(self.clip), 7.0, 4)
 
-    def run(self, seed: int, lora: bool = False, mask: str = "", keep: bool = False, train_outside: bool = False) -> Any:
-        """Frames of a job."""
+    def take(self, clip: Any, truth: Any) -> None:
+        """Work on a video: (T, H, W, 3) twice, as it is and as its edit should be."""
+        import torch
+
+        self.clip, self.truth = clip, truth
+        self.area = ((truth - clip).abs().amax(-1) > CHANGED) | ((truth - truth[:1]).abs().amax(-1) > CHANGED)
+        disc = self.load("core.signals.area").difference_area(truth, clip, CHANGED) > 0  # without specks of the video's coding
+        self.masks = {"disc": disc.float(), "boxes": torch.stack([boxed(d) for d in disc]), "box": boxed(disc.any(0))[None]}
+
+    def run(self, seed: int, lora: bool = False, mask: str = "", keep: bool = False, train_outside: bool = False,
+            first: Any = None) -> Any:
+        """Frames of a job. first: the edited first frame (1, H, W, 3); None: the true one."""
         import torch
 
         propagate, presets = self.load("host.video.propagate"), self.load("core.training.motion_lora.presets")
@@ -72,8 +77,8 @@ class Bench:
             motion=presets.MotionSettings(steps=LORA_STEPS, rank=RANK, learning_rate=RATE, precision="fp32", seed=seed))
         change = propagate.Change(self.masks.get(mask), keep, train_outside)
         with torch.inference_mode():
-            job = propagate.Job(self.models, self.clip, self.truth[:1], self.plan, settings, self.folder, change=change)
-            return job.run().frames
+            start = self.truth[:1] if first is None else first
+            return propagate.Job(self.models, self.clip, start, self.plan, settings, self.folder, change=change).run().frames
 
     def row(self, found: list[Any]) -> list[str]:
         """Squared error in the area and outside, mean over seeds and largest; the share of pixels with the video's bits."""

@@ -8,7 +8,7 @@ model. The clip is then generated again from its first frame and fresh noise, an
 first is measured with the pack's own estimator and compared with the true one. --write puts table and picture into docs/.
 
 Cost: time and peak memory of a training step, each way of checkpointing in a process of its own, random weights. --full takes
-the network's real size at 896 x 512 and 576 x 320, 14 frames, which is for a GPU. --write makes bench/motion_lora.md.
+the network's real size at 896 x 512 and 576 x 320, 14 frames, which is for a GPU. --write puts the tables into docs/motion_lora.md.
 
 Both end in bench/motion_lora.json.
 """
@@ -36,7 +36,7 @@ import small_model  # noqa: E402
 
 RESULTS = ROOT / "bench" / "motion_lora.json"
 DOCS, PICTURE = ROOT / "docs" / "motion_lora.md", ROOT / "docs" / "images" / "motion_lora.png"
-MARK = "<!-- table: bench/motion_lora.py -->"
+MARK, COST_MARK = "<!-- table: bench/motion_lora.py -->", "<!-- table: bench/motion_lora.py --cost -->"
 
 # ---- effect ----------------------------------------------------------------------------------------------------------
 
@@ -364,14 +364,13 @@ def cost(options) -> dict:
 
 
 def cost_table(found: dict) -> str:
-    lines = ["# A training step of a motion LoRA", "", f"Rank {RANK}, dropout {DROP}, 14 frames, one clip a step. Written by "
-             "`bench/motion_lora.py --cost --write`; what it means is in [docs/motion_lora.md](../docs/motion_lora.md).", ""]
+    lines = []
     for shape, ways in found["rows"].items():
         widths, frames, h, w = SHAPES[shape]
         channels = "/".join(str(widths["model_channels"] * m) for m in widths["channel_mult"])
         has_time = any("measured" in kinds for kinds in ways.values())
-        lines += [f"## {channels} channels, {h * 8} x {w * 8} pixels, {frames} frames", "",
-                  (f"Measured on {found['machine']}. " if has_time else "") + (
+        lines += [f"{channels} channels, {w * 8} x {h * 8} pixels, {frames} frames. " + (
+                      f"Measured on {found['machine']}. " if has_time else "") + (
                       "Counted in fp32." if shape == "small" else "Counted in bf16, norms in fp32."), "",
                   "| computed again | kept, GB | peak, GB | with weights and optimiser | measured peak, GB | s a step |",
                   "|---|---|---|---|---|---|"]
@@ -381,7 +380,7 @@ def cost_table(found: dict) -> str:
                          f"{(c['peak'] + c['resting']) / 1e9:.1f} | " + (
                              f"{m['peak'] / 1e9:.2f} | {m['seconds']:.1f} |" if m else "| |"))
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def read() -> dict:
@@ -407,9 +406,8 @@ def main() -> None:
         found = cost(options)
         if options.write:
             keep("cost", found)
-            RESULTS.with_suffix(".md").write_text(cost_table(found), encoding="utf-8")
-        else:
-            print(cost_table(found))
+            pages.write_table(DOCS, COST_MARK, cost_table(found))
+        print(cost_table(found))
         return
     load = tools_pack.open_pack(options.host.resolve())
     import torch

@@ -142,7 +142,7 @@ def table(load: Callable[[str], Any], count: int, words: str | None, size: str =
     import comfy.model_management as mm
     import torch
 
-    device, shape = mm.get_torch_device(), "320 x 576" if size == "full" else "small"
+    device, shape = mm.get_torch_device(), "576 x 320" if size == "full" else "small"
     about = f"{measuring.machine(words)}; torch {torch.__version__}"
     lines = ["# On a card", "", f"Written by `python dev.py bench --gpu --write`. {about}.", "",
              "| | type | ms | peak GB |", "|---|---|---|---|"]

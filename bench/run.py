@@ -61,7 +61,7 @@ def around(load: Callable[[str], Any]) -> list[str]:
     motion, working = arithmetic.motion_steps(load), pieces.working(load)
     sizes = {name: f"{taken:.1f} s, {peak / 2**20:.0f} MiB" for name, (taken, peak) in working.items()}
     rows = [
-        ("motion LoRA step over a forward pass, 320 x 576, 14 frames, checkpointing: operations, memory enough", "3.20",
+        ("motion LoRA step over a forward pass, 576 x 320, 14 frames, checkpointing: operations, memory enough", "3.20",
          f"{motion['with memory enough']:.2f}"),
         ("the same where memory is short", "3.20", f"{motion['where memory is short']:.2f}"),
         ("800 long strokes on 12 megapixels", "12.9 s", f"{pieces.strokes(load):.1f} s"),

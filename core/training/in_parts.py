@@ -1,6 +1,6 @@
 """Feed-forward layers a few rows at a time, so that their width does not decide how much memory a training step takes.
 
-At 512 x 896 and 14 frames the widest intermediate of a feed-forward layer with a LoRA is 0.5 GB, and a dozen of them are
+At 896 x 512 and 14 frames the widest intermediate of a feed-forward layer with a LoRA is 0.5 GB, and a dozen of them are
 alive when it is differentiated. Rows do not see each other there, so each part can be computed, and computed again, alone.
 """
 

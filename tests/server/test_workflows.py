@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -70,6 +71,19 @@ def test_both_forms_run_in_comfy_cli(comfy_cli, server, tmp_path, name: str):
         assert done.returncode == 0, f"{form}\n{done.stdout}\n{done.stderr}"
         answer = json.loads(done.stdout.splitlines()[-1])
         assert answer["ok"] and answer["data"]["outputs"], answer
+
+
+def test_the_first_pages_command_runs_as_it_stands(comfy_cli, server):
+    """With another port, and no files but the pack's own."""
+    page = (examples.ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^comfy --skip-prompt (run .*) --host 127\.0\.0\.1 --port 8188$", page, re.MULTILINE)
+    (path,) = re.findall(r"--workflow (\S+)", line)
+    shown = re.search(r"The edit is then in ComfyUI's `output/(\w+)`", page)[1]
+    before = set((server.base / "output" / shown).glob("edited_*.png"))
+    done = comfy_cli(*line.replace(path, str(examples.ROOT / path)).split())
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    (made,) = set((server.base / "output" / shown).glob("edited_*.png")) - before
+    assert made.name in done.stdout and pixels(made).float().std() > 10
 
 
 def test_sizes_and_contents_of_the_results(lab, good):

@@ -5,7 +5,7 @@
     <ComfyUI's python> tools/making/figure.py --host COMFYUI --frames FRAME ...
         docs/images/paint_and_propagate.png: "Edited frames" of that example, beside its video and the truth
     <ComfyUI's python> tools/making/figure.py --host COMFYUI --carry
-        docs/images/carry.jpg: the clip of carry_real_clip and what commands/carry.py makes of its edited frame
+        docs/images/carry.jpg and carry.webp: the clip of carry_real_clip and what commands/carry.py makes of its edited frame
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SCENES, SEED = 2, 4  # no training seed is as small
 STEPS, CFG, STRENGTH = 25, 2.0, 1.0
 ENLARGED = 2
 KEYFRAME, SHOWN_FRAMES = 8, (0, 4, 8, 12, 15)
+FRAME_MS, KEYFRAME_MS, FILM_WIDTH = 100, 900, 896  # of the animation: each frame's time, the edited one's, and pixels
 
 
 def edit(load: Callable[[str], Any], signal: str, clips: Any, signals: dict, i: int) -> Any:
@@ -75,7 +76,7 @@ def painted(load: Callable[[str], Any], frames: list[Path]) -> None:
 
 
 def carried(load: Callable[[str], Any]) -> None:
-    """Five frames of the real clip, and the same with the one edited frame carried to them."""
+    """The real clip, and the one edited frame carried to the others: five frames as a sheet, and all of them moving."""
     import subprocess
     import tempfile
 
@@ -94,6 +95,23 @@ def carried(load: Callable[[str], Any]) -> None:
     rows = [(name, [frames[n] for n in SHOWN_FRAMES]) for name, frames in (("video", video), ("carried", edited))]
     sheet = load("core.sheet").contact_sheet(names, rows)[0]
     Image.fromarray((sheet * 255).round().to(torch.uint8).numpy()).save(IMAGES / "carry.jpg", quality=85)
+    film(load, video, edited)
+
+
+def film(load: Callable[[str], Any], video: Any, edited: Any) -> None:
+    """Both clips side by side, forwards and back, as an animation that stops at the edited frame."""
+    import torch
+    from PIL import Image
+
+    order = [*range(len(edited)), *range(len(edited) - 2, 0, -1)]
+    pictures = []
+    for n in order:
+        names = [f"video, frame {n}", f"frame {n}, edited" if n == KEYFRAME else f"frame {n}, follows"]
+        sheet = load("core.sheet").contact_sheet(names, [("", [video[n], edited[n]])])[0]
+        picture = Image.fromarray((sheet * 255).round().to(torch.uint8).numpy())
+        pictures.append(picture.resize((FILM_WIDTH, round(picture.height * FILM_WIDTH / picture.width)), Image.Resampling.LANCZOS))
+    times = [KEYFRAME_MS if n == KEYFRAME else FRAME_MS for n in order]
+    pictures[0].save(IMAGES / "carry.webp", save_all=True, append_images=pictures[1:], duration=times, loop=0, quality=70, method=6)
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def setting_names() -> list[str]:
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 FULL_CHANNELS = 320     # Channels of SVD's first level; activations of a narrower network shrink in proportion.
-# Bytes a latent position of one frame in bf16, derived by counting the full UNet's activations at 14 frames of 512 x 896:
+# Bytes a latent position of one frame in bf16, derived by counting the full UNet's activations at 14 frames of 896 x 512:
 # all kept 45.6 GB; checkpointed, 3.1 GB of block inputs plus 3.0 GB inside the largest block.
 KEPT, CHECKPOINTED = 454e3, 61e3
 MATCHING_BUFFERS = 4 * 256e6  # one chunk of attention weights, its scores, their gradients
