@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ def new_folder(parent: str, name: str, widget: str) -> Path:
 
 
 # ---- to read ---------------------------------------------------------------------------------------------------------
+
+
+def stamp(find: Callable[..., Path], *given: Any) -> tuple[int, int] | None:
+    """Time and size of the file that `find(*given)` finds, by which a node is run again when the file changes; None if there is
+    none."""
+    try:
+        found = find(*given).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def inside(base: Path, name: str) -> Path | None:

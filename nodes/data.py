@@ -21,7 +21,7 @@ from ..core.flow.given import parse_flow, parse_tracks
 from ..core.video.source import Clip, FrameBatch, find_clips
 from ..host.data import dataset as building
 from ..host.data import flow as flows
-from ..host.outputs import SETS, input_folder, new_folder, shown
+from ..host.outputs import SETS, input_folder, new_folder, shown, stamp
 from ..host.outputs import dataset as dataset_of
 from ..host.report import Steps, warn
 from .schema import advanced, check_choice, schema
@@ -265,11 +265,7 @@ class DatasetPreview(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str = "", **_):
-        try:
-            stamp = (dataset_of(dataset) / "dataset.json").stat()
-        except (OSError, ValueError):
-            return dataset
-        return [dataset, stamp.st_mtime_ns, stamp.st_size]
+        return [dataset, stamp(lambda: dataset_of(dataset) / "dataset.json")]
 
     @classmethod
     def execute(cls, dataset: str, first: int, count: int) -> io.NodeOutput:

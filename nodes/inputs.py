@@ -7,6 +7,7 @@ import math
 from comfy_api.latest import io
 
 from ..host.inputs import files
+from ..host.outputs import stamp
 from .schema import schema
 
 
@@ -24,15 +25,11 @@ class _InputFile(io.ComfyNode):
         return schema(inputs=[names], **settings)
 
     @classmethod
-    def fingerprint_inputs(cls, **given: str) -> tuple[str, int, int] | float | None:
+    def fingerprint_inputs(cls, **given: str) -> list | float:
         name = given.get(cls.INPUT)
         if name is None:  # another node gives it, so the file is not known yet
             return math.nan
-        try:
-            found = files.find(name).stat()
-        except FileNotFoundError:
-            return None
-        return name, found.st_mtime_ns, found.st_size
+        return [name, stamp(files.find, name)]
 
     @classmethod
     def validate_inputs(cls, **given: str) -> bool | str:

@@ -12,8 +12,8 @@ from ..core.inversion.plot import describe, normality_picture
 from ..core.inversion.trajectory import TrajectoryError, load, save
 from ..host.conditioning import MicroConds, check_latent, source_conditioning
 from ..host.inversion import edm as host
-from ..host.outputs import new_file, output, saved_names, saved_path
-from .schema import TrajectoryType, advanced, check_choice, schema
+from ..host.outputs import new_file, output, saved_names, saved_path, stamp
+from .schema import TrajectoryType, advanced, check_choice, schema, written
 
 LIMITS = {"mirror inward": "inward", "clamp (released)": "clamp"}
 BORDERS = {"repeat": "repeat", "zero (released)": "zero"}
@@ -194,7 +194,7 @@ class SaveTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory, filename_prefix: str) -> io.NodeOutput:
         path = save(new_file(filename_prefix, ".safetensors"), trajectory)
-        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB)"))
+        return written(path)
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -216,11 +216,7 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str):
-        try:
-            found = saved_path(file, FOLDER).stat()
-        except (FileNotFoundError, ValueError):
-            return file
-        return file, found.st_mtime_ns, found.st_size
+        return [file, stamp(saved_path, file, FOLDER)]
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

@@ -6,12 +6,12 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..core.training.motion_lora.presets import ORDERS, PRECISIONS, PRESETS, PURPOSE, choose, expected
-from ..host.outputs import new_file, output
+from ..host.outputs import new_file, output, stamp
 from ..host.training import motion_lora
 from ..host.training.motion_lora import MotionInputs
 from ..host.weights import folders
 from ..host.weights.motion_lora import load, save_published, with_lora, write
-from .schema import advanced, check_choice, schema
+from .schema import advanced, check_choice, schema, written
 
 RUNS = "framepainter_motion"
 PRESET = "as the preset"
@@ -111,6 +111,10 @@ class LoadMotionLora(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, lora_file: str, strength: float, **_):
+        return [stamp(folders.find, lora_file, ("loras",)), strength]
+
+    @classmethod
     def execute(cls, model, lora_file: str, strength: float) -> io.NodeOutput:
         lora = load(folders.find(lora_file, ("loras",)), model)
         return io.NodeOutput(with_lora(model, lora, strength), lora)
@@ -147,7 +151,7 @@ class SaveMotionLora(io.ComfyNode):
                                  "the LoRA was trained on to 'model'.")
             path = new_file(filename_prefix, "unet.pt")
             save_published(path, lora, model)
-        return io.NodeOutput(ui={"text": [f"{path} ({path.stat().st_size / 1e6:.1f} MB)"]})
+        return written(path)
 
 
 NODES = [TrainMotionLora, LoadMotionLora, SaveMotionLora]

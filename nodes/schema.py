@@ -7,9 +7,10 @@ import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..core.images import as_masks, as_pictures
@@ -123,6 +124,16 @@ def drawn_by(widget: Any, name: str) -> Any:
     """Let an editor of js/ write a STRING input, by its widget type."""
     widget.extra_dict = {**(getattr(widget, "extra_dict", None) or {}), "widgetType": name}
     return widget
+
+
+def written(*paths: Path, note: str = "") -> io.NodeOutput:
+    """What a node that saves shows: the files and their sizes.
+
+    Args:
+        note: what else is to be said of the last one.
+    """
+    text = "\n".join(f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in paths)
+    return io.NodeOutput(ui=ui.PreviewText(text.removesuffix(")") + f"{note})"))
 
 
 def check_choice(name: str, value: Any, options: Iterable[str]) -> None:

@@ -92,11 +92,7 @@ class TrainFramePainter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str = "", **_):
-        try:
-            stamp = (outputs.dataset(dataset) / "dataset.json").stat()
-        except (OSError, ValueError):
-            return dataset
-        return [dataset, stamp.st_mtime_ns, stamp.st_size]
+        return [dataset, outputs.stamp(lambda: outputs.dataset(dataset) / "dataset.json")]
 
     @classmethod
     def execute(cls, model, clip_vision, vae, dataset: str, run_name: str, preset: str, what_trains: str, signal: str,

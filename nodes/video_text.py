@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.inversion.trajectory import TrajectoryError
 from ..core.training.one_shot.objective import WHAT
@@ -11,11 +11,11 @@ from ..host.attention.inflated import Settings, check_model, inflate
 from ..host.conditioning import check_latent
 from ..host.inversion.ddim import text_of
 from ..host.models.network import check_embedding
-from ..host.outputs import new_file, output, saved_names, saved_path
+from ..host.outputs import new_file, output, saved_names, saved_path, stamp
 from ..host.training.one_shot import OneShotInputs
 from ..host.training.tune_on_video import tune
 from ..host.weights import tuned_video
-from .schema import TunedVideoType, advanced, check_choice, schema
+from .schema import TunedVideoType, advanced, check_choice, schema, written
 
 RUNS, FOLDER = "framepainter_tuning", "tuned_videos"  # under output; the second also under input
 PRESET = "as the preset"
@@ -166,7 +166,7 @@ class SaveTunedVideo(io.ComfyNode):
         path = new_file(filename_prefix, ".safetensors")
         path, error = tuned_video.save(path, tuned, precision, rank if form == LOW_RANK else 0, model)
         lost = f"; {error:.1%} of what tuning changed is lost" if form == LOW_RANK else ""
-        return io.NodeOutput(ui=ui.PreviewText(f"{path} ({path.stat().st_size / 1e6:.1f} MB{lost})"))
+        return written(path, note=lost)
 
 
 class LoadTunedVideo(io.ComfyNode):
@@ -189,11 +189,7 @@ class LoadTunedVideo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str, window: int = 0, streamed: bool = False):
-        try:
-            found = saved_path(file, FOLDER).stat()
-        except (FileNotFoundError, ValueError):
-            return file, window, streamed
-        return file, found.st_mtime_ns, found.st_size, window, streamed
+        return [file, stamp(saved_path, file, FOLDER), window, streamed]
 
     @classmethod
     def execute(cls, model, file: str, window: int = 0, streamed: bool = False) -> io.NodeOutput:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..host.outputs import new_file, workflow_texts
+from ..host.outputs import new_file, stamp, workflow_texts
 from ..host.weights import folders, loading, saving, text_to_image
-from .schema import FramePainterType, advanced, check_choice, schema
+from .schema import FramePainterType, advanced, check_choice, schema, written
 
 INSIDE = "(in the model file)"
 FORMS = ["single file", "authors' two files"]
@@ -51,15 +51,8 @@ class LoadFramePainter(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_file: str, encoder_file: str, clip_and_vae: str, weight_dtype: str = "default"):
-        def stamp(name: str, kinds: tuple[str, ...]) -> tuple[int, int]:
-            try:
-                found = folders.find(name, kinds).stat()
-            except FileNotFoundError:
-                return 0, 0
-            return found.st_mtime_ns, found.st_size
-
-        return [stamp(model_file, folders.UNETS), stamp(encoder_file, folders.ENCODERS),
-                stamp(clip_and_vae, folders.PICTURES), weight_dtype]
+        return [*(stamp(folders.find, *file) for file in ((model_file, folders.UNETS), (encoder_file, folders.ENCODERS),
+                                                          (clip_and_vae, folders.PICTURES))), weight_dtype]
 
     @classmethod
     def execute(cls, model_file: str, encoder_file: str, clip_and_vae: str,
@@ -106,10 +99,8 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
         metadata = workflow_texts(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         path = new_file(filename_prefix, ".safetensors")
         if form == FORMS[0]:
-            written = [saving.save(path, model, framepainter, clip_vision, vae, metadata)]
-        else:
-            written = saving.save_pair(path, model, framepainter, metadata)
-        return io.NodeOutput(ui=ui.PreviewText("\n".join(f"{p} ({p.stat().st_size / 1e6:.1f} MB)" for p in written)))
+            return written(saving.save(path, model, framepainter, clip_vision, vae, metadata))
+        return written(*saving.save_pair(path, model, framepainter, metadata))
 
 
 class LoadSmallTextToImage(io.ComfyNode):
@@ -138,11 +129,7 @@ class LoadSmallTextToImage(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_file: str, weight_dtype: str = "default"):
-        try:
-            found = folders.find(model_file, text_to_image.KINDS).stat()
-        except FileNotFoundError:
-            return 0, 0, weight_dtype
-        return found.st_mtime_ns, found.st_size, weight_dtype
+        return [stamp(folders.find, model_file, text_to_image.KINDS), weight_dtype]
 
     @classmethod
     def execute(cls, model_file: str, weight_dtype: str = "default") -> io.NodeOutput:

@@ -36,6 +36,20 @@ def inversion_levels(sigmas: Sequence[float]) -> list[float]:
     return [last, *reversed(sigmas[:-1])]
 
 
+def is_stretch(sigmas: Sequence[float], whole: Sequence[float], tolerance: float) -> bool:
+    """Whether a schedule is a stretch of another; its last level may be a forced 0.
+
+    Args:
+        tolerance: relative, of each level.
+    """
+    def close(a: float, b: float) -> bool:
+        return abs(a - b) <= tolerance * max(abs(a), abs(b))
+
+    return any(all(close(a, b) for a, b in zip(sigmas[:-1], whole[start:], strict=False))
+               and (close(sigmas[-1], whole[start + len(sigmas) - 1]) or sigmas[-1] == 0.0)
+               for start in range(len(whole) - len(sigmas) + 1))
+
+
 def sampling_step(sigma: float, sigmas: Sequence[float]) -> int:
     """The sampling step t with sigma_{t+1} < sigma <= sigma_t; the first above all levels, the last below."""
     steps = len(sigmas) - 1

@@ -24,7 +24,7 @@ from torch import Tensor
 from ...core.attention.injection import Masks
 from ...core.attention.record import AttentionRecord
 from ...core.attention.sites import attention_sites
-from ...core.inversion.schedule import source_step
+from ...core.inversion.schedule import is_stretch, source_step
 from ...core.inversion.trajectory import SHOWN, Trajectory, TrajectoryError, describe
 from .. import keys
 from ..models.identity import made_by, model_digest
@@ -75,7 +75,7 @@ def _check_run(plan: Plan, model: ModelPatcher, shape: tuple[int, ...], sigmas: 
         sizes = [f"{w * 8} x {h * 8} pixels" for h, w in (found.size, shape[-2:])]
         raise TrajectoryError(f"{NODE}: the trajectory is for {sizes[0]}, the latent to sample for {sizes[1]}. Sample the "
                               "LATENT of Invert EDM, or invert the clip at that size.")
-    if not _part_of(sigmas, found.sigmas):
+    if not is_stretch(sigmas, found.sigmas, SCHEDULE_TOLERANCE):
         raise TrajectoryError(f"{NODE}: the trajectory was made with {describe(found.sigmas)}, the sampler runs "
                               f"{describe(sigmas)}. Give the sampler the same SIGMAS as Invert EDM (Load Trajectory has them, "
                               "too), or invert again with these.")
@@ -83,19 +83,6 @@ def _check_run(plan: Plan, model: ModelPatcher, shape: tuple[int, ...], sigmas: 
     if patches != plan.patched:
         raise TrajectoryError(f"{NODE}: the model has {patches} weight patches where the source had {plan.patched}; a LoRA "
                               f"put on after {NODE} would change the source, too. Put it before {NODE}.")
-
-
-def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
-    """Whether a schedule is a stretch of another; its last level may be a forced 0."""
-
-    def close(a: float, b: float) -> bool:
-        return abs(a - b) <= SCHEDULE_TOLERANCE * max(abs(a), abs(b))
-
-    for start in range(len(whole) - len(sigmas) + 1):
-        stretch = whole[start:start + len(sigmas)]
-        if all(close(a, b) for a, b in zip(sigmas[:-1], stretch, strict=False)):
-            return close(sigmas[-1], stretch[-1]) or sigmas[-1] == 0.0
-    return False
 
 
 # ---- holding areas on the source -------------------------------------------------------------------------------------
@@ -118,9 +105,6 @@ def _hold(args: dict) -> Tensor:
     # A latent that the edit shares with a held area is the edit's: half of each would be neither.
     stay = run.mask(run.plan.masks.stay, found.size, x.device, least=True).unflatten(1, found.size)[:, None].to(x)
     return torch.lerp(denoised, landing, stay)
-
-
-# ---- LoRAs beside the weights ----------------------------------------------------------------------------------------
 
 
 # ---- attaching -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ...core.attention.prompt import mapped_sites
 from ...core.attention.sites import attention_sites
 from ...core.edm import scale_input
 from ...core.inversion.null_text import NullText
+from ...core.inversion.schedule import is_stretch
 from ...core.inversion.trajectory import Trajectory, TrajectoryError, describe
 from ...core.weights.inflated import layout_from_comfy
 from .. import keys, report
@@ -173,7 +174,7 @@ def _check_trajectory(plan: Plan, shape: Sequence[int], sigmas: list[float]) -> 
         sizes = [f"{w * 8} x {h * 8} pixels" for h, w in (found.size, shape[-2:])]
         raise TrajectoryError(f"{NODE}: 'trajectory' is for {sizes[0]}, the latent to sample for {sizes[1]}. Sample the LATENT of "
                               "Invert DDIM, or invert the video at that size.")
-    if not _part_of(sigmas, found.sigmas):
+    if not is_stretch(sigmas, found.sigmas, TOLERANCE):
         raise TrajectoryError(f"{NODE}: 'trajectory' was made with {describe(found.sigmas)}, the sampler runs {describe(sigmas)}. "
                               "Give the sampler the SIGMAS of Invert DDIM, or invert again with as many steps.")
 
@@ -185,16 +186,6 @@ def _check_mask(mask: Tensor, frames: int, size: Sequence[int]) -> None:
     if abs((mask.shape[-1] / mask.shape[-2]) / (size[1] / size[0]) - 1.0) > SAME_SHAPE:
         raise TrajectoryError(f"{NODE}: 'blend_mask' is {mask.shape[-1]} x {mask.shape[-2]} pixels, the video {size[1] * 8} x "
                               f"{size[0] * 8}. Fit the mask in the same way as the video.")
-
-
-def _part_of(sigmas: list[float], whole: tuple[float, ...]) -> bool:
-    """Whether a schedule is a stretch of another; its last level may be a forced 0."""
-    def close(a: float, b: float) -> bool:
-        return abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
-
-    return any(all(close(a, b) for a, b in zip(sigmas[:-1], whole[start:], strict=False))
-               and (close(sigmas[-1], whole[start + len(sigmas) - 1]) or sigmas[-1] == 0.0)
-               for start in range(len(whole) - len(sigmas) + 1))
 
 
 def _warn_of_other_samplers(sampler: Any, warn: Callable[[str], None]) -> None:

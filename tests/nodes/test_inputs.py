@@ -112,4 +112,4 @@ def test_file_loaders(nodes, node, name):
     assert nodes[node].validate_inputs(**{name: known}) is True and nodes[node].validate_inputs() is True
     assert nodes[node].validate_inputs(**{name: missing}).startswith("'nothing.png' is neither in the input folder")
     assert nodes[node].fingerprint_inputs(**{name: known})[0] == known
-    assert nodes[node].fingerprint_inputs(**{name: missing}) is None and math.isnan(nodes[node].fingerprint_inputs())
+    assert nodes[node].fingerprint_inputs(**{name: missing}) == [missing, None] and math.isnan(nodes[node].fingerprint_inputs())

@@ -189,3 +189,12 @@ def test_folders_of_runs_and_datasets_do_not_lead_out(pack, output, tmp_path):
 def test_folder_names_that_some_system_cannot_write(pack, output, name):
     with pytest.raises(ValueError, match="run_name is '.*use up to 80 letters"):
         pack("host.outputs").new_folder("framepainter_training", name, "run_name")
+
+
+def test_a_stamp_changes_with_the_file(pack, tmp_path):
+    path, stamp = tmp_path / "a", pack("host.outputs").stamp
+    assert stamp(lambda: path) is None
+    path.write_bytes(b"1")
+    first = stamp(tmp_path.joinpath, "a")
+    path.write_bytes(b"12")
+    assert first is not None and stamp(tmp_path.joinpath, "a") not in (None, first)

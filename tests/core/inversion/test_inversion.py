@@ -241,3 +241,9 @@ def test_a_read_only_folder_is_named(pack, core, found, tmp_path):
             core("trajectory").save(folder / "clip.safetensors", found)
     finally:
         folder.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.parametrize("sigmas, is_one", [([9, 5, 2, 0], True), ([5, 2], True), ([9, 5, 0], True), ([9.00001, 5], True),
+                                            ([9.1, 5], False), ([9, 2], False), ([9, 5, 2, 0, 0], False), ([5, 0, 2], False)])
+def test_a_stretch_of_a_schedule(pack, sigmas, is_one):
+    assert pack("core.inversion.schedule").is_stretch(sigmas, (9.0, 5.0, 2.0, 0.0), 1e-4) is is_one
