@@ -1,7 +1,7 @@
 """The carried change at the video's own size.
 
 The experts work on small frames. What depends on the colour is brought to the full size as an affine function of the colour (as
-in the guided filter), so that it follows the full frame's edges and grain; what was drawn or pasted is moved at full size.
+in the guided filter), so that it follows the full frame's edges and grain; replaced content is moved at full size.
 
 Legend: H W pixels of the video, h w of the working size.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..flow.warp import warp
 from ..flow.weight_free import enlarged
 from .affine import affine_models, unpacked
+from .layers import Layer, Layers
 
 WORK_SIDE = 512   # longer side of the frames that the experts see
 LEAST = 0.5 / 255  # a smaller change is none
@@ -36,16 +37,39 @@ def small(picture: Tensor) -> Tensor:
 
 
 class FullKey:
-    """A keyframe's change (1, 3, H, W) and edited pixels, at full size."""
+    """A keyframe at full size.
 
-    def __init__(self, picture: Tensor, change: Tensor):
-        self.picture, self.change = picture, change
-        self.area = (change.abs().amax(1, keepdim=True) > 0).float()
-        self.payload = torch.cat([change, self.area, picture + change], 1)
+    Args:
+        picture, change: (1, 3, H, W).
+        layers: its regions of replaced content; the experts carry the rest.
+    """
+
+    def __init__(self, picture: Tensor, change: Tensor, layers: Layers):
+        size = change.shape[-2:]
+        self.change, self.edited = change, picture + change
+        self.rest = change * (1 - enlarged_map(layers.share(), size)) if layers.regions else change
+        self.area = (self.rest.abs().amax(1, keepdim=True) > 0).float()
+        self.payload = torch.cat([self.rest, self.area, picture + self.rest], 1)
+        edge = (change.abs().amax(1, keepdim=True) > 0).float()
+        self.masks = [self._mask(r.filled if r.uncovers else r.changed, edge) for r in layers.regions]
+
+    @staticmethod
+    def _mask(low: Tensor, edge: Tensor) -> Tensor:
+        """A region's mask with the border that the full size shows: (1, 1, H, W)."""
+        if low.shape == edge.shape:
+            return low
+        near = enlarged_map(F.max_pool2d(low, 3, 1, 1), edge.shape[-2:]) > 0
+        sure = enlarged_map(-F.max_pool2d(-low, 5, 1, 2), edge.shape[-2:]) > 0.5
+        return torch.maximum(edge * near, sure.float())
+
+
+def enlarged_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (1, C, h, w) at another size."""
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear")
 
 
 def full_change(key: FullKey, frame: Tensor, low: Tensor, flow: Tensor, changes: Tensor, weights: Tensor) -> Tensor:
-    """The mixed change (1, 3, H, W) of a full frame (1, 3, H, W).
+    """The experts' mixed change (1, 3, H, W) of a full frame (1, 3, H, W).
 
     Args:
         low: (1, 3, h, w) the frame at the working size.  flow: (1, 2, h, w) to the keyframe.
@@ -64,3 +88,16 @@ def full_change(key: FullKey, frame: Tensor, low: Tensor, flow: Tensor, changes:
     moved = warp(key.payload, enlarged(flow, (height, width)))
     change.addcmul_(grown[:, 12:13], moved[:, :3])
     return change.addcmul_(grown[:, 13:14] * moved[:, 3:4], moved[:, 4:].sub_(frame))
+
+
+def layered(key: FullKey, frame: Tensor, layer: Layer, light: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """A change (1, 3, H, W) of a full frame with one layer put over it, and how much of each pixel is the layer's (1, 1, H, W).
+
+    Args:
+        light: (1, 3, 1, 1), how much brighter the frame is than the keyframe.
+    """
+    size = frame.shape[-2:]
+    outline = enlarged(layer.outline, size)
+    cover = warp(key.masks[layer.number], outline) * enlarged_map(layer.seen, size)
+    shown = warp(key.edited, outline if layer.flow is layer.outline else enlarged(layer.flow, size)).mul_(light)
+    return torch.lerp(change, shown.sub_(frame), cover), cover

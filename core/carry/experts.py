@@ -36,10 +36,12 @@ SHARPNESS = 2.0                # weights are error ** -this
 
 
 class Verdicts(NamedTuple):
-    """changes: (E, 3, h, w) of each expert.  errors: (E, 1, h, w), expected squares, summed over colours."""
+    """changes: (E, 3, h, w) of each expert.  errors: (E, 1, h, w), expected squares, summed over colours.  light: (1, 3, 1, 1), how
+    much brighter the frame is than the keyframe."""
 
     changes: Tensor
     errors: Tensor
+    light: Tensor
 
 
 class Keyframe:
@@ -104,7 +106,7 @@ class Keyframe:
         errors = torch.maximum(errors, (apart - 2 * box(foretold, 2)) * (1 - by_place))
         # Where places decide, the lookup depends on the flow as well, and sees an edge less sharply: a sure flow is right.
         foretold = foretold + by_place * apart.amin(0, keepdim=True) / (1 + (track.doubt / SURE).square())
-        return Verdicts(torch.cat([changes, lookup]) * light, torch.cat([errors, foretold]))
+        return Verdicts(torch.cat([changes, lookup]) * light, torch.cat([errors, foretold]), light)
 
     def _looked_up(self, frame: Tensor, track: Track) -> tuple[Tensor, Tensor, Tensor]:
         height, width = frame.shape[-2:]

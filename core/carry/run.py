@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..flow.choice import PairFlow
 from ..flow.warp import warp
-from .composite import LEAST, FullKey, full_change, small
-from .experts import NAMES, Keyframe, Verdicts, mixed
+from .composite import LEAST, small
+from .keyframe import Edited
 from .tracking import Track, Tracker
 
 BACKWARDS = 8  # frames that are read at a time where the video is followed backwards
@@ -101,7 +101,7 @@ class Carry:
         keep: told a frame's number, gives a mask (H, W) of what must stay as it is there, or None.
         steps: flow (1, 2, h, w) from frame n + 1 back to frame n, and from n to n + 1, for a pair's number n, if others know it.
         watch: told how much is done, of how much; may raise to stop.
-        judge: told a frame's number, a keyframe's and what the experts make of it; for measurements.
+        judge: told a frame's number, the edited keyframe, the frame (1, 3, h, w) and its track; for measurements.
         folder: for the flows; a temporary one if None.
 
     Raises:
@@ -112,7 +112,8 @@ class Carry:
                  keep: Callable[[int], Tensor | None] = lambda number: None,
                  steps: Callable[[int], tuple[Tensor, Tensor]] | None = None,
                  watch: Callable[[int, int], None] = lambda done, total: None,
-                 judge: Callable[[int, int, Verdicts], None] = lambda number, key, verdicts: None, folder: Path | None = None):
+                 judge: Callable[[int, Edited, Tensor, Track], None] = lambda number, key, low, track: None,
+                 folder: Path | None = None):
         self.frames, self.estimate, self.keep, self.steps, self.watch, self.judge = frames, estimate, keep, steps, watch, judge
         self.folder = folder
         self.edits = sorted(edits, key=lambda e: e.number)
@@ -124,11 +125,8 @@ class Carry:
                 raise CarryError(f"keyframe {number} is not in the video, whose frames are 0 to {frames.count - 1}.")
         if len(set(numbers)) < len(numbers):
             raise CarryError(f"keyframe {next(n for n in numbers if numbers.count(n) > 1)} is given twice. Give each once.")
-        self.keys: dict[int, tuple[Keyframe, FullKey]] = {}
-        for edit, picture in zip(self.edits, frames.read(numbers), strict=True):
-            change, low = change_of(picture, edit), small(picture)
-            full = FullKey(as_float(picture).movedim(-1, 0)[None], change)
-            self.keys[edit.number] = (Keyframe(low, shrunk(change, low.shape[-2:])), full)
+        self.keys = {edit.number: Edited(as_float(picture).movedim(-1, 0)[None], change_of(picture, edit), small(picture))
+                     for edit, picture in zip(self.edits, frames.read(numbers), strict=True)}
         spans = self._spans()
         self.total = sum(len(part) for part in spans.values()) + frames.count
         self.done = 0
@@ -157,7 +155,7 @@ class Carry:
             yield from self._compose(folder)
 
     def _follow(self, number: int, direction: int, span: range, folder: Path) -> None:
-        tracker = Tracker(self.keys[number][0].picture, self.estimate)
+        tracker = Tracker(self.keys[number].low, self.estimate)
         for n, picture in zip(span, self._in_order(span), strict=True):
             step = None if self.steps is None else self.steps(min(n, n - direction))[0 if direction > 0 else 1]
             track = tracker.follow(small(picture), step)
@@ -190,7 +188,7 @@ class Carry:
             yield out
 
     def _keyframe(self, n: int, picture: Tensor) -> Carried:
-        change = self.keys[n][1].change
+        change = self.keys[n].change
         return self._finished(n, picture, change, torch.zeros_like(change[:, :1]), {})
 
     def _between(self, n: int, picture: Tensor, low: Tensor, around: Sequence[int], folder: Path, memory: Mapping[int, Tensor],
@@ -198,17 +196,17 @@ class Carry:
         frame = as_float(picture).movedim(-1, 0)[None]
         parts, kept, shares = [], {}, {}
         for k in around:
-            key, full = self.keys[k]
+            key = self.keys[k]
             stored = torch.from_numpy(np.load(folder / f"{k}-{n}.npy")).float()[None]
             (folder / f"{k}-{n}.npy").unlink()
             track = Track(stored[:, :2], stored[:, 2:])
-            verdicts = key.verdicts(low, track)
-            self.judge(n, k, verdicts)
+            self.judge(n, key, low, track)
             before = warp(memory[k].movedim(0, 1), step).movedim(1, 0) if step is not None and k in memory else None
-            change, error, weights = mixed(verdicts, before)
-            kept[k] = weights
-            parts.append((full_change(full, frame, low, track.flow, verdicts.changes, weights), error, abs(n - k), key.scale))
-            shares = used(verdicts, weights)
+            brought = key.bring(frame, low, track, before)
+            if brought.weights is not None:
+                kept[k] = brought.weights
+            parts.append((brought.change, brought.error, abs(n - k), key.scale))
+            shares = brought.shares
         change, error = blended(parts, frame.shape[-2:])
         return self._finished(n, picture, change, error / max(max(p[3] for p in parts), 1e-3)**2, shares), kept
 
@@ -224,21 +222,6 @@ class Carry:
             error = torch.nn.functional.interpolate(error, change.shape[-2:], mode="bilinear")
         confidence = 1 / (1 + 16 * error.clamp_min(0))
         return Carried(n, image, changed[0, 0].float(), confidence[0, 0], experts)
-
-
-def shrunk(change: Tensor, size: tuple[int, int]) -> Tensor:
-    """A change at the working size; exactly 0 where it was."""
-    if change.shape[-2:] == tuple(size):
-        return change
-    out = torch.nn.functional.interpolate(change, tuple(size), mode="bilinear", antialias=True)
-    return out * (out.abs().amax(1, keepdim=True) > LEAST)
-
-
-def used(verdicts: Verdicts, weights: Tensor) -> dict[str, float]:
-    """Each expert's share in what was changed."""
-    strength = verdicts.changes.abs().sum(1, keepdim=True).amax(0)
-    total = float(strength.sum())
-    return {name: float((w * strength).sum()) / total if total else 0.0 for name, w in zip(NAMES, weights, strict=True)}
 
 
 def blended(parts: Sequence[tuple[Tensor, Tensor, int, float]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,41 @@ def test_of_two_things_of_one_colour_the_edited_one_alone_changes(run, quick):
     assert float(right.mean()) < 0.01
 
 
+def layers(edit: str) -> tuple[Tensor, Tensor]:
+    """A textured disc that moves before ground that moves otherwise, and the same edited: three frames."""
+    texture = torch.nn.functional.interpolate(torch.rand(2, 3, 30, 40, generator=torch.Generator().manual_seed(1)), (120, 160),
+                                              mode="bicubic").clamp(0, 1)
+    ground, skin = 0.6 * texture[0].movedim(0, -1), 0.4 + 0.6 * texture[1].movedim(0, -1)
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
+    plain, truth = [], []
+    for i in range(3):
+        back = ground[4 + 3 * i:100 + 3 * i, 4 + 5 * i:132 + 5 * i]
+        here = (50 + 5 * i, 50 - 2 * i)
+        distance = ((x - here[0]) ** 2 + (y - here[1]) ** 2).sqrt()
+
+        def shown(radius: float, skin: Tensor = skin, here: tuple[int, int] = here, distance: Tensor = distance,
+                  back: Tensor = back) -> Tensor:
+            disc = skin[60 - here[1]:156 - here[1], 78 - here[0]:206 - here[0]]
+            disc = torch.nn.functional.pad(disc.movedim(-1, 0), (0, 128 - disc.shape[1], 0, 96 - disc.shape[0])).movedim(0, -1)
+            return torch.lerp(back, disc, (radius - distance).clamp(0, 1)[..., None])
+
+        plain.append(shown(22))
+        mark = torch.zeros(120, 160, 1)
+        mark[55:66, 70:88] = 1
+        painted = torch.lerp(skin, torch.tensor([1.0, 0.0, 0.0]), mark)
+        truth.append({"erased": back, "enlarged": shown(30), "drawn": shown(22, painted)}[edit])
+    return torch.stack(plain), torch.stack(truth)
+
+
+@pytest.mark.parametrize(("edit", "way"), [("erased", "uncovered"), ("enlarged", "placed"), ("drawn", "placed")])
+def test_replaced_content_moves_with_its_own_layer(run, quick, edit, way):
+    """Ground that was uncovered with the ground, though the flow there is the erased thing's; what was put in with the thing."""
+    plain, truth = layers(edit)
+    done = list(run.Carry(Clip(plain), [run.Edit(0, truth[0])], quick).run())
+    assert max(error(d.image, plain[d.number], truth[d.number]) for d in done) < 0.1
+    assert all(d.experts[way] > 0.8 for d in done[1:])
+
+
 def test_two_keyframes_are_at_least_as_good_as_the_better_one(run, quick):
     plain, truth = two_discs(5)
 
