@@ -69,13 +69,13 @@ class Edited:
             covered = enlarged_map(cover, low.shape[-2:])
             error = torch.lerp(error, layer.error * self.scale**2, covered)
             name = layers.NAMES[self.layers.regions[layer.number].uncovers]
-            shares = _with(shares, name, float(covered.sum()) / max(1.0, float((shrunk(change, low.shape[-2:]) != 0).any(1).sum())))
+            strength = change.abs().sum(1, keepdim=True)
+            shares = _with(shares, name, float((cover * strength).sum() / strength.sum().clamp_min(1e-6)))
         return Brought(change, error, weights, shares)
 
 
 def _with(shares: Mapping[str, float], name: str, share: float) -> dict[str, float]:
     """Shares with one more way over them."""
-    share = min(1.0, share)
     rest = {k: v * (1 - share) for k, v in shares.items()}
     return {**rest, name: rest.get(name, 0.0) + share}
 
