@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from framepainter_tests import examples
+from framepainter_tests.browser import open_browser
 from framepainter_tests.missing import missing
 from torch import Tensor
 
@@ -57,9 +57,11 @@ class Lab:
         return picture
 
     def forget(self) -> None:
-        """Unload models and drop all cached results, and wait until that is done: the server does it when next idle."""
+        """Unload models and drop all cached results. The server does so before it takes up a prompt or just after that prompt,
+        in any case before it takes up the next one; so one is run here."""
         self.server.free()
-        time.sleep(2.0)
+        self.server.run({"1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+                         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
     def upload(self, folder: Path, name: str, picture: Tensor) -> str:
         """Put a picture into the input folder; its name for Load Image."""
@@ -72,6 +74,12 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(server, server_tools) -> Lab:
     return Lab(server, server_tools)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,15 @@ import contextlib
 import pytest
 import torch
 from framepainter_tests import examples
-from framepainter_tests.browser import artefact, canvas_page, chrome
+from framepainter_tests.browser import artefact, canvas_page
 
 RUN_TIMEOUT_S = 120.0
 ALSO_CLASSIC = ("framepainter_sketch", "paint_and_propagate", "video_p2p_words")  # run in the older renderer, too
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "vue"])
-def canvas(server, request):
-    chrome()
-    with canvas_page(server.url, vue=request.param) as page:
+def canvas(browser, server, request):
+    with canvas_page(browser, server.url, vue=request.param) as page:
         yield page
 
 
@@ -36,11 +35,11 @@ def test_a_template_opens_and_runs(canvas, lab, good, name: str):
     renderer = "vue" if canvas.vue else "classic"
     canvas.page.screenshot(path=artefact(f"{name}_{renderer}_opened.png"))
     if name == "framepainter_sketch":  # its files are not there: the page offers to download them
+        canvas.wait_for_dialog()
         (offer,) = canvas.shown_errors()
         assert all(file in offer for file in ("framepainter / unet_diffusion_pytorch_model.safetensors", "Download",
                                               "framepainter / encoder_diffusion", "checkpoints / svd_xt_1_1")), offer
-        canvas.page.keyboard.press("Escape")
-        canvas.page.wait_for_timeout(700)
+        canvas.close_dialog()
     assert canvas.shown_errors() == []
     assert canvas.outside() == [], "the saved view does not show them"
     definitions = lab.server.object_info()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from framepainter_tests import examples
-from framepainter_tests.browser import canvas_page, chrome
+from framepainter_tests.browser import canvas_page
 from framepainter_tests.editors import KINDS, Editors, thumbnail
 from PIL import Image
 
@@ -49,9 +49,8 @@ OPEN_THINGS = """() => [document.querySelectorAll('.framepainter-widget').length
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
-def rig(server, request):
-    chrome()
-    with canvas_page(server.url, vue=request.param) as page:
+def rig(browser, server, request):
+    with canvas_page(browser, server.url, vue=request.param) as page:
         yield Editors(page)
 
 
@@ -222,7 +221,6 @@ def test_drawings_survive_saving_loading_copying_and_resizing(rig, picture):
         const saved = JSON.parse(JSON.stringify(app.graph.serialize()))
         await app.loadGraphData(saved, true, true)
     }""")
-    rig.page.wait_for_timeout(500)
     assert {kind: rig.text(kind) for kind in KINDS} == texts
     for kind in KINDS:
         rig.wait_status(kind, "300 × 200")
@@ -245,7 +243,7 @@ def test_drawings_survive_saving_loading_copying_and_resizing(rig, picture):
         node.setSize([420, 560])
         app.canvas.setDirty(true, true)
     }""", KINDS["drag"][0])
-    rig.page.wait_for_timeout(500)
+    rig.canvas.settle()
     size = "type => Array.from(app.graph.nodes.find(n => n.type === type).size)"
     before = rig.page.evaluate(size, KINDS["drag"][0])
     rig.page.wait_for_timeout(700)
@@ -267,8 +265,9 @@ def test_undo_of_the_graph_steps_back_through_gestures(rig, picture):
         rig.page.wait_for_function("""([type, wanted]) => app.graph.nodes.find(n => n.type === type)
             ?.widgets.find(w => w.name === 'strokes').value === wanted""", arg=[KINDS["sketch"][0], wanted])
     # The page has made the node again: its editor must still be the one on the screen.
+    rig.page.wait_for_function("""([type, name]) => app.graph.nodes.find(n => n.type === type)
+        .widgets.find(w => w.name === name).element.isConnected""", arg=list(KINDS["sketch"]))
     rig.wait_status("sketch", "Nothing drawn")
-    rig.page.wait_for_timeout(300)
     rig.open("sketch")
     rig.drag((20, 20), (60, 60))
     rig.close()
@@ -695,8 +694,7 @@ def test_nothing_is_left_when_an_editor_or_a_node_goes(rig, picture):
     rig.page.evaluate("type => app.graph.remove(app.graph.nodes.find(n => n.type === type))", KINDS["coarse"][0])
     rig.dialog.wait_for(state="detached")
     rig.build()
-    rig.page.wait_for_timeout(500)
-    assert rig.page.evaluate(OPEN_THINGS) == [0, 0]
+    rig.page.wait_for_function(f"() => ({OPEN_THINGS})().every(count => count === 0)")
     assert listeners() == 0
     assert rig.page.evaluate(timers) == ticking
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from framepainter_tests import examples
-from framepainter_tests.browser import artefact, canvas_page, chrome
+from framepainter_tests.browser import artefact, canvas_page
 
 NODE = "FramePainterPromptEdit"
 PATH = "**/framepainter/words"
@@ -90,9 +90,8 @@ def by_text(lab) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(lab, by_text, vue):
-    chrome()
-    with canvas_page(lab.server.url, vue=vue) as canvas:
+def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(browser, lab, by_text, vue):
+    with canvas_page(browser, lab.server.url, vue=vue) as canvas:
         content = canvas.load_template("/api/workflow_templates/ComfyUI-FramePainter/video_p2p_words.json")
         canvas.set_widget("FramePainterInvertDDIM", **STEPS)
         canvas.page.evaluate(LOOK_AT, NODE)

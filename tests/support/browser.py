@@ -19,7 +19,24 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "1.32.9", "Comfy.Minimap.Visible": False,
             "Comfy.Release.Status": "skipped", "Comfy.Workflow.ShowMissingNodesWarning": True,
             "Comfy.Workflow.ShowMissingModelsWarning": True}
-READY_TIMEOUT_MS = 60_000
+# Of whatever a page waits for: much longer than it takes, since other programs may keep the machine busy.
+TIMEOUT_MS = 120_000
+# Resolves when nodes and view have been the same for some frames: nodes grow when pictures and texts arrive in them.
+STILL = """frames => new Promise((done, failed) => {
+  const begun = performance.now()
+  let before, same = 0
+  const look = () => {
+    const { scale, offset } = app.canvas.ds, now = JSON.stringify([BOXES(), scale, ...offset])
+    same = now === before ? same + 1 : 0
+    before = now
+    if (same >= frames) done()
+    else if (performance.now() - begun > LIMIT) failed(new Error('the nodes do not stand still'))
+    else requestAnimationFrame(look)
+  }
+  look()
+})"""
+STILL_FRAMES = 45  # longer than any widget of ours takes to look at its surroundings again
+DIALOGS = "[role=dialog]:visible, .p-dialog:visible"
 CLASSIC_BOXES = """() => app.graph.nodes.map(n => {
   const [x, y, w, h] = n.boundingRect ?? n.getBounding()
   return [`${n.id} ${n.type}`, x, y, w, h]
@@ -46,6 +63,11 @@ class CanvasPage:
     def __init__(self, page: Any, url: str, vue: bool):
         self.page, self.url, self.vue = page, url, vue
         self.complaints: list[str] = []
+        self.loading: set[Any] = set()  # requests to the server that are not answered yet
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("request", lambda r: self.loading.add(r) if r.url.startswith(url) and r.resource_type != "media" else None)
+        for end in ("requestfinished", "requestfailed"):
+            page.on(end, lambda request: self.loading.discard(request))  # Playwright takes no built-in function
         page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
 
@@ -54,8 +76,8 @@ class CanvasPage:
         self.page.goto(self.url)
         self.page.wait_for_function(
             "window.app?.extensionManager?.workflow?.activeWorkflow?.changeTracker && app.canvas && app.graph",
-            timeout=READY_TIMEOUT_MS)
-        self.page.wait_for_function("'FramePainterLoad' in LiteGraph.registered_node_types", timeout=READY_TIMEOUT_MS)
+            timeout=TIMEOUT_MS)
+        self.page.wait_for_function("'FramePainterLoad' in LiteGraph.registered_node_types", timeout=TIMEOUT_MS)
 
     def load_template(self, path: str) -> dict[str, Any]:
         """Open a served template as the template browser does; the file's content."""
@@ -68,8 +90,24 @@ class CanvasPage:
         if self.vue:
             self.page.wait_for_function("count => document.querySelectorAll('[data-node-id]').length >= count",
                                         arg=len(content["nodes"]))
-        self.page.wait_for_timeout(1000)  # pictures of Load Image and the final sizes come after the nodes
+        self.settle()
         return content
+
+    def settle(self) -> None:
+        """Wait until the page has all that it asked the server for, and its nodes stand still."""
+        still = STILL.replace("BOXES", f"({VUE_BOXES if self.vue else CLASSIC_BOXES})").replace("LIMIT", str(TIMEOUT_MS))
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        self.page.evaluate(still, STILL_FRAMES)
+        while self.loading:
+            assert time.monotonic() < deadline, [request.url for request in self.loading]
+            self.page.evaluate(still, STILL_FRAMES)
+
+    def frames(self, count: int = 3) -> None:
+        """Wait until the page has drawn so many times: what it puts off until it draws next is done then."""
+        self.page.evaluate("""count => new Promise(done => {
+            const next = () => count-- > 0 ? requestAnimationFrame(next) : done()
+            next()
+        })""", count)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """What the graph holds: node id -> type, known or not, visible widgets with their values."""
@@ -120,14 +158,25 @@ class CanvasPage:
         selector = "[role=dialog], .p-dialog, .comfy-missing-nodes, .p-toast-message-error"
         return [e.inner_text().strip() for e in self.page.query_selector_all(selector) if e.is_visible()]
 
+    def wait_for_failed_run(self) -> None:
+        """Until the page knows of it, and close its dialog: newer pages show none."""
+        self.page.wait_for_function("() => app.lastExecutionError")
+        self.frames()
+        if self.page.locator(DIALOGS).count():
+            self.close_dialog()
+
+    def wait_for_dialog(self) -> None:
+        self.page.locator(DIALOGS).first.wait_for()
+
+    def close_dialog(self) -> None:
+        self.page.keyboard.press("Escape")
+        self.page.locator(DIALOGS).first.wait_for(state="detached")
+
     def fit(self) -> None:
         """Show the whole workflow, once nodes stopped growing: frontend 1.32.9 misplaces those that do while the view moves."""
-        before = None
-        while (boxes := self.page.evaluate(VUE_BOXES if self.vue else CLASSIC_BOXES)) != before:
-            before = boxes
-            self.page.wait_for_timeout(700)
+        self.settle()
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(1500)
+        self.settle()
 
 
 def _cross(a: list[float], b: list[float]) -> bool:
@@ -136,27 +185,36 @@ def _cross(a: list[float], b: list[float]) -> bool:
 
 
 @contextmanager
-def canvas_page(url: str, vue: bool = False) -> Iterator[CanvasPage]:
-    """Open a server's page with the classic renderer or the newer one.
-
-    Args:
-        url: the server.
-        vue: draw nodes with Vue ("Nodes 2.0").
-    """
+def open_browser() -> Iterator[Any]:
+    """A headless browser."""
+    path = chrome()
     try:
         import playwright.sync_api as playwright
     except ImportError:
         missing("playwright is missing: run `python dev.py test`")
-    for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": vue}.items():
-        _post(f"{url}/settings/{name}", value)
     with playwright.sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=chrome(), args=FLAGS)
+        browser = session.chromium.launch(executable_path=path, args=FLAGS)
         try:
-            opened = CanvasPage(browser.new_page(viewport={"width": 1920, "height": 1000}), url, vue)
-            opened.open()
-            yield opened
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def canvas_page(browser: Any, url: str, vue: bool = False) -> Iterator[CanvasPage]:
+    """Open a server's page with the classic renderer or the newer one; it shares nothing with other pages of the browser.
+
+    Args:
+        browser: of `open_browser`.
+        url: the server.
+        vue: draw nodes with Vue ("Nodes 2.0").
+    """
+    for name, value in {**SETTINGS, "Comfy.VueNodes.Enabled": vue}.items():
+        _post(f"{url}/settings/{name}", value)
+    with browser.new_context(viewport={"width": 1920, "height": 1000}) as context:
+        opened = CanvasPage(context.new_page(), url, vue)
+        opened.open()
+        yield opened
 
 
 def _post(address: str, value: Any) -> None:

@@ -119,7 +119,7 @@ class Editors:
     def open(self, kind: str) -> None:
         self.widget(kind).locator("[data-action=open]").click()
         self.dialog.wait_for(state="visible")
-        self.page.wait_for_timeout(100)
+        self.canvas.frames()
 
     def close(self) -> None:
         self.page.keyboard.press("Control+Enter")
@@ -135,9 +135,8 @@ class Editors:
 
     def said(self) -> str:
         """What the editor's message says; waits for one."""
-        toast = self.dialog.locator(".framepainter-toast:not([hidden])")
-        toast.wait_for()
-        return toast.inner_text()
+        said = "() => document.querySelector('.framepainter-dialog .framepainter-toast:not([hidden])')?.textContent"
+        return self.page.wait_for_function(said).json_value()
 
     def banner(self) -> str:
         found = self.dialog.locator(".framepainter-banner:not([hidden]) p")
@@ -146,7 +145,7 @@ class Editors:
     def position(self, x: float, y: float) -> tuple[float, float]:
         """What the editor shows as pixel of the picture for a place of the page."""
         self.page.mouse.move(x, y)
-        self.page.wait_for_timeout(30)
+        self.canvas.frames(2)
         shown = self.dialog.locator("output[aria-label='Pointer position']").inner_text()
         px, py = shown.split(", ")
         return float(px), float(py)
@@ -177,7 +176,7 @@ class Editors:
     def shown(self, width: int, height: int) -> np.ndarray:
         """(H, W, 3) what the stage shows of the picture at 100 %."""
         self.press("1")
-        self.page.wait_for_timeout(200)
+        self.canvas.frames()
         pixels = self.page.evaluate(ON_STAGE, [width, height])
         return np.array(pixels, np.uint8).reshape(height, width, 4)[..., :3]
 
@@ -189,6 +188,6 @@ class Editors:
 
 def thumbnail(rig: Editors, kind: str) -> np.ndarray:
     """(H, W, 3) what the node's thumbnail shows."""
-    rig.page.wait_for_timeout(150)
+    rig.canvas.frames()
     data = rig.widget(kind).locator("canvas").screenshot()
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
