@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -12,18 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .by_path import module
+
 SYSTEMS = ("framepainter", "i2vedit", "videop2p")
 OWN = Path(__file__).resolve().parents[1] / "golden"
-
-
-def _weights_module():
-    spec = importlib.util.spec_from_file_location("golden_weights", OWN / "weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-WEIGHTS = _weights_module()
+WEIGHTS = module("framepainter_golden_weights", OWN / "weights.py")
 
 
 def system_folder(system: str) -> Path:

@@ -2,12 +2,11 @@
 
     <ComfyUI's python> tests/support/killed_job.py FOLDER KILLS
 
-ComfyUI is imported once and forked for every attempt, so that most of the time is the job's own.
+ComfyUI and the model are loaded once and forked for every attempt, so that most of the time is the job's own.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -16,43 +15,33 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def module(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+import by_path
 
 
 def main() -> None:
     folder, kills = Path(sys.argv[1]), int(sys.argv[2])
-    tools_pack = module("framepainter_pack_opener", ROOT / "tools" / "pack.py")
-    load = tools_pack.open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
-    tiny = module("framepainter_tests_tiny", ROOT / "tests" / "support" / "tiny.py")
+    load = by_path.open_pack()
     import torch
+    from framepainter_tests import tiny
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     torch.set_num_threads(1)  # threads do not survive a fork
     propagate, clips, presets = load("host.video.propagate"), load("core.video.clips"), load("core.training.motion_lora.presets")
-    sys.path.insert(0, str(ROOT / "tools"))
-    path = tiny.write(folder / "tiny.safetensors", load, lambda name: module(
-        f"framepainter_tools_{name}", ROOT.joinpath("tools", *name.split(".")).with_suffix(".py")))
+    path = tiny.write(folder / "tiny.safetensors", load, by_path.tool)
+    with torch.inference_mode():
+        loaded = load("host.weights.loading").load(path, None, None, torch.float32)
+    models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
     frames = torch.full((8, 33, 47, 3), 0.2)
     for i in range(8):
         frames[i, 8:24, 2 + 4 * i:12 + 4 * i] = torch.tensor([0.9, 0.5, 0.1])
-    settings = propagate.Settings(32, 48, steps=3, lora="one a clip",
-                                  motion=presets.MotionSettings(steps=4, rank=4, precision="fp32", save_every=1))
+    settings = propagate.Settings(32, 48, steps=2, lora="one a clip",
+                                  motion=presets.MotionSettings(steps=3, rank=4, precision="fp32", save_every=1))
     plan = clips.plan(8, 8.0, 4)
 
     def child(place: Path, result: Path) -> None:
         with torch.inference_mode():
-            loaded = load("host.weights.loading").load(path, None, None, torch.float32)
-            models = propagate.Models(loaded.model, loaded.clip_vision, loaded.vae)
             made = propagate.Job(models, frames, 1 - frames[:1], plan, settings, place).run()
         save_file({"frames": made.frames.clone()}, str(result), metadata={"stages": "\n".join(made.stages)})
 

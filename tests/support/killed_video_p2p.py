@@ -9,7 +9,6 @@ of an undisturbed one or not, and how many states were kept at each kill.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -20,24 +19,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import by_path
+
 FRAMES, SIDE, STEPS = 3, 8, 5
-
-
-def module(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def works() -> dict[str, Callable[[Path], dict]]:
     """What is killed: folder -> tensors."""
-    load = module("framepainter_pack_opener", ROOT / "tools" / "pack.py").open_pack(Path(os.environ["FRAMEPAINTER_HOST"]), cpu=True)
-    text_model = module("framepainter_tests_text_model", ROOT / "tests" / "support" / "text_model.py")
+    load = by_path.open_pack()
     import torch
+    from framepainter_tests import text_model
 
     torch.set_num_threads(1)  # threads do not survive a fork
     ddim, one_shot, tuning = (load(f"host.{name}") for name in ("inversion.ddim", "training.one_shot", "training.tune_on_video"))

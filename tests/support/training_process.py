@@ -7,7 +7,6 @@ with the new process's number, {"wait": number} with its exit status when it has
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -15,23 +14,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import by_path
+
 PAIRS, HEIGHT, WIDTH = 4, 32, 48
-
-
-def module(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def prepare() -> Any:
     """Import all that a run needs; returns what runs the command."""
-    command = module("framepainter_train_command", ROOT / "commands" / "train.py")
-    tiny = module("framepainter_tests_tiny", ROOT / "tests" / "support" / "tiny.py")
+    command = by_path.module("framepainter_train_command", by_path.ROOT / "commands" / "train.py")
     load = command.open_pack(Path(os.environ["FRAMEPAINTER_HOST"]))
-    run = load("host.training.command")
+    run, tiny = load("host.training.command"), by_path.module("framepainter_tests_tiny", Path(__file__).with_name("tiny.py"))
     import torch.distributed.fsdp  # noqa: F401  else every fork would take seconds to import them
     import torch.distributed.tensor  # noqa: F401
 
