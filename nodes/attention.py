@@ -25,21 +25,23 @@ class MatchingAttention(io.ComfyNode):
         return schema(
             node_id="FramePainterMatchingAttention",
             display_name="FramePainter Matching Attention",
-            description="Ties edited tokens to source tokens in every spatial block of an SVD model. Load FramePainter "
+            description="Lets edited tokens attend to source tokens in every spatial block of an SVD model. Load FramePainter "
                         "attaches it already; use this node to change it, or to add it to another SVD model.",
             search_aliases=["cross-frame attention", "reference attention"],
             inputs=[
                 io.Model.Input("model", tooltip="Any Stable Video Diffusion model."),
                 io.Combo.Input("semantics", options=SEMANTICS, default="release",
-                               tooltip="release: all frames ask the source frame, as the published weights were used. "
-                                       "paper: edited frames only. cross-frame: no trained weights, the model's own "
-                                       "self-attention also sees the source frame. off: none."),
+                               tooltip="release: all frames attend to the source frame, as in the released code. paper: only the "
+                                       "edited frames do. cross-frame: no trained weights; the model's own self-attention also "
+                                       "sees the source frame. off: none."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.001,
-                               tooltip="Factor on the branch. 1 as trained; less keeps less of the source; 0 is off."),
+                               tooltip="Strength of the matching attention. 1: as trained; lower: keeps less of the source; 0: "
+                                       "off."),
                 FramePainterType.Input("framepainter", optional=True,
                                        tooltip="Trained matching weights; needed for release and paper."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy with that attention; nothing else changes.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model with this attention; nothing else "
+                                                                   "changes.")],
         )
 
     @classmethod
@@ -58,31 +60,30 @@ class CorrespondenceMap(io.ComfyNode):
             description="Shows where in the source picture a point of the edit comes from, by the model's matching "
                         "attention (FramePainter, Fig. 8).",
             inputs=[
-                io.Model.Input("model", tooltip="The model that made the edit, matching attention attached."),
+                io.Model.Input("model", tooltip="The model that made the edit, with its matching attention."),
                 io.Conditioning.Input("positive", tooltip="The edit's positive conditioning."),
                 io.Latent.Input("latent", tooltip="The finished edit, from KSampler: both frames."),
                 io.Image.Input("picture", tooltip="The source picture, drawn under the maps."),
                 io.Float.Input("x", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="The point in the edited picture, share of its width from the left."),
+                               tooltip="Position of the point in the edited picture, as a share of its width from the left."),
                 io.Float.Input("y", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="The point in the edited picture, share of its height from the top."),
+                               tooltip="Position of the point in the edited picture, as a share of its height from the top."),
                 io.Combo.Input("level", options=list(LEVELS), default="medium (1/16)",
                                tooltip="Size of the attention map, as a share of the picture's side. Finer is slower."),
                 advanced(io.Float.Input("sigma", default=1.0, min=0.01, max=700.0, step=0.01, optional=True,
                                         tooltip="Noise level at which the attention is read.")),
                 advanced(io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, optional=True,
                                       control_after_generate=False,
-                                      tooltip="Seed of the noise put on the edit for the reading.")),
+                                      tooltip="Seed of the noise that is added to the edit to read the attention.")),
             ],
             outputs=[
                 io.Image.Output(display_name="heat_map",
-                                tooltip="The source picture with the attention of the chosen point (its place: red cross), "
-                                        "and the best match (green cross)."),
-                io.Image.Output(display_name="flow", tooltip="Where every edited token comes from: hue is the direction, "
-                                                             "saturation the distance, white means the same place."),
-                io.Mask.Output(display_name="attention", tooltip="The heat map by itself, 0 to 1."),
-                io.Mask.Output(display_name="moved", tooltip="Tokens that come from another place, where they are and where "
-                                                             "they were, for Edit Mask."),
+                                tooltip="The source picture with the attention of the chosen point. Red cross: the chosen "
+                                        "position; green cross: the best match."),
+                io.Image.Output(display_name="flow", tooltip="Where every token of the edit comes from. Hue: the direction; "
+                                                             "saturation: the distance; white: the same place."),
+                io.Mask.Output(display_name="attention", tooltip="The heat map alone, 0 to 1."),
+                io.Mask.Output(display_name="moved", tooltip="Tokens that moved, at their new and old places; for Edit Mask."),
             ],
         )
 

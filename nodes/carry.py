@@ -23,33 +23,35 @@ class CarryEdit(io.ComfyNode):
         return schema(
             node_id="FramePainterCarryEdit",
             display_name="Carry Edit",
-            description="Brings the edit of one frame, or of several, to all frames of a video at the video's own size. No model "
-                        "is needed. Pixels that are not changed keep their bits.",
+            description="Carries the edit of one or several frames to all frames of a video, at the video's own size. Needs no "
+                        "model. Pixels that are not edited stay the same, bit for bit.",
             search_aliases=["propagate without a model", "ebsynth", "edit keyframe", "recolour video", "optical flow"],
             inputs=[
                 io.Image.Input("frames", tooltip="All frames of the video, from Read Video."),
-                io.Image.Input("edited", tooltip="The edited keyframes at the video's size, one for each number of 'keyframes'."),
+                io.Image.Input("edited", tooltip="The edited keyframes at the video's size, one for each number in 'keyframes'."),
                 io.String.Input("keyframes", default="0",
-                                tooltip="Number of each edited frame, the first being 0; several with commas: 0, 24. The edit "
-                                        "runs forward and backward from each; between two, the surer and nearer one counts."),
+                                tooltip="Numbers of the edited frames, counted from 0 and separated by commas: 0, 24. Each edit "
+                                        "is carried forward and backward; between two keyframes, the more reliable and nearer one "
+                                        "counts more."),
                 io.Combo.Input("flow", options=list(FLOWS), default="automatic",
-                               tooltip="What estimates motion. DIS: OpenCV's, if it is installed. own: the pack's, which needs "
-                                       "nothing. automatic: DIS if it is there. Not used if optical_flow is connected."),
+                               tooltip="What estimates the motion. DIS: OpenCV's method, if OpenCV is installed. own: the pack's, "
+                                       "which needs nothing. automatic: DIS if available. Not used if optical_flow is connected."),
                 io.Mask.Input("mask", optional=True,
-                              tooltip="Where the keyframe is edited, one mask for all keyframes or one for each: what is changed "
-                                      "outside of it is not carried. Without it: where 'edited' differs from the frame."),
+                              tooltip="Where the keyframes are edited: one mask for all, or one for each. Changes outside the "
+                                      "mask are not carried. Without it: wherever 'edited' differs from the frame."),
                 io.Mask.Input("keep", optional=True,
-                              tooltip="What stays as it is in every frame, white: one mask for all frames, or one a frame, such as "
-                                      "a tracked mask."),
+                              tooltip="White: stays as it is in every frame. One mask for all frames, or one for each, such as a "
+                                      "tracked mask."),
                 OpticalFlowType.Input("optical_flow", optional=True,
-                                      tooltip="RAFT of Load Optical Flow Model, in place of 'flow'. Better where things move far; "
-                                              "slow without a graphics card."),
+                                      tooltip="RAFT from Load Optical Flow Model, used instead of 'flow'. Better for large "
+                                              "motion; slow without a graphics card."),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The edited video; for Create Video."),
-                io.Mask.Output(display_name="change", tooltip="1 where a frame was changed; elsewhere it has the video's bits."),
-                io.Mask.Output(display_name="confidence", tooltip="How sure each pixel is, 1: sure. Low where things came into "
-                                                                  "view or changed form: edit another keyframe there."),
+                io.Mask.Output(display_name="change", tooltip="1 where a frame was changed; elsewhere its pixels are exactly the "
+                                                              "video's."),
+                io.Mask.Output(display_name="confidence", tooltip="How certain each pixel is; 1 is certain. Low where things came "
+                                                                  "into view or changed shape: edit another keyframe there."),
             ],
         )
 
@@ -79,7 +81,7 @@ def _edits(edited: Tensor, keyframes: str, mask: Tensor | None) -> list[Edit]:
     """Keyframes and masks, paired."""
     parts = [p for p in re.split(r"[,;\s]+", keyframes.strip()) if p]
     if not parts or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts):
-        raise ValueError(f"keyframes is '{keyframes[:60]}'. Give numbers of frames, the first being 0, with commas between: 0, 24.")
+        raise ValueError(f"keyframes is '{keyframes[:60]}'. Give frame numbers, counted from 0 and separated by commas: 0, 24.")
     if len(edited) != len(parts):
         raise ValueError(f"'edited' has {len(edited)} pictures, keyframes {len(parts)} numbers ({', '.join(parts[:8])}). Give one "
                          "number for each picture.")

@@ -20,36 +20,36 @@ class FramePainterConditioning(io.ComfyNode):
         return schema(
             node_id="FramePainterConditioning",
             display_name="FramePainter Conditioning",
-            description="Prepares a source picture for a two-frame edit, with the preparation that FramePainter was "
-                        "trained with. A batch of pictures becomes a list of edits, run one after another.",
+            description="Prepares a source picture for a two-frame edit in the way that FramePainter was trained. A batch of "
+                        "pictures becomes a list of edits, which run one after another.",
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Input("vae", tooltip="SVD's VAE."),
-                io.Image.Input("image", tooltip="Source picture or pictures, any size."),
+                io.Image.Input("image", tooltip="One or more source pictures of any size."),
                 io.Int.Input("width", default=1024, min=0, max=8192, step=8,
-                             tooltip="Width in pixels. 0 for width and height: the size that the model was trained at, if its file "
-                                     "says so."),
+                             tooltip="Width in pixels. Set width and height to 0 for the size that the model was trained at, if "
+                                     "its file states it."),
                 io.Int.Input("height", default=576, min=0, max=8192, step=8, tooltip="Height in pixels; see width."),
                 io.Combo.Input("size_mode", options=SIZE_MODES, default=SIZE_MODES[0],
-                               tooltip="keep aspect: the picture's own aspect ratio, within 1 %, at about width x height "
-                                       "pixels. exact: stretched to width x height, as the authors' demo does; sides "
-                                       "multiples of 8."),
+                               tooltip="keep aspect: the picture's own aspect ratio, within 1 %, at about width x height pixels. "
+                                       "exact: stretched to width x height, as in the authors' demo; both must be multiples of 8."),
                 io.Int.Input("fps_id", default=6, min=0, max=1023,
                              tooltip="Frame rate number as the network sees it; released value 6."),
                 io.Int.Input("motion_bucket_id", default=128, min=0, max=1023,
                              tooltip="Amount of motion, 0 to 255 in training; released value 128."),
                 io.Float.Input("augmentation", default=0.02, min=0.0, max=10.0, step=0.005, round=0.001,
-                               tooltip="Standard deviation of the noise added to the source's pixels (on -1 to 1) before "
-                                       "the VAE; more lets the edit depart further. Released value 0.02."),
+                               tooltip="Standard deviation of the noise added to the source's pixels (range -1 to 1) before the "
+                                       "VAE. More lets the edit depart further from the source. Released value 0.02."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="Seed of that noise. The sampler has its own."),
+                             tooltip="Seed of the noise of 'augmentation'. The sampler has its own seed."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", is_output_list=True, tooltip="One a picture."),
+                io.Conditioning.Output(display_name="positive", is_output_list=True, tooltip="One for each picture."),
                 io.Conditioning.Output(display_name="negative", is_output_list=True,
-                                       tooltip="One a picture: zero embedding and zero latent, the same numbers."),
+                                       tooltip="One for each picture: zero embedding and zero latent, with the same frame rate, "
+                                               "motion and augmentation."),
                 io.Latent.Output(display_name="latent", is_output_list=True,
-                                 tooltip="Empty latent of two frames: 0 the source again, 1 the edit."),
+                                 tooltip="Empty latent of two frames: frame 0 becomes the source again, frame 1 the edit."),
             ],
         )
 

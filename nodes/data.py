@@ -57,57 +57,60 @@ class BuildDataset(io.ComfyNode):
         return schema(
             node_id="FramePainterBuildDataset",
             display_name="Build Dataset",
-            description="Makes training pairs from videos: two frames in which something moves, the motion between them, and "
-                        "the three editing signals. Cancel at any time; queue again with the same settings to go on.",
+            description="Makes training pairs from videos: two frames between which something moves, the motion between them, and "
+                        "the three editing signals. Cancel at any time; queue again with the same settings to continue.",
             search_aliases=["training data", "frame pairs", "optical flow", "webdataset"],
             is_output_node=True,
             inputs=[
                 io.String.Input("videos", default="",
-                                tooltip="Folder of videos, whole path or under ComfyUI's input folder. Sub-folders count too; "
-                                        "one of pictures counts as a video. Empty: use images."),
+                                tooltip="Folder of videos: its full path, or its name under ComfyUI's input folder. Sub-folders "
+                                        "count too; a folder of pictures counts as one video. Empty: use images."),
                 io.String.Input("name", default="my_videos",
                                 tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
-                                        "go on with it, and take in new videos."),
+                                        "continue it and take in new videos."),
                 io.Int.Input("width", default=1024, min=16, max=8192, step=8,
-                             tooltip="Width of the pairs in pixels: frames are resized, and cropped in the middle. A network of "
+                             tooltip="Width of the pairs in pixels; frames are resized and cropped at the centre. A network of "
                                      "four levels needs multiples of 64."),
                 io.Int.Input("height", default=576, min=16, max=8192, step=8, tooltip="Height of the pairs in pixels."),
                 io.Float.Input("min_seconds", default=1.0, min=0.0, max=3600.0, step=0.1, round=0.001,
-                               tooltip="The two frames are more than this apart; the paper takes one second. Longer: larger "
-                                       "edits."),
+                               tooltip="The two frames of a pair are more than this many seconds apart; the paper takes one "
+                                       "second. Longer: larger edits."),
                 io.Float.Input("max_seconds", default=5.0, min=0.01, max=3600.0, step=0.1, round=0.001,
-                               tooltip="And at most this. Shorter: fewer cuts and disappearing objects between them."),
+                               tooltip="The two frames of a pair are at most this many seconds apart. Shorter: fewer cuts and "
+                                       "disappearing objects between them."),
                 io.Float.Input("min_motion", default=0.02, min=0.0, max=2.0, step=0.005, round=0.0001,
-                               tooltip="Least mean motion of what moves, in parts of the diagonal. Higher drops small edits."),
+                               tooltip="Smallest mean motion of what moves, as a share of the picture's diagonal. Higher drops "
+                                       "small edits."),
                 io.Float.Input("max_motion", default=0.25, min=0.001, max=2.0, step=0.005, round=0.0001,
-                               tooltip="Most mean motion of what moves, in parts of the diagonal. Lower drops what moves so "
-                                       "far that flow is seldom right."),
+                               tooltip="Largest mean motion of what moves, as a share of the picture's diagonal. Lower drops "
+                                       "large motion, for which the flow is seldom right."),
                 io.Float.Input("static_camera", default=0.7, min=0.0, max=1.0, step=0.05, round=0.001,
-                               tooltip="Least share of the picture's border that must stand still. 1: tripod; 0: any camera."),
-                io.Int.Input("pairs_per_video", default=4, min=1, max=1000, tooltip="Most pairs taken from one video."),
+                               tooltip="Smallest share of the picture's border that must stand still. 1: tripod; 0: any camera."),
+                io.Int.Input("pairs_per_video", default=4, min=1, max=1000, tooltip="Largest number of pairs from one video."),
                 io.Combo.Input("flow_source", options=flows.choices(), default=flows.AUTOMATIC,
-                               tooltip="What estimates motion: a RAFT file in models/optical_flow, or an estimator without "
-                                       "weights. automatic: RAFT if there is one. Not used if flow or tracks are connected."),
+                               tooltip="What estimates the motion: a RAFT file in models/optical_flow, or an estimator without "
+                                       "weights. automatic: RAFT if there is a file. Not used if flow or tracks are connected."),
                 io.Int.Input("drag_points", default=4, min=1, max=64, tooltip="Drags of each pair."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Seed for the choice of frames and drags. Same seed, same videos: same pairs."),
                 io.Image.Input("images", optional=True, tooltip="Frames of one video, in addition to the folder."),
                 io.Float.Input("fps", default=24.0, min=0.01, max=1000.0, step=0.01, round=0.001, optional=True,
-                               tooltip="Pictures a second, for images and for folders of pictures."),
+                               tooltip="Frames per second of images and of folders of pictures."),
                 FlowType.Input("flow", optional=True,
-                               tooltip="Flow of images from each frame to the next, (frames - 1, height, width, 2) in pixels, "
-                                       "from another node. Takes the place of flow_source."),
+                               tooltip="Optical flow between consecutive frames of images, of shape (frames - 1, height, width, "
+                                       "2) in pixels, from another node. Used instead of flow_source."),
                 io.MultiType.Input("tracks", [TracksType, io.String], optional=True,
-                                   tooltip="Tracked points of images: TRACKS, or JSON as CoTracker nodes put out. Motion is "
-                                           "known around them only."),
+                                   tooltip="Tracked points of images: TRACKS, or JSON as CoTracker nodes give it. The motion is "
+                                           "known around these points only."),
                 advanced(io.Combo.Input("holes", options=list(HOLES), default="black", optional=True,
-                                        tooltip="What the coarse edit shows where a moved part was. black: as in the training "
-                                                "of the models that come with the pack. source: the source picture.")),
+                                        tooltip="What the coarse edit shows where a moved part was. black: as for the models that "
+                                                "come with the pack. source: the source picture.")),
             ],
             outputs=[
                 io.String.Output(display_name="dataset", tooltip="The dataset's folder, for FramePainter Train and Dataset "
                                                                  "Preview."),
-                io.String.Output(display_name="report", tooltip="Pairs kept, pairs left out and why, videos skipped by name."),
+                io.String.Output(display_name="report", tooltip="Pairs kept, pairs dropped and why, and the names of skipped "
+                                                                "videos."),
             ],
         )
 
@@ -132,7 +135,7 @@ class BuildDataset(io.ComfyNode):
                 tracks: Any = None, holes: str = "black") -> io.NodeOutput:
         check_choice("holes", holes, HOLES)
         if fps <= 0:
-            raise ValueError(f"fps is {fps:g}; give the pictures a second, above 0.")
+            raise ValueError(f"fps is {fps:g}; give the frames per second, above 0.")
         folder = _new_set(name)
         settings = pairs.PairSettings(width, height, min_seconds, max_seconds, min_motion, max_motion, static_camera,
                                       pairs=pairs_per_video, drags=drag_points, holes=holes, seed=seed).checked()
@@ -184,33 +187,34 @@ class ProceduralDataset(io.ComfyNode):
         return schema(
             node_id="FramePainterProceduralDataset",
             display_name="Procedural Dataset",
-            description="Makes training pairs of moving textured shapes whose motion is known exactly. To try training, and to "
-                        "check it.",
+            description="Makes training pairs of moving textured shapes whose motion is known exactly, for trying and checking "
+                        "the training.",
             search_aliases=["synthetic data", "toy data", "training data"],
             is_output_node=True,
             inputs=[
                 io.String.Input("name", default="my_shapes",
                                 tooltip="Folder of the dataset under output/framepainter_datasets. The same name and settings "
-                                        "go on with it."),
+                                        "continue it."),
                 io.Int.Input("count", default=256, min=1, max=1_000_000, tooltip="Pairs to make."),
                 io.Int.Input("width", default=256, min=16, max=4096, step=8, tooltip="Width of the pictures in pixels."),
                 io.Int.Input("height", default=256, min=16, max=4096, step=8, tooltip="Height of the pictures in pixels."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Same seed and settings, same pairs."),
-                io.Int.Input("min_sprites", default=1, min=1, max=16, tooltip="Fewest shapes in a picture."),
+                             tooltip="The same seed and settings make the same pairs."),
+                io.Int.Input("min_sprites", default=1, min=1, max=16, tooltip="Smallest number of shapes in a picture."),
                 io.Int.Input("max_sprites", default=2, min=1, max=16,
-                             tooltip="Most shapes in a picture; more of them hide each other more."),
+                             tooltip="Largest number of shapes in a picture; more shapes hide each other more."),
                 io.Float.Input("max_shift", default=0.55, min=0.01, max=2.0, step=0.05, round=0.001,
-                               tooltip="Longest way of a shape, in halves of the shorter side. The shortest is 0.36 of it."),
+                               tooltip="Largest shift of a shape, in halves of the picture's shorter side. The smallest is 0.36 "
+                                       "of this."),
                 io.Float.Input("turn", default=26.0, min=0.0, max=180.0, step=1.0, round=0.1,
                                tooltip="Largest rotation between the frames, in degrees either way."),
                 io.Float.Input("growth", default=0.15, min=0.0, max=1.0, step=0.05, round=0.001,
-                               tooltip="Largest change of size between the frames, in parts of it, either way."),
+                               tooltip="Largest change of size between the frames, either way; 0.15 is 15 %."),
                 io.Int.Input("texture", default=4, min=2, max=64,
                              tooltip="Patches of colour across a shape. More: finer texture, for larger pictures."),
                 io.Combo.Input("background", options=list(BACKGROUNDS), default="smooth",
                                tooltip="smooth: slow changes of colour, as the small models were trained on. textured: noise, "
-                                       "which flow estimators find easier."),
+                                       "which is easier for flow estimators."),
                 io.Int.Input("drag_points", default=4, min=1, max=64, tooltip="Drags of each pair."),
                 advanced(io.Combo.Input("holes", options=list(HOLES), default="black", optional=True,
                                         tooltip="What the coarse edit shows where a moved part was.")),
@@ -218,7 +222,7 @@ class ProceduralDataset(io.ComfyNode):
             outputs=[
                 io.String.Output(display_name="dataset", tooltip="The dataset's folder, for FramePainter Train and Dataset "
                                                                  "Preview."),
-                io.String.Output(display_name="report", tooltip="How many pairs, and where they lie."),
+                io.String.Output(display_name="report", tooltip="The number of pairs, and their folder."),
             ],
         )
 
@@ -246,20 +250,22 @@ class DatasetPreview(io.ComfyNode):
         return schema(
             node_id="FramePainterDatasetPreview",
             display_name="Dataset Preview",
-            description="Shows pairs of a dataset and their editing signals as a contact sheet, a row a pair.",
+            description="Shows pairs of a dataset and their editing signals as a contact sheet, one row per pair.",
             search_aliases=["contact sheet", "training data"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input("dataset", default="",
-                                tooltip="Folder of the dataset under the output folder, as the dataset nodes put it out."),
-                io.Int.Input("first", default=0, min=0, max=10_000_000, tooltip="Number of the first pair shown, from 0."),
+                                tooltip="Folder of the dataset under the output folder, as the dataset nodes return it."),
+                io.Int.Input("first", default=0, min=0, max=10_000_000, tooltip="Number of the first pair to show, counted from "
+                                                                                "0."),
                 io.Int.Input("count", default=8, min=1, max=64, tooltip="Pairs shown."),
             ],
             outputs=[
-                io.Image.Output(display_name="sheet", tooltip="Columns: source, target, flow, where it is visible, sketch, "
+                io.Image.Output(display_name="sheet", tooltip="Columns: source, target, flow, where the flow is reliable, sketch, "
                                                               "drags, coarse edit."),
-                io.String.Output(display_name="counts", tooltip="Pairs in all, those shown, and damaged ones by name."),
+                io.String.Output(display_name="counts", tooltip="The number of pairs, which ones are shown, and the names of "
+                                                                "damaged ones."),
             ],
         )
 

@@ -16,33 +16,33 @@ class EvaluateEdits(io.ComfyNode):
         return schema(
             node_id="FramePainterEvaluate",
             display_name="Evaluate Edits",
-            description="Compares edited pictures with the true ones: MSE, PSNR, SSIM, errors by area, and if asked for LPIPS "
-                        "and CLIP-FID. Takes all pictures of a list or batch as one set.",
+            description="Compares edited pictures with the true ones: MSE, PSNR, SSIM, errors by area and, if asked for, LPIPS "
+                        "and CLIP-FID. All pictures of a list or batch count as one set.",
             search_aliases=["metrics", "ssim", "psnr", "lpips", "fid"],
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("edited", tooltip="The edits, in batches or a list."),
-                io.Image.Input("truth", tooltip="The picture that each edit should be, of the same size, in the same order; "
+                io.Image.Input("truth", tooltip="The picture that each edit should give, of the same size and in the same order; "
                                                 "or one for all."),
                 io.Image.Input("source", optional=True,
-                               tooltip="The pictures before the edit, one for each or one for all. Adds a column: what "
-                                       "leaving them alone would score."),
+                               tooltip="The pictures before the edit, one for each or one for all. Adds a column with the values "
+                                       "that the unedited picture would get."),
                 io.Mask.Input("moved", optional=True,
-                              tooltip="Area of the true picture (white) that shows what the source shows elsewhere. Errors in "
-                                      "it are listed apart."),
+                              tooltip="Area of the true picture (white) that the source shows at another place. Its errors are "
+                                      "listed separately."),
                 io.Mask.Input("disoccluded", optional=True,
-                              tooltip="Area of the true picture (white) that the source does not show. Errors in it are listed "
-                                      "apart; with 'moved' also those in the static rest."),
+                              tooltip="Area of the true picture (white) that the source does not show. Its errors are listed "
+                                      "separately; with 'moved' also those of the static rest."),
                 io.ClipVision.Input("clip_vision", optional=True,
-                                    tooltip="Any CLIP vision model, for CLIP-FID. Needs two pairs or more; a meaningful value "
+                                    tooltip="Any CLIP vision model, for CLIP-FID. Needs at least two pairs; a meaningful value "
                                             "needs thousands."),
                 io.Boolean.Input("lpips", default=False, optional=True,
                                  tooltip="Also compute LPIPS (AlexNet), if the package 'lpips' and its weights are installed. "
                                          "Nothing is downloaded."),
                 io.Int.Input("sheet_rows", default=8, min=1, max=64, optional=True,
-                             tooltip="Most pairs shown on the contact sheet."),
+                             tooltip="Largest number of pairs on the contact sheet."),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="Table and remarks as Markdown."),
@@ -101,9 +101,9 @@ def _for_each(name: str, items: list[Tensor], count: int) -> list[Tensor | None]
 
 def _same_size(name: str, image: Tensor | None, truth: Tensor, index: int) -> None:
     if image is not None and image.shape[:2] != truth.shape[:2]:
-        raise ValueError(f"picture {index} of '{name}' is {image.shape[1]} x {image.shape[0]}, its truth "
-                         f"{truth.shape[1]} x {truth.shape[0]}. Metrics of resized pictures would measure the resizing: "
-                         "bring both to one size before this node, for instance with Upscale Image.")
+        raise ValueError(f"picture {index} of '{name}' is {image.shape[1]} x {image.shape[0]}, its truth {truth.shape[1]} x "
+                         f"{truth.shape[0]}. Resizing here would change the metrics: bring both to one size before this node, for "
+                         "instance with Upscale Image.")
 
 
 def _fitting_mask(name: str, mask: Tensor | None, truth: Tensor, index: int) -> Tensor | None:

@@ -34,26 +34,27 @@ class EditedFrameConditioning(io.ComfyNode):
         return schema(
             node_id="FramePainterEditedConditioning",
             display_name="Edited Frame Conditioning",
-            description="Conditioning from the edited first frame, for sampling an edited clip as I2VEdit does.",
+            description="Conditioning from the edited first frame, for sampling an edited clip as in I2VEdit.",
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Input("vae", tooltip="SVD's VAE."),
                 io.Image.Input("image", tooltip="The edited first frame, at the clip's size."),
-                io.Latent.Input("latent", tooltip="The clip's latent, to check the size against."),
+                io.Latent.Input("latent", tooltip="The clip's latent, to check the size."),
                 io.Int.Input("fps", default=7, min=1, max=1024, optional=True,
-                             tooltip="Frame rate of the clip; the network is told one less, as released."),
+                             tooltip="Frame rate of the clip; the network gets this number minus one, as released."),
                 io.Int.Input("motion_bucket_id", default=condition.MOTION_BUCKET, min=0, max=1023, optional=True,
                              tooltip="Amount of motion as the network sees it; released value 127."),
                 io.Float.Input("augmentation", default=condition.AUGMENTATION, min=0.0, max=10.0, step=0.005, round=0.001,
                                optional=True,
-                               tooltip="Standard deviation of the noise added to the condition's latent, the same for all "
-                                       "frames; also told to the network. Released value 0.02."),
+                               tooltip="Standard deviation of the noise added to the condition's latent, the same for all frames; "
+                                       "the network is also told this number. Released value 0.02."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, optional=True,
-                             tooltip="Seed of that noise."),
+                             tooltip="Seed of the noise of 'augmentation'."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
-                io.Conditioning.Output(display_name="negative", tooltip="Zero embedding and zero latent, the same numbers."),
+                io.Conditioning.Output(display_name="negative", tooltip="Zero embedding and zero latent, with the same frame "
+                                                                        "rate, motion and augmentation."),
             ],
         )
 
@@ -77,44 +78,48 @@ class MatchAttention(io.ComfyNode):
         return schema(
             node_id="FramePainterMatchAttention",
             display_name="Match Attention",
-            description="Lets an edited clip follow a source clip's attention (I2VEdit): structure where the two agree, motion "
-                        "in the first steps. The source runs beside the edit; nothing is stored on disk.",
+            description="Lets an edited clip follow a source clip's attention (I2VEdit's attention injection): its structure "
+                        "where the two agree, its motion in the first steps. The source runs beside the edit; nothing is stored "
+                        "on disk.",
             search_aliases=["I2VEdit", "attention injection", "video edit", "first frame"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the clip was inverted with. LoRAs on it act on the edit only."),
                 TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Load Trajectory."),
                 io.Combo.Input("preset", options=list(PRESETS), default="local edit",
-                               tooltip="How long temporal attention is the source's. local edit: 0.5 and 0.8 of the steps. "
-                                       "global style: 0.8 and 0.9. large shape change: 0.4 and 0.5. custom: beta_1 and beta_2."),
+                               tooltip="How long the temporal attention is the source's: all layers until the first share of the "
+                                       "steps, coarse layers until the second. local edit: 0.5 and 0.8. global style: 0.8 and "
+                                       "0.9. large shape change: 0.4 and 0.5. custom: beta_1 and beta_2."),
                 io.Float.Input("threshold", default=0.35, min=0.0, max=1.01, step=0.01, round=0.0001,
-                               tooltip="Spatial attention that differs by at least this much is the edit's own. More keeps "
-                                       "more of the source. In the first frame."),
+                               tooltip="Threshold at the first frame: where spatial attention differs by at least this much, the "
+                                       "edit keeps its own. More keeps more of the source."),
                 io.Float.Input("threshold_last", default=0.35, min=0.0, max=1.01, step=0.01, round=0.0001,
-                               tooltip="The same towards the last frame; between them it runs in a line."),
+                               tooltip="Threshold at the last frame; frames between are interpolated linearly."),
                 io.Float.Input("beta_1", default=0.5, min=0.0, max=1.0, step=0.05, round=0.0001, optional=True,
                                tooltip="With custom: share of the steps in which all temporal attention is the source's."),
                 io.Float.Input("beta_2", default=0.8, min=0.0, max=1.0, step=0.05, round=0.0001, optional=True,
-                               tooltip="With custom: share of the steps after which no temporal attention is the source's; "
-                                       "until then the coarse layers' is."),
+                               tooltip="With custom: share of the steps after which all temporal attention is the edit's own. "
+                                       "Between beta_1 and this, only the coarse layers use the source's."),
                 io.Mask.Input("change_mask", optional=True,
-                              tooltip="White: these areas are free of the source's structure. One mask, or one a frame."),
+                              tooltip="White areas do not follow the source's structure. One mask, or one for each frame."),
                 io.Mask.Input("stay_mask", optional=True,
-                              tooltip="White: these areas stay as in the source. One mask, or one a frame."),
+                              tooltip="White areas stay as in the source. One mask, or one for each frame."),
                 io.Boolean.Input("hold_stay", default=True, optional=True,
-                                 tooltip="Keep the areas of stay_mask on the source's own latents, so that they come out as "
-                                         "they were. Off: only their attention is the source's."),
+                                 tooltip="Also hold the latents in the areas of stay_mask to the source's, so that these areas "
+                                         "come out unchanged. Off: only their attention is the source's."),
                 AttentionRecordType.Input("record", optional=True,
-                                          tooltip="From Record Attention: read instead of running the source again."),
-                advanced(io.Boolean.Input("spatial", default=True, optional=True, tooltip="Match spatial attention.")),
-                advanced(io.Boolean.Input("temporal", default=True, optional=True, tooltip="Match temporal attention.")),
+                                          tooltip="From Record Attention: read this record instead of running the source again."),
+                advanced(io.Boolean.Input("spatial", default=True, optional=True, tooltip="Inject spatial attention.")),
+                advanced(io.Boolean.Input("temporal", default=True, optional=True, tooltip="Inject temporal attention.")),
                 advanced(io.Int.Input("coarse_scale", default=4, min=1, max=64, optional=True,
-                                      tooltip="Between beta_1 and beta_2 the layers at 1 / this of the latent's size and "
-                                              "smaller are the source's; released value 4.")),
+                                      tooltip="Between beta_1 and beta_2, the layers whose size is at most the latent's divided "
+                                              "by this use the source's temporal attention; released value 4.")),
                 advanced(io.Combo.Input("branches", options=list(BRANCHES), default=BRANCHES[0], optional=True,
-                                        tooltip="Run the source in one pass with the edit, or before it. auto: together if "
-                                                "memory allows. The result is the same up to rounding.")),
+                                        tooltip="together: the source runs in one batch with the edit. one after another: before "
+                                                "it, which takes less memory. auto: together if memory allows. The results are "
+                                                "equal up to rounding.")),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy that follows the source; for the sampler.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model that follows the source; for the "
+                                                                   "sampler.")],
         )
 
     @classmethod
@@ -154,20 +159,20 @@ class RecordAttention(io.ComfyNode):
         return schema(
             node_id="FramePainterRecordAttention",
             display_name="Record Attention",
-            description="Keeps a source clip's attention for many edits. Needed on slow cards with much memory only: Match "
-                        "Attention runs the source again by itself.",
+            description="Records a source clip's attention for many edits. Useful only on slow cards with much memory, because "
+                        "Match Attention can run the source again by itself.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the clip was inverted with, without the edit's LoRAs."),
                 TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Load Trajectory."),
                 io.Combo.Input("place", options=PLACES, default=PLACES[0],
-                               tooltip="RAM, or files in ComfyUI's temp folder, which are deleted when the record is no longer "
-                                       "in use."),
+                               tooltip="Main memory, or files in ComfyUI's temp folder, which are deleted when the record is no "
+                                       "longer in use."),
                 io.Combo.Input("precision", options=list(DTYPES), default="fp16",
-                               tooltip="fp32 gives the same result as running the source again. 16 bit takes half the room; "
-                                       "single values at the threshold may fall to the other side."),
+                               tooltip="fp32 gives the same result as running the source again. 16 bit takes half the space, but "
+                                       "single values at the threshold may be decided differently."),
                 io.Float.Input("budget_gb", default=8.0, min=0.0, max=10000.0, step=0.5, round=0.0001,
-                               tooltip="Gigabytes to fill at most. Steps that do not fit are run again instead. 14 frames of "
-                                       "1024 x 576 and 25 steps take 40 GB in 16 bit."),
+                               tooltip="Memory limit in GB. The source runs again for steps that do not fit. 14 frames of 1024 x "
+                                       "576 and 25 steps take 40 GB in 16 bit."),
             ],
             outputs=[AttentionRecordType.Output(display_name="record", tooltip="For Match Attention.")],
         )
@@ -189,9 +194,9 @@ class DifferenceMask(io.ComfyNode):
             node_id="FramePainterDifferenceMask",
             display_name="Difference Mask",
             description="Where an edited clip's attention differs from the source's, averaged over the steps and layers of the "
-                        "run (I2VEdit, Fig. 15): what the edit has changed.",
+                        "run (I2VEdit, Fig. 15). It shows what the edit has changed.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the sampler ran, Match Attention on it."),
+                io.Model.Input("model", tooltip="The model that the sampler ran, with Match Attention."),
                 io.Conditioning.Input("positive", tooltip="The edit's positive conditioning."),
                 io.Latent.Input("latent", tooltip="The finished edit, from the sampler."),
                 io.Combo.Input("layers", options=list(difference.LAYERS), default="all",
@@ -200,11 +205,11 @@ class DifferenceMask(io.ComfyNode):
                                tooltip="difference: half the sum of absolute differences, 0 to 1. weight: the share of the "
                                        "edit's own attention, which is 1 from the threshold on."),
                 io.Boolean.Input("normalise", default=False, optional=True,
-                                 tooltip="Stretch the mask so that its largest value is 1. The picture always is."),
+                                 tooltip="Stretch the mask so that its largest value is 1. The picture is always stretched."),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="One mask a frame, 0 to 1, at the clip's size."),
-                io.Image.Output(display_name="picture", tooltip="The same in colour: black, red, yellow, white."),
+                io.Mask.Output(display_name="mask", tooltip="One mask for each frame, 0 to 1, at the clip's size."),
+                io.Image.Output(display_name="picture", tooltip="The same in colour, from black through red and yellow to white."),
             ],
         )
 

@@ -50,12 +50,12 @@ class LoadPicture(_InputFile):
             node_id="FramePainterPicture",
             display_name="Load Picture or Example",
             description="A picture of yours from the input folder, or one of the example pictures that come with FramePainter. "
-                        "Own pictures are read as Load Image reads them.",
+                        "Your pictures are read as Load Image reads them.",
             search_aliases=["load image", "example image", "upload picture", "photo"],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The picture, turned as its file says."),
-                io.Mask.Output(display_name="mask", tooltip="1 where the picture is transparent; a small black one without "
-                                                            "transparency."),
+                io.Image.Output(display_name="image", tooltip="The picture, rotated as its file says."),
+                io.Mask.Output(display_name="mask", tooltip="1 where the picture is transparent; a small black mask if nothing "
+                                                            "is."),
             ],
         )
 

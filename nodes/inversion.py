@@ -31,30 +31,29 @@ class SmoothAreaPerturbation(io.ComfyNode):
                         "areas of one colour invert to latents that are far from noise.",
             search_aliases=["SARP", "dither", "I2VEdit"],
             inputs=[
-                io.Image.Input("images", tooltip="The clip's frames, at the size at which they are edited."),
+                io.Image.Input("images", tooltip="The clip's frames, at the size at which they will be edited."),
                 io.Float.Input("threshold", default=sarp.THRESHOLD, min=0.0, max=10.0, step=0.001, round=0.00001,
                                tooltip="Largest gradient that counts as smooth: mean over the channels of the Sobel filters' "
-                                       "absolute values, pixels on -1 to 1. More makes more areas count."),
+                                       "absolute values, for pixels from -1 to 1. More makes more areas count."),
                 io.Float.Input("noise_scale", default=sarp.SCALE, min=0.0, max=1.0, step=0.0005, round=0.00001,
-                               tooltip="Standard deviation of the noise, pixels on -1 to 1. 0.0005 to 0.005 are useful; 0.1 "
+                               tooltip="Standard deviation of the noise, for pixels from -1 to 1. 0.0005 to 0.005 are useful; 0.1 "
                                        "breaks the motion; 0 changes nothing."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="Seed of the noise."),
                 io.Combo.Input("limits", options=list(LIMITS), default="mirror inward", optional=True,
-                               tooltip="Pure white and black have room for noise on one side only. mirror inward: noise that "
-                                       "would leave the range is turned round. clamp (released): it is cut off, and half of "
+                               tooltip="What happens at pure white and black, where noise fits on one side only. mirror inward: "
+                                       "noise that would leave the range is mirrored. clamp (released): it is cut off, so half of "
                                        "the noise is lost there."),
                 advanced(io.Combo.Input("border", options=list(BORDERS), default="repeat", optional=True,
-                                        tooltip="What lies beyond the picture when edges are looked for. zero (released): "
+                                        tooltip="What lies beyond the picture's border when edges are detected. zero (released): "
                                                 "grey, so the outermost pixels of most areas count as an edge and get no noise.")),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The perturbed clip."),
-                io.Image.Output(display_name="first_frame", tooltip="The first frame with a noise of its own, for Source "
+                io.Image.Output(display_name="first_frame", tooltip="The first frame with noise of its own, for Source "
                                                                     "Conditioning."),
-                io.Image.Output(display_name="key_frame", tooltip="The first frame with a third noise, for Source "
-                                                                  "Conditioning."),
-                io.Mask.Output(display_name="smooth_area", tooltip="White where noise was added, one mask a frame."),
+                io.Image.Output(display_name="key_frame", tooltip="The first frame with a third noise, for Source Conditioning."),
+                io.Mask.Output(display_name="smooth_area", tooltip="White where noise was added, one mask for each frame."),
             ],
         )
 
@@ -78,12 +77,13 @@ class SourceConditioning(io.ComfyNode):
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Input("vae", tooltip="SVD's VAE."),
-                io.Image.Input("images", tooltip="The clip's frames, perturbed; sides multiples of 8."),
+                io.Image.Input("images", tooltip="The clip's frames, with noise from Smooth Area Perturbation. Both sides must be "
+                                                 "multiples of 8."),
                 io.Image.Input("first_frame", optional=True,
-                               tooltip="From Smooth Area Perturbation: what CLIP and the later frames' condition see. Without "
+                               tooltip="From Smooth Area Perturbation. CLIP and the condition of the later frames use it. Without "
                                        "it, the clip's first frame."),
                 io.Image.Input("key_frame", optional=True,
-                               tooltip="From Smooth Area Perturbation: what the first frame's condition sees. Without it, the "
+                               tooltip="From Smooth Area Perturbation. The condition of the first frame uses it. Without it, the "
                                        "clip's first frame."),
                 io.Int.Input("fps_id", default=condition.FPS_INVERSION, min=0, max=1023, optional=True,
                              tooltip="Frame rate number as the network sees it; released value 8."),
@@ -91,10 +91,10 @@ class SourceConditioning(io.ComfyNode):
                              tooltip="Amount of motion as the network sees it; released value 127."),
                 io.Float.Input("augmentation", default=condition.AUGMENTATION, min=0.0, max=10.0, step=0.005, round=0.001,
                                optional=True,
-                               tooltip="Standard deviation of the noise added to the condition's pixels, on -1 to 1, before "
-                                       "the VAE; also told to the network. Released value 0.02."),
+                               tooltip="Standard deviation of the noise added to the condition's pixels (range -1 to 1) before "
+                                       "the VAE; the network is also told this number. Released value 0.02."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, optional=True,
-                             tooltip="Seed of that noise."),
+                             tooltip="Seed of the noise of 'augmentation'."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="For Invert EDM."),
@@ -140,8 +140,8 @@ class InvertEDM(io.ComfyNode):
         return schema(
             node_id="FramePainterInvertEDM",
             display_name="Invert EDM",
-            description="Runs a clip backwards through the model to the noise that it could have been made from (I2VEdit). "
-                        "Sample the latent with added noise turned off and the same sigmas.",
+            description="Runs a clip backwards through the model to the noise that it could have been made from (I2VEdit). Sample "
+                        "the latent with added noise turned off and with the same sigmas.",
             search_aliases=["inversion", "unsample", "DDIM inversion", "I2VEdit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -149,20 +149,21 @@ class InvertEDM(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="Conditioning of the source clip, from Source Conditioning."),
                 io.Latent.Input("latent", tooltip="The source clip's latents, from Source Conditioning."),
                 io.Int.Input("steps", default=25, min=1, max=10000,
-                             tooltip="Steps, on the released schedule (Karras, 700 to 0.002). More invert more exactly. Not "
-                                     "used if sigmas is connected."),
+                             tooltip="Number of steps, on the released schedule (Karras, 700 to 0.002). More steps invert more "
+                                     "exactly. Not used if sigmas is connected."),
                 io.Sigmas.Input("sigmas", optional=True,
-                                tooltip="Another schedule, as the sampler is to run it: falling noise levels."),
+                                tooltip="Another noise schedule, in the sampler's order: falling noise levels."),
                 io.Boolean.Input("resumable", default=False, optional=True,
-                                 tooltip="Keep what is done in output/trajectories while running, and go on from there after "
-                                         "an interruption. The file is deleted at the end."),
+                                 tooltip="Save the finished steps in output/trajectories while running, and resume from them "
+                                         "after an interruption. The file is deleted at the end."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent",
                                  tooltip="Where sampling starts, at full noise: for SamplerCustom with add_noise off, or "
                                          "KSampler (Advanced) with add_noise disabled."),
-                TrajectoryType.Output(display_name="trajectory", tooltip="All states, for Match Attention, Save Trajectory."),
-                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="All latents on the way, for Match Attention and Save "
+                                                                         "Trajectory."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must use these sigmas."),
             ],
         )
 
@@ -180,12 +181,13 @@ class SaveTrajectory(io.ComfyNode):
         return schema(
             node_id="FramePainterSaveTrajectory",
             display_name="Save Trajectory",
-            description="Writes an inversion into one safetensors file, to edit the clip again without inverting it again.",
+            description="Writes an inversion into one safetensors file, so that the clip can be edited again without inverting it "
+                        "again.",
             is_output_node=True,
             inputs=[
                 TrajectoryType.Input("trajectory", tooltip="From Invert EDM or Invert DDIM."),
                 io.String.Input("filename_prefix", default=f"{FOLDER}/clip",
-                                tooltip="Place and start of the name under the output folder; a number is added. Load "
+                                tooltip="Folder and beginning of the file name under the output folder; a number is added. Load "
                                         "Trajectory lists the folder trajectories."),
             ],
             outputs=[],
@@ -207,10 +209,11 @@ class LoadTrajectory(io.ComfyNode):
             inputs=[io.Combo.Input("file", options=saved_names(FOLDER),
                                    tooltip="From the folder trajectories under output or input.")],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as the inversion gave it."),
-                TrajectoryType.Output(display_name="trajectory", tooltip="For Match Attention, if it is of Invert EDM; for "
-                                                                         "Prompt Attention and Null-Text, if of Invert DDIM."),
-                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+                io.Latent.Output(display_name="latent", tooltip="Where sampling starts, as the inversion returned it."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="For Match Attention, if it comes from Invert EDM; for "
+                                                                         "Prompt Attention and Null-Text, if it comes from Invert "
+                                                                         "DDIM."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must use these sigmas."),
             ],
         )
 
@@ -222,8 +225,8 @@ class LoadTrajectory(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         found = load(saved_path(file, FOLDER))
         if found.reached < found.steps:
-            raise TrajectoryError(f"'{file}' has {found.reached} of {found.steps} steps; it is what an "
-                                  "interrupted inversion left. Run the inversion again with 'resumable' on, and save the result.")
+            raise TrajectoryError(f"'{file}' has {found.reached} of {found.steps} steps: an interrupted inversion left it. Run "
+                                  "the inversion again with 'resumable' on, and save the result.")
         return io.NodeOutput(host.start_latent(found), found, torch.tensor(found.sigmas))
 
 
@@ -237,13 +240,14 @@ class NormalityReadOut(io.ComfyNode):
                         "histogram. Smaller is better; compare clips of the same size.",
             search_aliases=["Anderson-Darling", "Gaussian", "I2VEdit"],
             is_output_node=True,
-            inputs=[io.Latent.Input("latent", tooltip="The inverted latent from Invert EDM; any other latent works, too.")],
+            inputs=[io.Latent.Input("latent", tooltip="The inverted latent from Invert EDM; any other latent works too.")],
             outputs=[
-                io.Float.Output(display_name="statistic", tooltip="Statistic of the whole clip. Pure noise stays under 0.8; clips "
+                io.Float.Output(display_name="statistic", tooltip="Statistic of the whole clip. Pure noise stays below 0.8; clips "
                                                                   "without perturbation reach thousands."),
-                io.Image.Output(display_name="histogram", tooltip="Standardised values of the clip, and of each channel, with "
-                                                                  "the normal curve."),
-                io.String.Output(display_name="table", tooltip="Statistic, mean, deviation of the clip and of each channel."),
+                io.Image.Output(display_name="histogram", tooltip="Histograms of the standardised values of the clip and of each "
+                                                                  "channel, with the normal curve."),
+                io.String.Output(display_name="table", tooltip="Statistic, mean and standard deviation of the clip and of each "
+                                                               "channel."),
             ],
         )
 

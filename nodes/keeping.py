@@ -31,29 +31,30 @@ class DualClock(io.ComfyNode):
         return schema(
             node_id="FramePainterDualClock",
             display_name="FramePainter Dual Clock",
-            description="Starts an edit from a roughly edited picture, the moved part with less noise than the rest, so that "
-                        "it stays where it was put and its surroundings adapt (Time-to-Move). Needs no trained weights.",
+            description="Starts an edit from a roughly edited picture. The moved part gets less noise than the rest, so that it "
+                        "stays where it was put and its surroundings adapt (Time-to-Move). Needs no trained weights.",
             search_aliases=["time to move", "ttm", "cut and drag", "sdedit"],
             inputs=[
                 io.Model.Input("model", tooltip="Any Stable Video Diffusion model, FramePainter or not."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Latent.Input("latent", tooltip="The empty latent of FramePainter Conditioning or of "
-                                                  "SVD_img2vid_Conditioning: its size and number of frames count."),
-                io.Image.Input("clip", tooltip="The rough edit, one picture a frame, from Coarse Edit Signal. Or one picture: "
-                                               "then 'picture' is frame 0 and it is all others."),
-                io.Mask.Input("mask", tooltip="Where it is to be followed, one mask a frame or one for all later ones: what "
-                                              "was moved, not what it uncovered."),
+                io.Latent.Input("latent", tooltip="The empty latent of FramePainter Conditioning or of SVD_img2vid_Conditioning; "
+                                                  "only its size and number of frames are used."),
+                io.Image.Input("clip", tooltip="The rough edit, one picture for each frame, from Coarse Edit Signal. With a "
+                                               "single picture, 'picture' is frame 0 and this one is used for all others."),
+                io.Mask.Input("mask", tooltip="Where the rough edit is followed: what was moved, not what it uncovered. One mask "
+                                              "for each frame, or one for all frames after the first."),
                 io.Float.Input("weak", default=WEAK, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the steps that is left out; the rest starts from the noised rough edit. Lower: "
-                                       "more changes outside the mask. The authors use 0.32 with this kind of model."),
+                               tooltip="Share of the steps to skip; the rest starts from the rough edit with noise. Lower: more "
+                                       "changes outside the mask. The authors use 0.32 with this kind of model."),
                 io.Float.Input("strong", default=STRONG, min=0.0, max=1.0, step=0.01, round=0.001,
                                tooltip="Share of the steps until which the rough edit is held inside the mask. Higher: it stays "
-                                       "more as it was put, also its flaws. The authors use 0.42."),
-                io.Image.Input("picture", optional=True, tooltip="Frame 0, if clip is one picture: the source."),
+                                       "closer to the rough edit, flaws included. The authors use 0.42."),
+                io.Image.Input("picture", optional=True, tooltip="The source picture, used as frame 0 if clip is a single "
+                                                                 "picture."),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A copy that samples with two clocks."),
-                io.Latent.Output(display_name="latent", tooltip="What it starts from. Leave denoise at 1."),
+                io.Model.Output(display_name="model", tooltip="A copy of the model that samples with two clocks."),
+                io.Latent.Output(display_name="latent", tooltip="The latent to start from. Leave denoise at 1."),
             ],
         )
 
@@ -61,7 +62,7 @@ class DualClock(io.ComfyNode):
     def execute(cls, model, vae, latent, clip: Tensor, mask: Tensor, weak: float, strong: float,
                 picture: Tensor | None = None) -> io.NodeOutput:
         if weak > strong:
-            raise ValueError(f"weak {weak} is above strong {strong}; the moved part would start with more noise than the "
+            raise ValueError(f"weak {weak:g} is above strong {strong:g}; the moved part would start with more noise than the "
                              "rest. Lower weak or raise strong.")
         count = len(latent["samples"])
         if count < 2:
@@ -93,29 +94,30 @@ class EditMask(io.ComfyNode):
         return schema(
             node_id="FramePainterEditMask",
             display_name="Edit Mask",
-            description="Where an edit is: from its signals, from the difference it made, from the correspondence, or a mask "
-                        "of yours; whatever is connected is put together.",
+            description="Where an edit is: from its signals, from the difference it made, from the correspondence, or from your "
+                        "own mask. Everything that is connected is combined.",
             inputs=[
-                io.Image.Input("picture", tooltip="The source picture; the mask gets its size."),
+                io.Image.Input("picture", tooltip="The source picture; the mask has its size."),
                 EditSignalType.Input("signal", optional=True,
-                                     tooltip="The area of a sketch, of drags or of a coarse edit. A sketch does not tell where "
-                                             "things were before."),
+                                     tooltip="Adds the area of a sketch, of drags or of a coarse edit. A sketch does not tell "
+                                             "where things were before."),
                 io.Image.Input("edited", optional=True,
-                               tooltip="The edited picture, at the model's size: where it differs from 'compare', or else from "
-                                       "the picture, is edited."),
+                               tooltip="The edited picture, at the model's size. Where it differs from 'compare', or else from "
+                                       "the picture, counts as edited."),
                 io.Image.Input("compare", optional=True,
-                               tooltip="reconstruction of Pick Edited Frame: what the model makes of the source, so that its own "
-                                       "small errors do not count."),
-                io.Mask.Input("mask", optional=True, tooltip="Further area, such as moved of Correspondence Map, or your own."),
+                               tooltip="reconstruction from Pick Edited Frame: the model's own copy of the source, so that the "
+                                       "small errors of the model do not count as edits."),
+                io.Mask.Input("mask", optional=True, tooltip="Another area to add, such as moved from Correspondence Map, or your "
+                                                             "own."),
                 io.Float.Input("threshold", default=0.12, min=0.0, max=1.0, step=0.01, round=0.001,
                                tooltip="Smallest difference of a colour channel, 0 to 1, that counts as edited. Lower: more area."),
                 io.Float.Input("drag_radius", default=0.1, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Width to each side of a drag that belongs to it, share of the picture's shorter side."),
+                               tooltip="Half the width of the area around a drag, as a share of the picture's shorter side."),
                 io.Int.Input("grow", default=8, min=-1024, max=1024,
-                             tooltip="Pixels of the picture by which the area is enlarged; negative: made smaller."),
+                             tooltip="Pixels of the picture by which the area grows; negative numbers shrink it."),
                 io.Int.Input("feather", default=0, min=0, max=1024,
-                             tooltip="Pixels of the picture over which the mask fades outside its edge. Keep Untouched has its "
-                                     "own."),
+                             tooltip="Pixels of the picture over which the mask fades outside its edge. Keep Untouched has a "
+                                     "feather of its own."),
             ],
             outputs=[io.Mask.Output(display_name="mask", tooltip="1 where the edit is.")],
         )
@@ -164,29 +166,29 @@ class KeepUntouched(io.ComfyNode):
         return schema(
             node_id="FramePainterKeepUntouched",
             display_name="Keep Untouched",
-            description="Puts the edit back into the original picture at the original's size. What the mask leaves out keeps "
-                        "its bits.",
+            description="Puts the edit back into the original picture at the original's size. Pixels outside the mask stay the "
+                        "same, bit for bit.",
             search_aliases=["composite", "paste back", "uncrop", "keep background", "inpaint"],
             inputs=[
-                io.Image.Input("original", tooltip="The picture before the edit, at its full size."),
+                io.Image.Input("original", tooltip="The picture before the edit, at full size."),
                 io.Image.Input("edited", tooltip="The edited picture at any size of the same aspect ratio, such as the model's."),
                 io.Mask.Input("mask", tooltip="Where the edit is, at any size."),
                 io.Int.Input("feather", default=16, min=0, max=1024,
                              tooltip="Width of the soft edge in pixels of the original. 0: the mask is used as it is."),
                 io.Combo.Input("feather_side", options=SIDES, default=SIDES[1],
-                               tooltip="outside: all of the mask shows the edit, which fades into the original beyond it. inside: "
-                                       "nothing outside the mask changes, the edit fades before its edge."),
+                               tooltip="outside: the whole mask shows the edit, which fades into the original beyond it. inside: "
+                                       "nothing outside the mask changes; the edit fades before the mask's edge."),
                 io.Combo.Input("colour_match", options=MATCHES, default=MATCHES[1],
-                               tooltip="Correct the edit's colours by what is untouched in both pictures: shift them, or also "
-                                       "scale them. off: take them as they are."),
+                               tooltip="Correct the edit's colours by comparing what is untouched in both pictures: mean shifts "
+                                       "them, mean and deviation also scales them. off: no correction."),
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
-                               tooltip="For an edit or a mask whose aspect ratio is not the original's: stop and say so, or "
-                                       "stretch it, as is right if the whole picture was squeezed for the model."),
+                               tooltip="If the aspect ratio of the edit or the mask is not the original's: stop with an error, or "
+                                       "stretch it. Stretching is right if the whole picture was squeezed for the model."),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The original with the edit in it, at the original's size."),
-                io.Mask.Output(display_name="weight", tooltip="The edit's share at each pixel; where it is 0 the bits are the "
-                                                              "original's."),
+                io.Mask.Output(display_name="weight", tooltip="Weight of the edit at each pixel; where it is 0, the pixel is "
+                                                              "exactly the original's."),
             ],
         )
 
@@ -223,12 +225,13 @@ class KeepLatent(io.ComfyNode):
         return schema(
             node_id="FramePainterKeepLatent",
             display_name="Keep Untouched in Latents",
-            description="Holds the source picture outside a mask while the edit is sampled, by the sampler's own noise mask.",
+            description="Keeps the source picture outside a mask while the edit is sampled, through the sampler's own noise mask.",
             inputs=[
                 io.Latent.Input("latent", tooltip="The empty latent of FramePainter Conditioning."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
                 io.Image.Input("picture", tooltip="The source picture."),
-                io.Mask.Input("mask", tooltip="Where the edit may be; a latent cell of 8 x 8 pixels that it touches is free."),
+                io.Mask.Input("mask", tooltip="Where the edit may change the picture. Every latent cell of 8 x 8 pixels that the "
+                                              "mask touches may change."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="The source in both frames, with a noise mask. Put it "
                                                                      "before FramePainter Dual Clock if both are used.")],

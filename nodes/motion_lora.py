@@ -25,8 +25,8 @@ class TrainMotionLora(io.ComfyNode):
         return schema(
             node_id="FramePainterTrainMotionLora",
             display_name="Train Motion LoRA",
-            description="Learns a clip's motion as a LoRA on the temporal attention of Stable Video Diffusion, for I2VEdit. An "
-                        "equal run is not trained twice; a cancelled one goes on.",
+            description="Learns a clip's motion as a LoRA on the temporal attention of Stable Video Diffusion, for I2VEdit. A run "
+                        "with the same inputs is not trained twice; a cancelled one resumes.",
             search_aliases=["i2vedit", "motion lora", "train lora"],
             inputs=[
                 io.Model.Input("model", tooltip="Stable Video Diffusion. It is not changed."),
@@ -39,41 +39,41 @@ class TrainMotionLora(io.ComfyNode):
                 io.Int.Input("steps", default=250, min=1, max=100_000, tooltip="Optimiser steps. The released training makes "
                                                                               "250."),
                 io.Float.Input("learning_rate", default=5e-4, min=1e-7, max=1.0, step=1e-5, round=1e-9,
-                               tooltip="AdamW's. The released training uses 0.0005."),
+                               tooltip="Learning rate of AdamW. The released training uses 0.0005."),
                 io.Int.Input("rank", default=32, min=1, max=256, tooltip="Rank of the LoRA; 32 as released, 71 MB at full size."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
-                               tooltip="Strength of the LoRA on the model that comes out. The LoRA itself is not affected."),
+                               tooltip="Strength of the LoRA on the returned model. The LoRA itself is not affected."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
-                             tooltip="Seed for noise, dropout and first weights."),
+                             tooltip="Seed for noise, dropout and initial weights."),
                 advanced(io.Int.Input("width", default=0, min=0, max=4096, step=64, optional=True,
-                                      tooltip="Pixels of training; 0 is the preset's.")),
+                                      tooltip="Training width in pixels; 0 takes the preset's.")),
                 advanced(io.Int.Input("height", default=0, min=0, max=4096, step=64, optional=True,
-                                      tooltip="Pixels of training; 0 is the preset's.")),
+                                      tooltip="Training height in pixels; 0 takes the preset's.")),
                 advanced(io.Float.Input("dropout", default=0.1, min=0.0, max=0.9, step=0.05, round=0.001, optional=True,
-                                        tooltip="Share of the LoRA's output that is left out in training.")),
+                                        tooltip="Share of the LoRA's output that is dropped at random in training.")),
                 advanced(io.Combo.Input("numbers", options=list(ORDERS), default="release", optional=True,
-                                        tooltip="How the network is told motion bucket and augmentation. release: exchanged, as "
-                                                "the released training does by mistake. corrected: as in sampling.")),
+                                        tooltip="Order in which the network is told motion bucket and augmentation. release: "
+                                                "swapped, as in the released training by mistake. corrected: as in sampling.")),
                 advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
-                                        tooltip="Precision of the arithmetic; the LoRA is kept in fp32. fp16 is for cards "
+                                        tooltip="Precision of the computation; the LoRA is kept in fp32. fp16 is for cards "
                                                 "without bf16.")),
                 advanced(io.Int.Input("save_every", default=50, min=1, max=100_000, optional=True,
                                       tooltip="Steps between saved states; a crash loses at most these.")),
                 advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
-                                      tooltip="Steps between previews, the clip sampled again from its first frame; 0 is none. "
-                                              "Previews take as long as dozens of steps.")),
+                                      tooltip="Steps between previews, in which the clip is sampled again from its first frame; "
+                                              "0: none. One preview takes as long as dozens of steps.")),
                 io.Mask.Input("change_mask", optional=True,
-                              tooltip="Where the edit will change the video, such as what is erased: one mask for all frames, or "
-                                      "one a frame. The loss does not count there, so that the LoRA does not learn it."),
+                              tooltip="Where the edit will change the video, for instance what is erased: one mask for all "
+                                      "frames, or one for each. The loss is ignored there, so that the LoRA does not learn it."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),
                 LoraModel.Output(display_name="lora", tooltip="For Save Motion LoRA, or ComfyUI's Save LoRA Weights and Load LoRA "
                                                               "Model."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps; single steps scatter with their noise."),
-                io.Image.Output(display_name="previews", tooltip="The last preview: above sampled, below the clip. Black if there "
+                io.Image.Output(display_name="loss_curve", tooltip="Loss over the steps; single steps scatter with their noise."),
+                io.Image.Output(display_name="previews", tooltip="The last preview: sampled above, the clip below. Black if there "
                                                                  "is none."),
-                io.String.Output(display_name="report", tooltip="What was done, and where the file lies."),
+                io.String.Output(display_name="report", tooltip="What was done, and where the file is."),
             ],
         )
 
@@ -97,14 +97,14 @@ class LoadMotionLora(io.ComfyNode):
         return schema(
             node_id="FramePainterLoadMotionLora",
             display_name="Load Motion LoRA",
-            description="Reads a motion LoRA: of this pack, or a .pt list that the I2VEdit authors published.",
+            description="Reads a motion LoRA: one of this pack, or a .pt list that the I2VEdit authors published.",
             search_aliases=["i2vedit"],
             inputs=[
                 io.Model.Input("model", tooltip="The Stable Video Diffusion model it was trained on."),
                 io.Combo.Input("lora_file", options=folder_paths.get_filename_list("loras"),
                                tooltip="From models/loras. Pickled code in a file is never run."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
-                               tooltip="1 is as trained, 0 is off."),
+                               tooltip="1: as trained; 0: off."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="A copy with the LoRA on it."),
                      LoraModel.Output(display_name="lora", tooltip="The LoRA itself, for Save Motion LoRA.")],
@@ -130,11 +130,13 @@ class SaveMotionLora(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 LoraModel.Input("lora", tooltip="A motion LoRA."),
-                io.String.Input("filename_prefix", default="loras/motion", tooltip="Under the output folder; a number is added."),
+                io.String.Input("filename_prefix", default="loras/motion", tooltip="Folder and beginning of the file name under "
+                                                                                   "the output folder; a number is added."),
                 io.Combo.Input("form", options=FORMS, default=FORMS[0],
-                               tooltip="ComfyUI: safetensors for every LoRA loader. published by the authors: a nameless .pt list, "
-                                       "which needs `model`."),
-                io.Model.Input("model", optional=True, tooltip="The model it was trained on; needed for the authors' form."),
+                               tooltip="ComfyUI: safetensors for every LoRA loader. published by the authors: a .pt list without "
+                                       "names, which needs `model`."),
+                io.Model.Input("model", optional=True, tooltip="The model that the LoRA was trained on; needed for the authors' "
+                                                               "form."),
             ],
             outputs=[],
         )

@@ -43,7 +43,7 @@ class InvertDDIM(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.x model from Video Text Model."),
                 io.Conditioning.Input("positive", tooltip="The source prompt: source of Prompt Edit, or CLIP Text Encode."),
-                io.Latent.Input("latent", tooltip="The video's latents, a frame each: VAE Encode of all frames."),
+                io.Latent.Input("latent", tooltip="The video's latents, one for each frame: VAE Encode of all frames."),
                 io.Int.Input("steps", default=50, min=1, max=999,
                              tooltip="Steps of the inversion and of the edit. More follow the video more closely and take "
                                      "longer; 50 as published."),
@@ -54,9 +54,9 @@ class InvertDDIM(io.ComfyNode):
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="Where sampling starts, at full noise: for SamplerCustom with "
                                                                 "add_noise off."),
-                TrajectoryType.Output(display_name="trajectory", tooltip="All states, for Prompt Attention, Null-Text and Save "
-                                                                         "Trajectory."),
-                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must run these."),
+                TrajectoryType.Output(display_name="trajectory", tooltip="All latents on the way, for Prompt Attention, Null-Text "
+                                                                         "and Save Trajectory."),
+                io.Sigmas.Output(display_name="schedule", tooltip="The sampler must use these sigmas."),
             ],
         )
 
@@ -75,30 +75,31 @@ class NullText(io.ComfyNode):
         return schema(
             node_id="FramePainterNullText",
             display_name="Null-Text",
-            description="Finds for each step an embedding of the empty prompt with which guided sampling gives the source video "
-                        "back (Video-P2P's null-text optimisation). Slow, and not needed with the stored trajectory.",
+            description="Finds for each step an embedding of the empty prompt with which guided sampling reproduces the source "
+                        "video (Video-P2P's null-text optimisation). Slow, and not needed with the stored trajectory.",
             search_aliases=["null-text inversion", "video-p2p"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the video was inverted with."),
-                TrajectoryType.Input("trajectory", tooltip="Of the video, from Invert DDIM."),
+                TrajectoryType.Input("trajectory", tooltip="The trajectory of the video, from Invert DDIM."),
                 io.Conditioning.Input("negative", tooltip="The empty prompt: CLIP Text Encode without text."),
                 io.Float.Input("guidance", default=7.5, min=1.0, max=100.0, step=0.5, round=0.01,
-                               tooltip="Guidance of the sampling that is to give the video back. Use the same number as the "
+                               tooltip="Guidance scale with which sampling should reproduce the video. Use the same number as the "
                                        "sampler's cfg."),
                 io.Int.Input("iterations", default=10, min=1, max=1000,
-                             tooltip="Most updates in a step. More come closer to the video and take longer; 10 as published."),
+                             tooltip="Largest number of updates per step. More come closer to the video and take longer; 10 as "
+                                     "published."),
                 io.Combo.Input("precision", options=list(PRECISIONS), default="fp32", optional=True,
-                               tooltip="Precision of the arithmetic. fp32 comes closest; bf16 and fp16 take half the memory."),
+                               tooltip="Precision of the computation. fp32 comes closest; bf16 and fp16 take half the memory."),
                 io.Boolean.Input("checkpointing", default=False, optional=True,
-                                 tooltip="Take less memory for a third more time."),
+                                 tooltip="Gradient checkpointing: takes less memory and a third more time."),
                 io.Boolean.Input("resumable", default=False, optional=True,
                                  tooltip="Save what is done to output/trajectories while running, and continue from there after "
                                          "an interruption. The file is deleted at the end."),
             ],
             outputs=[
-                NullTextType.Output(display_name="null_text", tooltip="One embedding a step, shared by all frames: for Prompt "
-                                                                      "Attention."),
-                io.String.Output(display_name="report", tooltip="How far the video that comes back is from the source."),
+                NullTextType.Output(display_name="null_text", tooltip="One embedding for each step, shared by all frames: for "
+                                                                      "Prompt Attention."),
+                io.String.Output(display_name="report", tooltip="How far the reproduced video is from the source."),
             ],
         )
 
@@ -111,7 +112,7 @@ class NullText(io.ComfyNode):
         error = reconstruction_error(found, ddim.latents_of(trajectory))
         updates = sum(len(losses) for losses in found.losses)
         return io.NodeOutput(found, f"{found.done} steps, {updates} updates. Latents of the last step differ from the source's by "
-                                    f"{error:.4g} (root mean square).")
+                                    f"{error:.4f} (root mean square).")
 
 
 def _folder(resumable: bool) -> Path | None:
@@ -124,8 +125,8 @@ class PromptEdit(io.ComfyNode):
         return schema(
             node_id="FramePainterPromptEdit",
             display_name="Prompt Edit",
-            description="Says what is to change in a video by two prompts: one that describes it, and one that describes the edit. "
-                        "Words may be swapped, added, left out and weighed, all in one edit.",
+            description="Says what should change in a video, by two prompts: one that describes the video, and one that describes "
+                        "the edit. Words may be swapped, added, left out and weighted, all in one edit.",
             search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "video edit", "edit video by text", "word swap",
                             "attention reweighting"],
             inputs=[
@@ -133,26 +134,28 @@ class PromptEdit(io.ComfyNode):
                 io.String.Input("source_text", multiline=True, dynamic_prompts=True, default="",
                                 tooltip="What the video shows. (word:1.2) is emphasis, as everywhere."),
                 io.String.Input("edited_text", multiline=True, dynamic_prompts=True, default="",
-                                tooltip="What it is to show. Keep the words that should stay; those that differ are swapped or "
+                                tooltip="What it should show. Keep the words that should stay; those that differ are swapped or "
                                         "added."),
                 drawn_by(io.String.Input("words", multiline=True, default="",
-                                         tooltip="Words by hand. As chips: click where the edit may act, drag for a weight. As "
-                                                 "text, an entry a line: 'dog *2' weighs a word, 'cat > dog' swaps, '+big' adds, "
-                                                 "'dog 0..0.4' edits in a share of the steps; an at sign before a word lets the "
-                                                 "edit act where it looks, minus and at sign not there. Empty: automatic."),
+                                         tooltip="Choices for single words. As chips: click where the edit may act, drag for a "
+                                                 "weight. As text, one entry per line: 'dog *2' weights a word, 'cat > dog' "
+                                                 "swaps, '+big' adds, 'dog 0..0.4' edits in a share of the steps; an at sign "
+                                                 "before a word lets the edit act where the word looks, a minus and an at sign "
+                                                 "keeps it away from there. Empty: automatic."),
                          "FRAMEPAINTER_WORDS"),
                 io.Combo.Input("alignment", options=list(ALIGNMENTS), default="automatic", optional=True,
-                               tooltip="What words are to each other before 'words' counts. automatic: words that differ are "
-                                       "swapped or added. swap word by word: needs as many words. refine: none is swapped."),
+                               tooltip="How the words correspond before 'words' is applied. automatic: words that differ are "
+                                       "swapped or added. swap word by word: both prompts need the same number of words. refine: "
+                                       "none is swapped."),
                 advanced(io.Boolean.Input("as_released", default=False, optional=True,
-                                          tooltip="Repeat two oddities of the published code: after a swap that changes the number "
+                                          tooltip="Repeat two errors of the published code: after a swap that changes the number "
                                                   "of tokens, later words take the maps of wrong words.")),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="source", tooltip="The source prompt, for Invert DDIM."),
                 io.Conditioning.Output(display_name="edited", tooltip="The edited prompt, for the sampler's positive."),
-                EditPlanType.Output(display_name="plan", tooltip="What happens to which word, for Prompt Attention."),
-                io.Image.Output(display_name="picture", tooltip="Which words take the place of which."),
+                EditPlanType.Output(display_name="plan", tooltip="What happens to each word, for Prompt Attention."),
+                io.Image.Output(display_name="picture", tooltip="Which word replaces which."),
             ],
         )
 
@@ -179,22 +182,23 @@ class PromptAttention(io.ComfyNode):
         return schema(
             node_id="FramePainterPromptAttention",
             display_name="Prompt Attention",
-            description="Lets a video be sampled with its edited prompt: words that stay look where they look in the source, so "
-                        "that the scene and its motion stay, too (Video-P2P).",
+            description="Samples a video with its edited prompt. Words that stay look where they look in the source, so that the "
+                        "scene and its motion stay too (Video-P2P).",
             search_aliases=["prompt-to-prompt", "p2p", "video-p2p", "local blend"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the video was inverted with."),
                 EditPlanType.Input("plan", tooltip="From Prompt Edit."),
                 TrajectoryType.Input("trajectory", optional=True,
-                                     tooltip="Of the video, from Invert DDIM. Without it the sampler may start from any noise, "
-                                             "with source_branch 'fast' or 'guided'."),
+                                     tooltip="The trajectory of the video, from Invert DDIM. Without it the sampler may start "
+                                             "from any noise, with source_branch 'fast' or 'guided'."),
                 NullTextType.Input("null_text", optional=True, tooltip="From Null-Text, for source_branch 'null-text'."),
                 io.Mask.Input("blend_mask", optional=True,
-                              tooltip="White where the edit may act; one mask, or one a frame. If Prompt Edit says for words that "
-                                      "the edit may act there, both must agree."),
+                              tooltip="White where the edit may act; one mask, or one for each frame. If Prompt Edit names words "
+                                      "where the edit may act, it acts only where both allow it."),
                 io.Combo.Input("source_branch", options=list(BRANCHES), default=BRANCHES[0],
-                               tooltip="The source beside the edit. stored trajectory: the video itself, exact. null-text: with "
-                                       "optimised embeddings. fast: without guidance. guided: like the edit."),
+                               tooltip="How the source is computed beside the edit. stored trajectory: the video itself, exact. "
+                                       "null-text: with optimised embeddings. fast: without guidance. guided: with guidance, like "
+                                       "the edit."),
                 io.Float.Input("cross_steps", default=0.2, **share,
                                tooltip="Share of the steps in which words look where they look in the source. More keeps the "
                                        "source's layout, less lets the edit's words find their own; 0.2 to 0.8 are useful."),
@@ -202,25 +206,26 @@ class PromptAttention(io.ComfyNode):
                                tooltip="Share of the steps in which frames attend to each other as in the source. More keeps its "
                                        "motion and shapes."),
                 io.Boolean.Input("blend", default=True,
-                                 tooltip="Keep the edit to where it may act by the words of Prompt Edit and by blend_mask; "
-                                         "outside, the source stays. Without either, the edit may act everywhere."),
+                                 tooltip="Restrict the edit to where the words of Prompt Edit and blend_mask let it act; outside, "
+                                         "the source stays. Without either, the edit may act everywhere."),
                 io.Float.Input("blend_threshold", default=0.3, **share,
-                               tooltip="A word looks where its map is above this share of its largest value. More makes the area "
-                                       "smaller."),
+                               tooltip="A word looks at a place if its map there is above this share of the map's largest value. "
+                                       "More makes the area smaller."),
                 advanced(io.Float.Input("blend_start", default=0.2, optional=True, **share,
-                                        tooltip="Share of the steps before the edit is first held to its area.")),
+                                        tooltip="Share of the steps before the edit is first restricted to its area.")),
                 advanced(io.Float.Input("away_threshold", default=0.3, optional=True, **share,
                                         tooltip="The same as blend_threshold, for words where the edit may not act.")),
                 advanced(io.Float.Input("cross_start", default=0.0, optional=True, **share,
-                                        tooltip="Share of the steps before words first look where they look in the source.")),
+                                        tooltip="Share of the steps after which words start to look where they look in the "
+                                                "source.")),
                 advanced(io.Float.Input("temporal_start", default=0.0, optional=True, **share,
-                                        tooltip="Share of the steps before frames first attend as in the source.")),
+                                        tooltip="Share of the steps after which frames start to attend as in the source.")),
                 advanced(io.Int.Input("map_scale", default=MAP_SCALE, min=1, max=8, optional=True,
-                                      tooltip="Words are mapped in the layers at 1 / this of the latent's size. 4 suits 512 "
-                                              "pixels; 2 gives finer areas for videos of 256 pixels and less.")),
+                                      tooltip="The words' maps come from the layers whose size is the latent's divided by this. 4 "
+                                              "suits 512 pixels; 2 gives finer areas for videos of 256 pixels and less.")),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy for the sampler, which also needs Invert DDIM's latent "
-                                                                   "and sigmas, euler, and added noise turned off.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model for the sampler, which also needs Invert "
+                                                                   "DDIM's latent and sigmas, euler, and added noise turned off.")],
         )
 
     @classmethod
@@ -253,28 +258,29 @@ class WordMap(io.ComfyNode):
         return schema(
             node_id="FramePainterWordMap",
             display_name="Word Map",
-            description="Shows where words looked while a video was edited, frame by frame, and gives a mask of it, for instance "
+            description="Shows where words looked while a video was edited, for each frame, and gives a mask of it, for instance "
                         "for Keep Untouched.",
             search_aliases=["attention map", "cross-attention", "video-p2p"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the sampler ran, Prompt Attention on it."),
+                io.Model.Input("model", tooltip="The model that the sampler ran, with Prompt Attention."),
                 io.Conditioning.Input("positive", tooltip="The edited prompt, as the sampler got it."),
                 io.Latent.Input("latent", tooltip="The finished edit, from the sampler."),
                 io.String.Input("words", default="", tooltip="Words to show together, separated by commas. Empty: those that are "
                                                              "swapped, added or weighed."),
                 io.Combo.Input("prompt", options=list(PROMPTS), default="edited",
-                               tooltip="Whose words: of the edited prompt, where they look in the edit, or of the source prompt."),
+                               tooltip="Words of the edited prompt, where they look in the edit, or words of the source prompt."),
                 io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.05, round=0.001,
-                               tooltip="The mask is where the map is above this share of its largest value in the frame. More "
-                                       "makes it smaller."),
+                               tooltip="The mask is white where the map is above this share of its largest value in the frame. "
+                                       "More makes it smaller."),
                 io.Image.Input("images", optional=True, tooltip="The video's frames, to lay the map over."),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="Where the words look, one mask a frame, at the video's size."),
-                io.Image.Output(display_name="maps", tooltip="The same in colour: black, red, yellow, white, one picture a frame."),
-                io.Image.Output(display_name="all_words", tooltip="Every word of the prompt in a row of up to eight frames."),
-                io.Mask.Output(display_name="blend_mask", tooltip="Where the edit was allowed to act at the end, one mask a "
-                                                                  "frame."),
+                io.Mask.Output(display_name="mask", tooltip="Where the words look, one mask for each frame, at the video's size."),
+                io.Image.Output(display_name="maps", tooltip="The same in colour, from black through red and yellow to white, one "
+                                                             "picture for each frame."),
+                io.Image.Output(display_name="all_words", tooltip="A row for every word of the prompt, with up to eight frames."),
+                io.Mask.Output(display_name="blend_mask", tooltip="Where the edit was allowed to act at the end, one mask for "
+                                                                  "each frame."),
             ],
         )
 

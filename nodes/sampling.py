@@ -20,15 +20,15 @@ class FramePainterGuidance(io.ComfyNode):
         return schema(
             node_id="FramePainterGuidance",
             display_name="FramePainter Guidance",
-            description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling towards 1 with the "
-                        "inverse square of the steps. The authors' demo uses cfg 3.",
+            description="FramePainter's guidance schedule: the sampler's cfg at the first step, falling towards 1 with the square "
+                        "of the remaining steps. The authors' demo uses cfg 3.",
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Video Diffusion model."),
                 io.Combo.Input("schedule", options=SCHEDULES, default="inverse square",
                                tooltip="inverse square: 1 + (cfg - 1)(1 - step/steps)^2, as released. constant: cfg at every "
                                        "step."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy with that guidance schedule.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model with this guidance schedule.")],
         )
 
     @classmethod
@@ -48,14 +48,14 @@ class PickEditedFrame(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="All decoded frames of one edit, from VAE Decode."),
                 io.Image.Input("original", optional=True,
-                               tooltip="If connected, the results are resized to this picture's size (Lanczos), without the "
-                                       "rim of less than 8 pixels that an uneven aspect ratio adds at the model's size."),
+                               tooltip="If connected, the results are resized to this picture's size (Lanczos). The rim of less "
+                                       "than 8 pixels, which an uneven aspect ratio adds at the model's size, is cut off."),
             ],
             outputs=[
                 io.Image.Output(display_name="edited", tooltip="The last frame."),
                 io.Image.Output(display_name="reconstruction",
-                                tooltip="Frame 0: the source as the model gives it back; how far it is from the original "
-                                        "tells how far the edit can be trusted elsewhere."),
+                                tooltip="Frame 0: the source as the model reproduces it. Its difference from the original tells "
+                                        "how far the rest of the edit can be trusted."),
             ],
         )
 

@@ -109,8 +109,8 @@ def _in_form(node_id: str, socket: Any, value: Any) -> Any:
 def warned(name: str, value: Tensor, lost: int) -> Tensor:
     """Pictures or masks in form; says how many of their values were lost."""
     if lost:
-        report.warn(f"'{name}' has {lost} values that are not finite (NaN or infinite); they count as 0. The node that "
-                    "made it has failed there: look at its result with Preview Image.")
+        report.warn(f"'{name}' has {lost} values that are not finite (NaN or infinite); they count as 0. The node that made it "
+                    "has failed: look at its result with Preview Image.")
     return value
 
 

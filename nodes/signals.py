@@ -35,8 +35,8 @@ class SketchSignal(io.ComfyNode):
         return schema(
             node_id="FramePainterSketchSignal",
             display_name="Sketch Signal",
-            description="Turns a drawing into FramePainter's editing signal: strokes of any colour, on any ground, over "
-                        "the picture, or as a mask.",
+            description="Turns a drawing into FramePainter's editing signal. The drawing has strokes of any colour, on a plain "
+                        "ground, over the picture, or as a mask.",
             search_aliases=["scribble", "draw", "sketch control", "image edit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -47,23 +47,23 @@ class SketchSignal(io.ComfyNode):
                               tooltip="Strokes as a mask, for instance drawn in the mask editor. Added to the sketch if "
                                       "both are connected."),
                 io.Image.Input("picture", optional=True,
-                               tooltip="The source picture. The drawing is resized to it, and strokes drawn over it are "
-                                       "found by the difference."),
+                               tooltip="The source picture. The drawing is resized to it, and strokes drawn over it are found by "
+                                       "their difference."),
                 io.Combo.Input("background", options=BACKGROUNDS, default="auto",
-                               tooltip="What counts as not drawn. plain: the most frequent colour. picture: whatever equals "
-                                       "the picture. auto: decides from the drawing."),
+                               tooltip="What counts as not drawn. plain: the most frequent colour. picture: whatever equals the "
+                                       "picture. auto: decided from the drawing."),
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
-                               tooltip="For a drawing whose aspect ratio is not its picture's: stop and say so, or stretch "
-                                       "the drawing."),
+                               tooltip="If the drawing's aspect ratio is not the picture's: stop with an error, or stretch the "
+                                       "drawing."),
                 drawn_by(io.String.Input("strokes", default="", optional=True, socketless=True,
                                          tooltip="What is drawn in the editor, as JSON. Added to the other drawings; the same "
                                                  "for all pictures of a batch."), "FRAMEPAINTER_SKETCH"),
             ],
             outputs=[
                 EditSignalType.Output(display_name="signal", is_output_list=True,
-                                      tooltip="One signal a picture, for Apply Edit Signal."),
+                                      tooltip="One signal for each picture, for Apply Edit Signal."),
                 io.Image.Output(display_name="control", is_output_list=True,
-                                tooltip="What the network is shown: white strokes on black."),
+                                tooltip="What the network sees: white strokes on black."),
             ],
         )
 
@@ -112,7 +112,7 @@ def _sketch_size(picture: Tensor | None, sketch: Tensor | None, mask: Tensor | N
         if images is not None:
             return images.shape[1:3]
     if drawn is None:
-        raise ValueError("strokes does not say the width and height of the picture drawn on, and no picture is "
+        raise ValueError("strokes does not say the width and height of the picture that it was drawn on, and no picture is "
                          "connected. Connect the source picture to 'picture', or add both to strokes.")
     return drawn
 
@@ -157,43 +157,43 @@ class CoarseEditSignal(io.ComfyNode):
         return schema(
             node_id="FramePainterCoarseSignal",
             display_name="Coarse Edit Signal",
-            description="Takes a roughly edited picture, parts moved, scaled, turned, copied or removed here or by any tool, "
-                        "as editing signal. For models trained on coarse edits.",
+            description="Takes a roughly edited picture as the editing signal: parts are moved, scaled, turned, copied or "
+                        "removed, here or with another tool. For models trained on coarse edits.",
             search_aliases=["collage", "cut and paste", "cut and drag", "magic fixup", "erase", "remove object",
                             "move object", "lasso"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("edited", optional=True,
-                               tooltip="A picture edited roughly with another tool. What a moved part uncovered is left "
-                                       "black. Not together with pieces of the editor."),
+                               tooltip="A picture edited roughly with another tool. What a moved part uncovered is left black. "
+                                       "Cannot be combined with pieces of the editor."),
                 io.Image.Input("picture", optional=True,
-                               tooltip="The source picture: the editor's pieces are taken from it, an edited one is resized "
-                                       "to it."),
+                               tooltip="The source picture. The editor's pieces are taken from it, and an edited picture is "
+                                       "resized to it."),
                 io.Mask.Input("uncovered", optional=True,
                               tooltip="Area that moved parts have left; it is painted black, as in training."),
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error",
-                               tooltip="For an edited picture whose aspect ratio is not the source's: stop and say so, or "
-                                       "stretch it."),
+                               tooltip="If the edited picture's aspect ratio is not the source's: stop with an error, or stretch "
+                                       "it."),
                 advanced(io.Int.Input("frames", default=2, min=2, max=64, optional=True,
-                                      tooltip="Pictures in clip. 2 for FramePainter; for Stable Video Diffusion itself as many "
-                                              "as the video has.")),
+                                      tooltip="Number of pictures in clip. 2 for FramePainter; for Stable Video Diffusion itself "
+                                              "as many as the video has.")),
                 drawn_by(io.String.Input("pieces", default="", optional=True, socketless=True,
                                          tooltip="What is moved in the editor, as JSON; the same for all pictures of a "
                                                  "batch."), "FRAMEPAINTER_COARSE"),
             ],
             outputs=[
                 EditSignalType.Output(display_name="signal", is_output_list=True,
-                                      tooltip="One signal a picture, for Apply Edit Signal."),
-                io.Image.Output(display_name="control", is_output_list=True, tooltip="What the network is shown."),
+                                      tooltip="One signal for each picture, for Apply Edit Signal."),
+                io.Image.Output(display_name="control", is_output_list=True, tooltip="What the network sees."),
                 io.Mask.Output(display_name="uncovered", is_output_list=True,
-                               tooltip="What the edit left behind and nothing hides."),
+                               tooltip="What the moved parts uncovered and no other part covers."),
                 io.Mask.Output(display_name="changed", is_output_list=True,
-                               tooltip="All that the edit touched: left, removed or laid over."),
+                               tooltip="Everything that the edit touched: what was left, removed or covered."),
                 io.Image.Output(display_name="clip", is_output_list=True,
-                                tooltip="The edit as a movement, for FramePainter Dual Clock: the source picture first, the "
-                                        "edit last."),
+                                tooltip="The edit as a movement, for FramePainter Dual Clock: the source picture first, the edit "
+                                        "last."),
                 io.Mask.Output(display_name="clip_mask", is_output_list=True,
-                               tooltip="Where each picture of clip is to be followed: all of the first, in the others what "
+                               tooltip="Where each picture of clip should be followed: all of the first, and in the others what "
                                        "was moved."),
             ],
         )
@@ -245,17 +245,18 @@ class DragSignal(io.ComfyNode):
             search_aliases=["drag points", "dragdiffusion", "move object", "drag edit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Image.Input("picture", tooltip="The source picture; the points are pixels of it."),
+                io.Image.Input("picture", tooltip="The source picture; the points are given in its pixels."),
                 drawn_by(io.String.Input("points", default="[]", multiline=True, socketless=True,
                                          tooltip="The editor's drags as JSON, or a list of drags, each [source x, source y, "
                                                  "target x, target y] in pixels of the picture, such as [[40, 30, 80, 30]]."),
                          "FRAMEPAINTER_DRAG"),
                 io.Combo.Input("size_mismatch", options=MISMATCHES, default="error", optional=True,
-                               tooltip="For drags drawn on a picture of another aspect ratio: stop and say so, or stretch "
-                                       "them."),
+                               tooltip="If the drags were drawn on a picture of another aspect ratio: stop with an error, or "
+                                       "stretch them."),
             ],
             outputs=[EditSignalType.Output(display_name="signal", is_output_list=True,
-                                           tooltip="One signal a picture, the same drags for all, for Apply Edit Signal.")],
+                                           tooltip="One signal for each picture, with the same drags for all, for Apply Edit "
+                                                   "Signal.")],
         )
 
     @classmethod
@@ -273,26 +274,26 @@ class ApplyEditSignal(io.ComfyNode):
         return schema(
             node_id="FramePainterApplyEditSignal",
             display_name="Apply Edit Signal",
-            description="Makes a model follow an editing signal. Several can be chained.",
+            description="Makes a model follow an editing signal. Several of these nodes can be chained.",
             inputs=[
-                io.Model.Input("model", tooltip="A FramePainter model, or another SVD model of the same width."),
+                io.Model.Input("model", tooltip="A FramePainter model, or another SVD model with the same channels."),
                 FramePainterType.Input("framepainter", optional=True,
-                                       tooltip="Holds the control encoder. Drags need none."),
+                                       tooltip="Holds the control encoder. Drags do not need it."),
                 EditSignalType.Input("signal", tooltip="What to follow: a sketch, a coarse edit or drags."),
                 io.Float.Input("strength", default=0.8, min=0.0, max=2.0, step=0.05, round=0.001,
-                               tooltip="How strongly the edit follows the signal. The authors' demo uses 0.8, range 0 to 1; "
-                                       "0 is off."),
+                               tooltip="How strongly the edit follows the signal. The authors' demo uses 0.8, in a range from 0 "
+                                       "to 1; 0 is off."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the noise range, as in ControlNet nodes, from which the signal acts; 0 is "
-                                       "the noisy end."),
+                               tooltip="Where in the noise schedule the signal starts, as in ControlNet nodes; 0 is the noisy "
+                                       "end."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, round=0.001,
-                               tooltip="Share of the noise range up to which it acts; 1 is the clean end. At 0.5 most of the "
+                               tooltip="Where in the noise schedule the signal ends; 1 is the clean end. At 0.5 most of the "
                                        "Karras steps are done."),
                 advanced(io.Combo.Input("semantics", options=SEMANTICS, default="release", optional=True,
-                                        tooltip="release: the source frame is controlled too, by a black frame, as the "
-                                                "published weights were used. paper: the edited frame only.")),
+                                        tooltip="release: the source frame is controlled too, by a black frame, as in the "
+                                                "released code. paper: the edited frame only.")),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy that follows the signal.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model that follows the signal.")],
         )
 
     @classmethod

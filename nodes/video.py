@@ -32,28 +32,28 @@ class ReadVideo(io.ComfyNode):
         return schema(
             node_id="FramePainterReadVideo",
             display_name="Read Video",
-            description="Frames and sound of a span of a video as an edit needs them: upright, at an even rate, of an even size, "
-                        "and up to where a damaged file can be read.",
+            description="Reads frames and sound of a span of a video as an edit needs them: upright, at an even rate and of an "
+                        "even size. Reads a damaged file up to the damage.",
             search_aliases=["video frames", "trim video", "variable frame rate"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Video.Input("video", tooltip="From Load Video."),
                 io.Float.Input("fps", default=-1.0, min=-1.0, max=1000.0, step=0.5, round=0.001,
-                               tooltip="Frames a second to take, by the times at which they are shown; -1 is the video's mean, "
-                                       "which takes every frame of a video of even rate."),
+                               tooltip="Frames per second to take, by the times at which they are shown; -1 takes the video's "
+                                       "mean rate, which gives every frame of a video with an even rate."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, round=0.001,
-                               tooltip="Seconds. Only the span is read into memory."),
+                               tooltip="Start in seconds. Only the span is read into memory."),
                 io.Float.Input("end", default=-1.0, min=-1.0, max=1e6, step=0.1, round=0.001,
-                               tooltip="Seconds; -1 is the video's end."),
+                               tooltip="End in seconds; -1 is the video's end."),
                 io.Boolean.Input("even_size", default=True,
-                                 tooltip="Leaves out the last row or column of odd sizes, which Save Video cannot write as h264."),
+                                 tooltip="Crops the last row or column of odd sizes, which Save Video cannot write as h264."),
                 io.Int.Input("longer_side", default=0, min=0, max=16384, optional=True,
-                             tooltip="Pixels of the longer side to which larger frames are made smaller; 0 keeps the "
+                             tooltip="Largest length of the longer side in pixels; larger frames are scaled down. 0 keeps the "
                                      "video's size."),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="For Plan Clips and Propagate Edit."),
-                io.Float.Output(display_name="fps", tooltip="Frames a second of these frames, for Plan Clips or Create Video."),
+                io.Float.Output(display_name="fps", tooltip="Frame rate of these frames, for Plan Clips or Create Video."),
                 io.Audio.Output(display_name="audio", tooltip="The sound of the same span, for Create Video."),
                 io.String.Output(display_name="report", tooltip="What was read, and what was done to the frames."),
             ],
@@ -103,32 +103,34 @@ class PlanClips(io.ComfyNode):
         return schema(
             node_id="FramePainterPlanClips",
             display_name="Plan Clips",
-            description="Splits a video into clips that overlap, as long as the model can take.",
+            description="Splits a video into overlapping clips of the length that the model can take.",
             search_aliases=["chunk", "split video", "i2vedit"],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("frames", tooltip="All frames of the video, as Get Video Components gives them."),
                 io.Float.Input("fps", default=24.0, min=0.1, max=1000.0, step=0.01, round=0.001,
-                               tooltip="Frames a second of the video."),
+                               tooltip="Frames per second of the video."),
                 io.Float.Input("sampled_fps", default=-1.0, min=-1.0, max=1000.0, step=0.5, round=0.001,
-                               tooltip="Frames a second to keep; SVD was trained at about 7. -1 keeps all."),
-                io.Int.Input("length", default=14, min=2, max=1000, tooltip="Frames of a clip: 14 for SVD, 25 for SVD-XT."),
+                               tooltip="Frames per second to keep; SVD was trained at about 7. -1 keeps all."),
+                io.Int.Input("length", default=14, min=2, max=1000, tooltip="Frames per clip: 14 for SVD, 25 for SVD-XT."),
                 io.Int.Input("overlap", default=1, min=0, max=100,
-                             tooltip="Frames that a clip shares with the one before it. 1 lets a clip begin with the frame that "
-                                     "the one before it ended with."),
+                             tooltip="Frames that a clip shares with the one before it. With 1, a clip begins with the last frame "
+                                     "of the one before."),
                 io.Combo.Input("remainder", options=list(clips.REMAINDERS), default="equal",
-                               tooltip="What becomes of a last clip that is not full. equal: all clips get nearly the same length. "
-                                       "short: it stays short, as released. join: if under half, it is added to the one before."),
+                               tooltip="What happens if the last clip is not full. equal: all clips get nearly the same length. "
+                                       "short: it stays short, as released. join: if it is less than half full, it is added to "
+                                       "the one before."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1e6, step=0.1, round=0.001, tooltip="Seconds."),
                 io.Float.Input("end", default=-1.0, min=-1.0, max=1e6, step=0.1, round=0.001,
-                               tooltip="Seconds; -1 is the video's end."),
-                io.Audio.Input("audio", optional=True, tooltip="The video's sound. It comes out cut to the frames that are used."),
+                               tooltip="End in seconds; -1 is the video's end."),
+                io.Audio.Input("audio", optional=True, tooltip="The video's sound. It is returned cut to the frames that are "
+                                                               "used."),
             ],
             outputs=[
                 ClipPlanType.Output(display_name="plan", tooltip="For Propagate Edit."),
                 io.Image.Output(display_name="first_frame", tooltip="The first frame that is used: edit this one."),
-                io.Float.Output(display_name="fps", tooltip="Frames a second of the result, for Create Video."),
-                io.String.Output(display_name="report", tooltip="Frames and clips in words."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second of the result, for Create Video."),
+                io.String.Output(display_name="report", tooltip="The frames and clips, in words."),
                 io.Audio.Output(display_name="audio", tooltip="The sound of the frames that are used, for Create Video."),
             ],
         )
@@ -165,7 +167,7 @@ class PropagateEdit(io.ComfyNode):
             node_id="FramePainterPropagateEdit",
             display_name="Propagate Edit",
             description="Carries an edited first frame through a video of any length (I2VEdit). Every stage is kept on the disk: "
-                        "cancel and queue again to go on, or queue another edit of the same video, which shares training and "
+                        "cancel and queue again to resume, or queue another edit of the same video, which reuses training and "
                         "inversion.",
             search_aliases=["i2vedit", "video edit", "edit video", "video editing", "first frame"],
             hidden=[io.Hidden.unique_id],
@@ -176,37 +178,39 @@ class PropagateEdit(io.ComfyNode):
                 io.Image.Input("frames", tooltip="All frames of the video."),
                 io.Image.Input("edited", tooltip="The first frame that the plan uses, edited by any tool, at the video's aspect "
                                                  "ratio."),
-                ClipPlanType.Input("plan", tooltip="From Plan Clips, of the same frames."),
-                io.Int.Input("width", default=1024, min=32, max=4096, step=8, tooltip="Working size in pixels."),
-                io.Int.Input("height", default=576, min=32, max=4096, step=8, tooltip="Working size in pixels."),
+                ClipPlanType.Input("plan", tooltip="From Plan Clips, for the same frames."),
+                io.Int.Input("width", default=1024, min=32, max=4096, step=8, tooltip="Width in pixels at which the model works."),
+                io.Int.Input("height", default=576, min=32, max=4096, step=8, tooltip="Height in pixels at which the model works."),
                 io.Combo.Input("lora", options=list(propagate.LORAS), default=propagate.LORAS[0],
-                               tooltip="Motion LoRA: trained on the first clip for all, on each clip, or none. One a clip follows "
-                                       "changing motion better and takes as many times longer. as published: one a clip, and "
-                                       "what later clips see of the first comes from the first clip's own LoRA."),
+                               tooltip="Motion LoRA: one that is trained on the first clip, one for each clip, or none. One for "
+                                       "each clip follows changing motion better and takes that many times longer. as published: "
+                                       "one for each clip, but what later clips see of the first comes from the first clip's own "
+                                       "LoRA."),
                 io.Int.Input("lora_steps", default=250, min=1, max=100_000, tooltip="Training steps; 250 as released."),
                 io.Combo.Input("matching", options=MATCHING, default=MATCHING[0],
-                               tooltip="How the source's attention is followed; off follows it by the inverted noise alone. The "
-                                       "names are Match Attention's presets."),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of the inversion and of the sampling."),
+                               tooltip="How the source's attention is followed; the names are Match Attention's presets. off: the "
+                                       "edit follows the source through the inverted noise alone."),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Number of steps of the inversion, and of the "
+                                                                           "sampling."),
                 io.Float.Input("guidance", default=2.0, min=0.0, max=20.0, step=0.1, round=0.01,
-                               tooltip="At a clip's last frame; it rises from 1 at the first."),
+                               tooltip="Guidance scale (cfg) at a clip's last frame; it rises from 1 at the first."),
                 io.Combo.Input("carry", options=list(propagate.CARRIES), default=propagate.CARRIES[0],
-                               tooltip="How a clip begins: with the last latent of the one before, as released, or with its last "
-                                       "frame encoded again."),
+                               tooltip="How a clip begins: with the last latent of the clip before, as released, or with that "
+                                       "clip's last frame encoded again."),
                 io.Float.Input("colour_match", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
-                               tooltip="Against drift: pulls a later clip's colours to those of its source with the first edit's "
-                                       "change of colour. 0 is as released."),
+                               tooltip="Against drift: how far a later clip's colours are pulled to those of its source, with the "
+                                       "first edit's change of colour applied. 0: as released."),
                 io.Float.Input("anchor", default=0.0, min=0.0, max=1.0, step=0.05, round=0.001,
                                tooltip="Against drift: share of the first edited frame in what later clips are told through CLIP. "
-                                       "0 is as released."),
+                                       "0: as released."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Seed for all noise in this job."),
                 io.Boolean.Input("skip_interval", default=True, optional=True,
-                                 tooltip="Later clips see the first clip's keys and values in their temporal attention, against "
-                                         "drift. Clip 0 runs again beside each of them, which takes as long once more."),
+                                 tooltip="Against drift: later clips see the first clip's keys and values in their temporal "
+                                         "attention. The first clip runs again beside each of them, which doubles the time."),
                 advanced(io.Float.Input("threshold", default=0.35, min=0.0, max=1.0, step=0.05, round=0.001, optional=True,
-                                        tooltip="Threshold of the attention difference: above it a place follows the edit alone. "
-                                                "As released; higher holds more of the source.")),
+                                        tooltip="Threshold of the attention difference: above it, a place follows the edit alone. "
+                                                "Default as released; higher keeps more of the source.")),
                 advanced(io.Int.Input("motion_bucket_id", default=127, min=0, max=1023, optional=True,
                                       tooltip="Amount of motion as the network sees it; 127 as released.")),
                 advanced(io.Int.Input("rank", default=32, min=1, max=256, optional=True, tooltip="Rank of the motion LoRA.")),
@@ -215,21 +219,22 @@ class PropagateEdit(io.ComfyNode):
                 advanced(io.Float.Input("lora_strength", default=1.0, min=0.0, max=10.0, step=0.05, round=0.001, optional=True,
                                         tooltip="Strength of the motion LoRA when the edit is sampled.")),
                 advanced(io.Combo.Input("precision", options=["bf16", "fp16", "fp32"], default="bf16", optional=True,
-                                        tooltip="Precision of the training's arithmetic.")),
+                                        tooltip="Precision of the training.")),
                 io.Mask.Input("change_mask", optional=True,
-                              tooltip="Where the edit changes the video: one mask for all frames, or one a frame, of the video or "
-                                      "of the plan. For keep_untouched and lora_outside_mask."),
+                              tooltip="Where the edit changes the video, for keep_untouched and lora_outside_mask: one mask for "
+                                      "all frames, or one for each frame of the video or of the plan."),
                 io.Boolean.Input("keep_untouched", default=False, optional=True,
-                                 tooltip="The result has the video's own pixels, bit by bit and at its own size, outside "
-                                         "change_mask; without a mask, where the edit does not differ visibly from the video."),
+                                 tooltip="Keeps the video's own pixels outside change_mask, bit for bit and at the video's own "
+                                         "size. Without a mask: where the edit does not differ visibly from the video."),
                 advanced(io.Boolean.Input("lora_outside_mask", default=False, optional=True,
-                                          tooltip="The motion LoRA is trained on what lies outside change_mask alone. For things "
-                                                  "that are erased; leave it off where the motion in the mask should stay.")),
+                                          tooltip="Train the motion LoRA only on what lies outside change_mask. For things that "
+                                                  "are erased; leave it off where the motion inside the mask should stay.")),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The edited video at its own size; for Create Video."),
-                io.Image.Output(display_name="drift", tooltip="How colour, sharpness and likeness change from clip to clip."),
-                io.String.Output(display_name="report", tooltip="Stages, what came from the disk, drift in numbers."),
+                io.Image.Output(display_name="drift", tooltip="How colour, sharpness and similarity change from clip to clip."),
+                io.String.Output(display_name="report", tooltip="The stages, which of them came from the disk, and the measured "
+                                                                "drift."),
             ],
         )
 
@@ -267,17 +272,19 @@ class SaveVideo(io.ComfyNode):
         return schema(
             node_id="FramePainterSaveVideo",
             display_name="Save Video (tagged)",
-            description="Writes an MP4 that every player shows in the colours of its frames: encoded as BT.709, and tagged so.",
+            description="Writes an MP4 that every player shows in the colours of its frames: it is encoded and tagged as BT.709.",
             search_aliases=["export video", "colour shift", "color shift", "bt709", "mp4"],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
             inputs=[
-                io.Video.Input("video", tooltip="From Create Video. A video straight from Load Video is copied as it is."),
+                io.Video.Input("video", tooltip="From Create Video. A video that comes straight from Load Video is copied "
+                                                "unchanged."),
                 io.String.Input("filename_prefix", default="video/ComfyUI",
-                                tooltip="Place and start of the name under the output folder; a number is added."),
+                                tooltip="Folder and beginning of the file name under the output folder; a number is added."),
                 advanced(io.Int.Input("crf", default=QUALITY, min=1, max=51, optional=True,
-                                      tooltip="Constant rate factor of the H.264 encoder. Lower keeps more and takes more room; "
-                                              "23 is the encoder's own default, at which even colours are off by up to 3 of 255.")),
+                                      tooltip="Constant rate factor (CRF) of the H.264 encoder. Lower keeps more detail and makes "
+                                              "larger files; 23 is the encoder's own default, at which even colours are off by up "
+                                              "to 3 of 255.")),
             ],
             outputs=[],
         )

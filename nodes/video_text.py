@@ -26,11 +26,11 @@ def layers_inputs() -> list:
     """Inputs on how the frames of a video are worked on."""
     return [
         advanced(io.Int.Input("window", default=0, min=0, max=10_000, optional=True,
-                              tooltip="Frames that temporal attention sees at once, the nearest ones; 0 is all. For clips much "
-                                      "longer than the one that was tuned on: its number of frames.")),
+                              tooltip="Number of nearest frames that temporal attention sees at once; 0: all. For clips much "
+                                      "longer than the one that was tuned on, use that clip's number of frames.")),
         advanced(io.Boolean.Input("streamed", default=False, optional=True,
                                   tooltip="Keep features in main memory and work on a few frames at a time, for clips that do not "
-                                          "fit on the card. The result is the same, it takes longer.")),
+                                          "fit on the card. Gives the same result, but takes longer.")),
     ]
 
 
@@ -49,8 +49,8 @@ class VideoTextModel(io.ComfyNode):
                                                                      "has no temporal attention."),
                 *layers_inputs(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A copy for Invert DDIM, Prompt Attention and the sampler. Its "
-                                                                   "latents are the frames of one video.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A copy of the model for Invert DDIM, Prompt Attention and the "
+                                                                   "sampler. Its latents are the frames of one video.")],
         )
 
     @classmethod
@@ -67,45 +67,46 @@ class TuneOnVideo(io.ComfyNode):
             node_id="FramePainterTuneOnVideo",
             display_name="Tune on Video",
             description="Tunes a Stable Diffusion 1.x model on one video, so that its frames stay consistent when it is edited "
-                        "(Video-P2P, stage 1). An equal run is not made twice; a cancelled one continues.",
+                        "(Video-P2P, stage 1). A run with the same inputs is not trained twice; a cancelled one resumes.",
             search_aliases=["video-p2p", "tune-a-video", "one-shot tuning", "train"],
             inputs=[
                 io.Model.Input("model", tooltip="Stable Diffusion 1.x. It is not changed. LoRAs on it become part of the result."),
                 io.Conditioning.Input("positive", tooltip="What the video shows: source of Prompt Edit, or CLIP Text Encode."),
-                io.Latent.Input("latent", tooltip="The video's latents, a frame each: VAE Encode of all frames. The published runs "
-                                                  "have 8 frames of 512 x 512."),
+                io.Latent.Input("latent", tooltip="The video's latents, one for each frame: VAE Encode of all frames. The "
+                                                  "published runs have 8 frames of 512 x 512."),
                 io.Combo.Input("preset", options=list(PRESETS), default="default",
-                               tooltip="Settings that go together. default: all that should learn, in bf16. as released: the "
-                                       "published training with its mistakes, in fp16. small network: fp32, for the model that "
-                                       "comes with the pack."),
+                               tooltip="Settings that go together. default: trains all layers that should learn, in bf16. as "
+                                       "released: the published training with its mistakes, in fp16. small network: fp32, for the "
+                                       "model that comes with the pack."),
                 io.Int.Input("steps", default=500, min=1, max=100_000,
                              tooltip="Optimiser steps. 300 to 500 as published; more follow the video more closely and leave less "
                                      "room for the edit."),
                 io.Float.Input("learning_rate", default=3e-5, min=1e-8, max=1.0, step=1e-6, round=1e-9,
-                               tooltip="AdamW's. 0.00003 as published; above 0.0001 the model forgets what it knew."),
+                               tooltip="Learning rate of AdamW. 0.00003 as published; above 0.0001 the model forgets what it "
+                                       "knew."),
                 io.Int.Input("seed", default=33, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Seed for noise, timesteps and new layers."),
                 advanced(io.Combo.Input("what_trains", options=[PRESET, *WHAT], default=PRESET, optional=True,
                                         tooltip="all_trainable: query projections and temporal attention everywhere. as_released: "
                                                 "not on the way down, as the published code drops these gradients by mistake.")),
                 advanced(io.Combo.Input("precision", options=[PRESET, *PRECISIONS], default=PRESET, optional=True,
-                                        tooltip="Precision of the arithmetic; what learns is kept in fp32. fp16 is for cards "
-                                                "without bf16.")),
+                                        tooltip="Precision of the computation; trained weights are kept in fp32. fp16 is for "
+                                                "cards without bf16.")),
                 advanced(io.Int.Input("save_every", default=100, min=1, max=100_000, optional=True,
                                       tooltip="Steps between saved states; a crash loses at most these.")),
                 *layers_inputs(),
                 io.Vae.Input("vae", optional=True, tooltip="For previews only: the checkpoint's VAE."),
                 advanced(io.Int.Input("preview_every", default=0, min=0, max=100_000, optional=True,
-                                      tooltip="Steps between previews, the video sampled again from itself under noise; 0 is none. "
-                                              "A preview takes as long as a dozen steps.")),
+                                      tooltip="Steps between previews, in which noise is added to the video and it is sampled "
+                                              "again; 0: none. One preview takes as long as a dozen steps.")),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A copy that sees the video, as of Video Text Model."),
+                io.Model.Output(display_name="model", tooltip="A copy of the model that sees the video, as from Video Text Model."),
                 TunedVideoType.Output(display_name="tuned", tooltip="What was learned, for Save Tuned Video and Video Text Model."),
-                io.Image.Output(display_name="loss_curve", tooltip="Loss over steps; single steps scatter with their noise."),
-                io.String.Output(display_name="report", tooltip="What was done, and where the file lies."),
-                io.Image.Output(display_name="previews", tooltip="The last preview: above sampled, below the video. Black if there "
-                                                                 "is none."),
+                io.Image.Output(display_name="loss_curve", tooltip="Loss over the steps; single steps scatter with their noise."),
+                io.String.Output(display_name="report", tooltip="What was done, and where the file is."),
+                io.Image.Output(display_name="previews", tooltip="The last preview: sampled above, the video below. Black if "
+                                                                 "there is none."),
             ],
         )
 
@@ -145,13 +146,14 @@ class SaveTunedVideo(io.ComfyNode):
             inputs=[
                 TunedVideoType.Input("tuned", tooltip="From Tune on Video."),
                 io.String.Input("filename_prefix", default=f"{FOLDER}/video",
-                                tooltip="Place and start of the name under the output folder; a number is added. Load Tuned Video "
-                                        "lists the folder tuned_videos."),
+                                tooltip="Folder and beginning of the file name under the output folder; a number is added. Load "
+                                        "Tuned Video lists the folder tuned_videos."),
                 io.Combo.Input("form", options=[FULL, LOW_RANK], default=FULL,
-                               tooltip="full: every weight, 149 MB at the size of SD 1.5 in fp16. low rank: smaller, an "
-                                       "approximation whose error is shown; needs 'model'."),
-                io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Rank of the low-rank form. More is larger and closer; "
-                                                                          "64 takes about 19 MB at the size of SD 1.5 in fp16."),
+                               tooltip="full: every weight, 149 MB at the size of SD 1.5 in fp16. low rank: a smaller "
+                                       "approximation, whose error is shown; needs 'model'."),
+                io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Rank of the low-rank form. Higher is larger and more "
+                                                                          "accurate; 64 takes about 19 MB at the size of SD 1.5 "
+                                                                          "in fp16."),
                 io.Combo.Input("precision", options=list(tuned_video.DTYPES), default="fp16",
                                tooltip="fp32 keeps every bit and is twice as large."),
                 io.Model.Input("model", optional=True, tooltip="The checkpoint that was tuned; needed for the low-rank form."),
@@ -182,7 +184,7 @@ class LoadTunedVideo(io.ComfyNode):
                 *layers_inputs(),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A copy that sees the video, as of Video Text Model."),
+                io.Model.Output(display_name="model", tooltip="A copy of the model that sees the video, as from Video Text Model."),
                 TunedVideoType.Output(display_name="tuned", tooltip="The weights themselves."),
             ],
         )

@@ -20,14 +20,14 @@ class LoadFramePainter(io.ComfyNode):
         return schema(
             node_id="FramePainterLoad",
             display_name="Load FramePainter",
-            description="Loads a FramePainter model: the authors' two files, or one file saved by this pack. For videos also a "
-                        "Stable Video Diffusion checkpoint as it is. Nothing is downloaded.",
+            description="Loads a FramePainter model: the authors' two files, or one file saved by this pack. For videos it also "
+                        "loads a plain Stable Video Diffusion checkpoint. Nothing is downloaded.",
             search_aliases=["framepainter", "sketch edit", "svd edit", "load stable video diffusion"],
             inputs=[
                 io.Combo.Input("model_file", options=folders.names(folders.UNETS),
-                               tooltip="The authors' unet_diffusion_pytorch_model.safetensors, or a FramePainter "
-                                       "checkpoint; for I2VEdit's nodes a Stable Video Diffusion checkpoint. From "
-                                       "models/framepainter, diffusion_models or checkpoints."),
+                               tooltip="The authors' unet_diffusion_pytorch_model.safetensors, or a FramePainter checkpoint; for "
+                                       "I2VEdit's nodes a Stable Video Diffusion checkpoint. From models/framepainter, "
+                                       "diffusion_models or checkpoints."),
                 io.Combo.Input("encoder_file", options=[INSIDE, *folders.names(folders.ENCODERS)],
                                tooltip="The authors' encoder_diffusion_pytorch_model.safetensors, from "
                                        "models/framepainter, controlnet or diffusion_models."),
@@ -35,15 +35,14 @@ class LoadFramePainter(io.ComfyNode):
                                tooltip="Stable Video Diffusion checkpoint to take the CLIP image encoder and the VAE "
                                        "from; its UNet is not read."),
                 advanced(io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", optional=True,
-                                        tooltip="Precision of the weights in memory. default: as the host's options and "
-                                                "the card say.")),
+                                        tooltip="Precision of the weights in memory. default: chosen by ComfyUI for your card.")),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released; Stable Video "
-                                                                  "Diffusion's as core loads it."),
+                io.Model.Output(display_name="model", tooltip="The UNet with its matching attention, as released; a Stable Video "
+                                                              "Diffusion checkpoint's UNet as ComfyUI loads it."),
                 FramePainterType.Output(display_name="framepainter",
-                                        tooltip="The trained parts beside the UNet: control encoder, matching weights. Stable "
-                                                "Video Diffusion has none."),
+                                        tooltip="The trained parts beside the UNet: control encoder and matching weights. A "
+                                                "Stable Video Diffusion checkpoint has none."),
                 io.ClipVision.Output(display_name="clip_vision", tooltip="SVD's CLIP image encoder."),
                 io.Vae.Output(display_name="vae", tooltip="SVD's VAE."),
             ],
@@ -73,20 +72,20 @@ class SaveFramePainterCheckpoint(io.ComfyNode):
         return schema(
             node_id="FramePainterSaveCheckpoint",
             display_name="Save FramePainter Checkpoint",
-            description="Writes UNet, matching attention, control encoder, CLIP vision and VAE into one safetensors file, or "
-                        "the model into two files of the authors' form. Load FramePainter reads both.",
+            description="Writes UNet, matching attention, control encoder, CLIP vision and VAE into one safetensors file, or the "
+                        "model into two files in the authors' format. Load FramePainter reads both.",
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input("model", tooltip="The UNet; LoRAs on it are merged into the file."),
                 FramePainterType.Input("framepainter", tooltip="Control encoder and matching weights."),
                 io.String.Input("filename_prefix", default="checkpoints/framepainter",
-                                tooltip="Place and start of the name under the output folder; a number is added."),
+                                tooltip="Folder and beginning of the file name under the output folder; a number is added."),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="Left out of the file if not connected."),
                 io.Vae.Input("vae", optional=True, tooltip="Left out of the file if not connected."),
                 io.Combo.Input("form", options=FORMS, default=FORMS[0], optional=True,
-                               tooltip="single file: everything in one, to share. authors' two files: UNet with diffusers' "
-                                       "names and control encoder, as FramePainter was published; CLIP vision and VAE are "
+                               tooltip="single file: everything in one, for sharing. authors' two files: the UNet with diffusers' "
+                                       "names and the control encoder, as FramePainter was published; CLIP vision and VAE are "
                                        "left out."),
             ],
             outputs=[],
@@ -117,8 +116,8 @@ class LoadSmallTextToImage(io.ComfyNode):
                 io.Combo.Input("model_file", options=text_to_image.listed(),
                                tooltip="A small text-to-image model, from models/framepainter or the pack itself."),
                 advanced(io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", optional=True,
-                                        tooltip="Precision of the UNet's weights in memory. default: as the host's options "
-                                                "and the card say.")),
+                                        tooltip="Precision of the UNet's weights in memory. default: chosen by ComfyUI for your "
+                                                "card.")),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The UNet."),
