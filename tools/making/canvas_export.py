@@ -43,65 +43,65 @@ The first two: Hugging Face, **Yabo/FramePainter**. The third: **stabilityai/sta
 A new file shows in the lists after pressing R.
 
 **Your own edit:** choose or upload a picture, bypass the Sketch node (Ctrl+B), and press **Draw** on Sketch Signal. Or load a
-drawing of the same shape, as here: any colour on any plain ground.
+drawing of the same aspect ratio, as here: any colour on any plain ground.
 
 **Values:** cfg 3, 25 steps and strength 0.8 are the FramePainter authors'.
 """
 SMALL_NOTE = """\
 ### Runs as it is
 
-The small model comes with the pack: coloured shapes on smooth grounds, 96 x 96 pixels, trained from nothing on made-up
-scenes. It shows what the nodes do; it knows nothing of photographs. For those see *framepainter_sketch*.
+The small model comes with the pack: coloured shapes on smooth grounds, 96 x 96 pixels, trained from scratch on made-up
+scenes. It shows what the nodes do, but knows nothing of photographs. For those see *framepainter_sketch*.
 
 **Picture** and **Sketch** are examples that come with the pack; choose or upload your own there.
 
-**Your own edit:** draw the outline of the shape in its new place, about as large as it is, on white.
+**Your own edit:** on white, draw the outline of the shape in its new place, about as large as it is now.
 """
 EVALUATE_NOTE = """\
-### How far is an edit from the truth?
+### How far is an edit from the true picture?
 
 Runs as it is, on the small model of the pack. **Picture**, **Sketch** and **Truth** are examples that come with it.
 
-**Evaluate Edits** writes a table: the edit's errors, and beside them those of leaving the picture alone. Connect batches
-to measure sets, masks to measure areas, a CLIP vision model for CLIP-FID.
+**Evaluate Edits** writes a table with the errors of the edit, and for comparison those of the unedited picture. Connect
+batches to measure sets, masks to measure areas, and a CLIP vision model for CLIP-FID.
 """
 TRAIN_NOTE = """\
-### Training, in small
+### Training on a small scale
 
 Makes pairs of moving shapes, shows them, and trains a sketch model from the small base model that comes with the pack: a
-minute or two on a CPU. Cancel at any time and queue again to go on; raise `steps` to train longer.
+minute or two on a CPU. Cancel at any time and queue again to resume; raise `steps` to train longer.
 
-**From your own videos:** replace *Procedural Dataset* by *Build Dataset*, *Load FramePainter* by *Image Only Checkpoint
-Loader* with an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
+**From your own videos:** replace *Procedural Dataset* with *Build Dataset*, and *Load FramePainter* with *Image Only Checkpoint
+Loader* and an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
 
-Everything lies under `output/framepainter_datasets` and `output/framepainter_training`.
+Everything is saved under `output/framepainter_datasets` and `output/framepainter_training`.
 """
 DRAG_NOTE = """\
 ### Drag
 
 Runs as it is, on the small model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
-In **Drag Signal**: press on something, pull it to its new place, release. Several points move it more surely than one.
+In **Drag Signal**: press on something, pull it to its new place, release. Several points move it more reliably than one.
 
-**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+**Edit Mask** finds what changed, **Keep Untouched** takes everything else from the picture itself, bit for bit, at its own size.
 """
 COARSE_NOTE = """\
 ### Coarse edit
 
 Runs as it is, on the small model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
-In **Coarse Edit Signal**: lasso something, then move, turn, scale, flip, copy or delete it. Leave the background black:
-so the model was trained.
+In **Coarse Edit Signal**: lasso something, then move, turn, scale, flip, copy or delete it. Leave the background black,
+as in the model's training.
 
-**Edit Mask** finds what changed, **Keep Untouched** takes all else from the picture itself, bit by bit, at its own size.
+**Edit Mask** finds what changed, **Keep Untouched** takes everything else from the picture itself, bit for bit, at its own size.
 """
 COMBINED_NOTE = """\
-### All three ways at once
+### All three signals at once
 
 Runs as it is, on the small sketch model that comes with the pack. In **Picture** choose or upload your own: any size, any shape.
 
-The sketch says where the outline will be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
-first half), and the coarse edit is what the run starts from (**FramePainter Dual Clock**), which needs no training.
+The sketch says where the outline will be (strength 0.8, the whole run), the drags where the inside comes from (0.5, the
+first half). The run starts from the coarse edit (**FramePainter Dual Clock**), which needs no training.
 """
 EDIT_GROUPS = {
     "1 Picture and sketch": (0, 0, 360, 930),
@@ -133,11 +133,10 @@ LONG_NOTE = """\
 
 Runs as it is, on the small base model of the pack. **Video** is an example that comes with it; choose or upload your own there.
 
-**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion, matched sampling,
-clip after
-clip. Cancel at any time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
+**Plan Clips** says how the video is split, **Propagate Edit** does everything: motion LoRA, inversion and sampling,
+clip after clip. Cancel at any time and queue again to resume. Another edited frame for the same video reuses LoRA and inversion.
 
-**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps
+**Your own video:** an SVD checkpoint, length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames per second, 1024 x 576, 250 LoRA steps
 at 0.0005 and rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
 """
 PAINT_NOTE = """\
@@ -147,17 +146,17 @@ Runs as it is, on the small models of the pack. **Video** is an example that com
 
 In **Coarse Edit Signal** open the editor: it shows the first frame after one run. Lasso something, move, turn, scale, copy or
 delete it. **Painted first frame** is the edit, **Propagate Edit** carries it through the video. Cancel at any time and
-queue again to go on.
+queue again to resume.
 
-**Another signal:** put *Sketch Signal* or *Drag Signal* and its model in the place of the coarse edit.
+**Another signal:** use *Sketch Signal* or *Drag Signal* and its model instead of the coarse edit.
 """
 LORA_NOTE = """\
-### A motion LoRA of one clip
+### A motion LoRA for one clip
 
 Runs as it is, on the small base model of the pack. **Clip** is an example that comes with it; choose or upload your own there.
 
 **Train Motion LoRA** learns how the clip moves; both samplers then make a clip from its first frame, with the same noise. The
-saved file is an ordinary LoRA for the core LoRA loaders, and for **Match Attention** and **Propagate Edit**.
+saved file is an ordinary LoRA for ComfyUI's LoRA loaders, and for **Match Attention** and **Propagate Edit**.
 
 **Your own clip:** an SVD checkpoint, 14 frames, preset *8 GB* or *12 GB*, 250 steps at 0.0005 and rank 32.
 """
@@ -165,24 +164,23 @@ P2P_NOTE = """\
 ### Change a video by changing words
 
 Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
-your own there. It takes
-about a minute on a CPU.
+your own there. It takes about a minute on a CPU.
 
-**Prompt Edit** compares the two prompts: words that differ are swapped. `@disc` and `@square` hold the edit to where these
+**Prompt Edit** compares the two prompts: words that differ are swapped. `@disc` and `@square` restrict the edit to where these
 words look. **Word Map** shows where the changed words looked.
 
 **Your own video:** a Stable Diffusion 1.x checkpoint in *Load Checkpoint*, 8 frames of 512 x 512, 50 steps, cfg 7.5,
 cross_steps 0.2, map_scale 4. That has not been measured here; the small model knows coloured shapes only.
 """
 P2P_WORDS_NOTE = """\
-### Words by hand
+### Choices for single words
 
 Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
 your own there.
 
 The words of **Prompt Edit** are chips: click one for where the edit may act, with Shift for where it may not, drag it sideways
-for a weight. *As text* shows the same: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc` holds the edit to
-where the disc is, `-@ground` would keep it away from the ground. **Words** shows what was understood.
+for a weight. *As text* shows the same: `red > blue` swaps, `blue *2` gives a word twice its attention, `@disc` restricts the edit
+to where the disc is, `-@ground` would keep it away from the ground. **Words** shows how the prompts were understood.
 """
 P2P_TUNE_NOTE = """\
 ### Tune on a video, then edit it
@@ -191,27 +189,26 @@ Runs as it is, on the small text-to-image model of the pack. **Video** is an exa
 your own there.
 
 **Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. It shows the loss and, below, a preview while it
-trains. Cancel at any time and queue again to go on. The file that *Save Tuned Video* writes is read by *Load Tuned Video*.
+trains. Cancel at any time and queue again to resume. The file that *Save Tuned Video* writes is read by *Load Tuned Video*.
 """
 P2P_LONG_NOTE = """\
 ### More than eight frames
 
 Runs as it is, on the small text-to-image model of the pack. **Video** is an example that comes with it; choose or upload
-your own there. A few
+your own there. It takes a few
 minutes on a CPU.
 
 All 24 frames are one video for the model. If they do not fit on a card, switch on **streamed** of *Video Text Model*: the
-result is
-the same, it takes longer.
+result is the same, but it takes longer.
 """
 CARRY_NOTE = """\
 ### Runs as it is
 
 No model, no download, no graphics card. **Edited frame 8** is frame 8 of the video, edited in any program: the grass is
-red. **Carry Edit** brings that to the frames before and after. What is not changed keeps its bits.
+red. **Carry Edit** carries this to the frames before and after. All other pixels stay the same, bit for bit.
 
-**Your own:** choose a video, save one of its frames, edit it, choose it in *Edited frame*, and write its number in *keyframes*; the
-first frame is 0. Several: Batch Images, and numbers with commas.
+**Your own:** choose a video, save one of its frames, edit it, choose it in *Edited frame*, and write its number in *keyframes*,
+counted from 0. For several keyframes use Batch Images, and separate the numbers by commas.
 
 **Confidence** is dark where the result is a guess: edit another keyframe there.
 
