@@ -65,7 +65,7 @@ export function stateField(chip, reading, change) {
                    ...(now === "kept" ? [["kept", `${chip.word}: kept`]] : []),
                    ...(now === "from more" ? [["from more", `${others} > ${chip.word}`]] : []),
                    ...chipsOf(reading, "source").map(({ at, word }) => [`from ${at}`, `${word} > ${chip.word}`])];
-  return element("select", { "aria-label": `What ${chip.word} is`, title: `What “${chip.word}” is to the source prompt`, on: {
+  return element("select", { "aria-label": `What ${chip.word} is`, title: `How “${chip.word}” relates to the source prompt`, on: {
     change: (event) => change(event.target.value), keydown: (event) => event.stopPropagation(),
   } }, ...options.map(([value, text]) => element("option", { value, text, selected: value === now })));
 }

@@ -14,7 +14,7 @@ const DRAG_FROM = 4;  // pixels; less is a click
 const STEP = 0.1, LARGE_STEP = 1;
 const BY_TEXT = "Name words as text, for instance “dog *2”.";
 const HELP = "Click a word: the edit may act where it looks; with Shift: it may not. Drag an edited word sideways, or press up and "
-           + "down, for its weight. Double click or Delete takes everything back.";
+           + "down, for its weight. Double click or Delete removes its choices.";
 
 /** Prompt Edit's words: a chip for every word of both prompts. Its value is the text of the input `words`. */
 class WordsWidget extends NodeWidget {
@@ -43,13 +43,13 @@ class WordsWidget extends NodeWidget {
       keyup: (event) => event.key === " " && event.preventDefault(),  // some browsers click on it
       focusin: (event) => this.#focused(event),
     } });
-    this.field = element("textarea", { class: "framepainter-words-text", spellcheck: "false", "aria-label": "Words by hand, as text",
+    this.field = element("textarea", { class: "framepainter-words-text", spellcheck: "false", "aria-label": "Choices for single words, as text",
       placeholder: "dog *2\n@dog\ncat > dog", on: { input: () => this.write(this.field.value, false), change: remember } });
     this.legend = legend();
     this.status = element("div", { class: "framepainter-status", role: "status" });
     this.detail = element("div", { class: "framepainter-detail" });
     this.switch = button({ text: "As text", id: "text", run: () => this.#toggle() });
-    this.reset = button({ icon: "undo", text: "Reset", label: "Take back all that is said about words", id: "reset",
+    this.reset = button({ icon: "undo", text: "Reset", label: "Remove the choices for all words", id: "reset",
                           run: () => this.write("") });
     this.bar = element("div", { class: "framepainter-row" }, this.detail, this.switch, this.reset);
     for (const part of [this.rows, this.field, this.bar, this.status]) {
@@ -92,7 +92,7 @@ class WordsWidget extends NodeWidget {
     for (const list of LISTS) {
       const name = PROMPTS[list], from = this.#linked(name), sent = sentPrompt(String(this.#value(name) ?? ""));
       if (from) return { problem: `${name} comes from ${from}, so its words are known only in a run. ${BY_TEXT}` };
-      if (sent === null) return { problem: `${name} has choices in braces, which each run draws. ${BY_TEXT}` };
+      if (sent === null) return { problem: `${name} has choices in braces, which are drawn at random in each run. ${BY_TEXT}` };
       asked[list] = sent;
     }
     return { asked };
@@ -300,7 +300,7 @@ class WordsWidget extends NodeWidget {
     this.status.dataset.level = text ? "warn" : "";
     this.status.replaceChildren(element("span", { text }));
     if (this.#lost) {
-      this.status.append(button({ text: "Drop", label: "Drop what is said about words that are gone", id: "drop",
+      this.status.append(button({ text: "Drop", label: "Remove the choices for words that are gone", id: "drop",
                                   run: () => this.write(writeWords(reading.said)) }));
     }
   }
@@ -320,7 +320,7 @@ class WordsWidget extends NodeWidget {
 
   hint(chip) {
     if (chip) return describe(chip, this.reading);
-    return this.field.hidden ? "Click: edit acts here. Drag: weight." : "An entry a line.";
+    return this.field.hidden ? "Click: edit acts here. Drag: weight." : "One entry per line.";
   }
 
   #choose(chip, value) {

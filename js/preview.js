@@ -15,7 +15,7 @@ const DIMMED = 0.6;
  */
 export function statusOf(kind, text, picture) {
   const { items, size, problem } = readState(kind, text);
-  if (problem) return { text: `Cannot be shown: ${problem}. It stays as it is until you draw or clear.`, warn: true, broken: true };
+  if (problem) return { text: `Cannot be shown: ${problem}. It stays unchanged until you draw or clear.`, warn: true, broken: true };
   if (items.length && picture && compareSizes(size, picture) === "other") {
     return { text: `Drawn on ${size.width} × ${size.height}, the picture is ${picture.width} × ${picture.height}. Open the editor `
                    + "to stretch it or start over.", warn: true, broken: false };

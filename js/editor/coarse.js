@@ -51,8 +51,8 @@ export function createCoarse(editor) {
     on("flip-v", "flipV", "Flip top and bottom", "J", () => alter((p) => flipped(p, false))),
     on("copy", "copy", "Copy: the original stays", "C", () => toggle("copy"), "Copy"),
     on("erase", "cut", "Erase from the picture", "X", () => toggle("delete"), "Erase"),
-    on("black", null, "Leave black what is uncovered, as in training", "", () => ground("black"), "Black"),
-    on("fill", null, "Fill what is uncovered from its surroundings", "G", () => ground("fill"), "Fill"),
+    on("black", null, "Leave uncovered areas black, as in training", "", () => ground("black"), "Black"),
+    on("fill", null, "Fill uncovered areas from their surroundings", "G", () => ground("fill"), "Fill"),
   ]);
   const side = piecesPanel({ select, lift, discard, set: (values) => alter((p) => ({ ...p, ...values, ...(values.rotate !== undefined
     && { rotate: wrapped(values.rotate) }) })) });
@@ -95,7 +95,7 @@ export function createCoarse(editor) {
     controls: [group("Select", ...MODES.map(([name]) => buttons[name])),
                group("Piece", buttons["flip-h"], buttons["flip-v"], buttons.copy, buttons.erase),
                group("Background", buttons.black, buttons.fill)],
-    keys: [["L, M, V", "Lasso, box, select"], ["Drag inside", "Move (Shift: along one axis)"], ["Corners", "Scale (Shift: freely, Alt: around the middle)"],
+    keys: [["L, M, V", "Lasso, box, select"], ["Drag inside", "Move (Shift: along one axis)"], ["Corners", "Scale (Shift: freely, Alt: around the centre)"],
            ["Sides", "Scale one axis"], ["Round handle", "Turn (Shift: in steps of 15 degrees)"], ["H, J", "Flip left and right, top and bottom"],
            ["C", "Copy: the original stays"], ["X", "Erase from the picture"], ["G", "Background black or filled"], ["Arrow keys", "Move by a pixel (Shift: ten)"],
            ["N, Shift+N", "Select the next, the previous"], ["PgUp, PgDn", "Bring forward, send back"], ["Del", "Discard the piece"],

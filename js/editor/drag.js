@@ -83,7 +83,7 @@ export function createDrag(editor) {
     tip: () => (drawing.items.length ? "Drag handles to move them. Red: where it is. Green: where it goes."
                                      : "Press on what should move and drag it to where it should go."),
     warning: () => (drawing.items.length > MANY
-      ? `${drawing.items.length} drags: more than ${MANY} cost time and hardly help, as several fall on each place of the network.` : ""),
+      ? `${drawing.items.length} drags: more than ${MANY} cost time and hardly help, because several fall on the same token of the network.` : ""),
     grounded: () => {},
     changed: () => select(Math.min(selected, drawing.items.length - 1)),
     down(raw, event) {

@@ -170,7 +170,7 @@ export class Editor {
     this.redoButton.disabled = !this.drawing.canRedo;
     const { width, height } = this.drawing.ground, from = this.drawing.size;
     const scaled = this.drawing.relation === "scaled" ? `, drawn on ${from.width} × ${from.height} and shown scaled` : "";
-    const size = this.bitmap ? `${width} × ${height} pixels${scaled}` : `blank ground, ${width} × ${height}`;
+    const size = this.bitmap ? `${width} × ${height} pixels${scaled}` : `blank canvas, ${width} × ${height}`;
     this.about.textContent = `${size} · ${this.drawing.summary}`;
     this.#showBanner();
     this.render();
@@ -219,11 +219,11 @@ export class Editor {
     this.banner.hidden = true;
     if (drawing.problem) {
       const copy = button({ text: "Copy the text", icon: "copy", id: "copy-text", run: () => this.#copyText() });
-      show(`Cannot be shown: ${drawing.problem}. The text stays as it is until you draw or start over.`, copy, again);
+      show(`Cannot be shown: ${drawing.problem}. The text stays unchanged until you draw or start over.`, copy, again);
     } else if (drawing.locked) {
       const stretch = button({ text: "Stretch", id: "stretch", run: () => this.change(() => drawing.stretch()) });
       show(`Drawn on a picture of ${drawing.size.width} × ${drawing.size.height}, but this one is ${width} × ${height}: the aspect `
-           + "ratios differ. Stretch the drawing to fit, or start over. The picture it was drawn on may also be connected again.",
+           + "ratios differ. Stretch the drawing to fit, or start over. You can also connect the picture that it was drawn on again.",
            stretch, again);
     } else if (this.waiting) {
       show("The picture is on its way.");
@@ -235,7 +235,7 @@ export class Editor {
            + "this one and no others. ") + `This is a blank ground of ${width} × ${height}.`,
            ...(upstream ? [get] : []), ...(this.blank ? [] : [blank]));
     } else if (!this.bitmap) {
-      show(`No picture is connected: this is a blank ground of ${width} × ${height}. Connect a picture to the node or choose one.`, choose);
+      show(`No picture is connected: this is a blank canvas of ${width} × ${height}. Connect a picture to the node or choose one.`, choose);
     } else if (this.tool.warning?.()) {
       show(this.tool.warning());
     }
@@ -275,7 +275,7 @@ export class Editor {
     try {
       if (file.type.startsWith("image/")) {
         if (!await this.host.connect(input, file)) return;
-        this.say(input === "sketch" ? `${file.name} is connected to "sketch" and counts together with the strokes`
+        this.say(input === "sketch" ? `${file.name} is connected to "sketch" and is used together with the strokes`
                                     : `${file.name} is connected to "picture"`);
         return;
       }
