@@ -157,10 +157,10 @@ def _clip_fid(edited: list[Tensor], truth: list[Tensor], notes: list[str]) -> fl
         notes.append("CLIP-FID is left out: the encoder gave features that are not finite. Load CLIP vision in fp32.")
         return None
     if len(a) < BIASED_BELOW:
-        notes.append(f"CLIP-FID of {len(a)} pairs is biased upwards, the more the fewer they are: compare it with sets of "
-                     f"that size only, and trust it from {BIASED_BELOW} on.")
-    notes.append(f"CLIP-FID is of {a.shape[1]}-dimensional embeddings of the connected encoder; values of different encoders "
-                 "cannot be compared, nor with published ones unless those used this encoder.")
+        notes.append(f"CLIP-FID of {len(a)} pairs is biased upwards, more so for fewer pairs. Compare it only with sets of the "
+                     f"same size, and rely on it from {BIASED_BELOW} pairs on.")
+    notes.append(f"CLIP-FID uses the {a.shape[1]}-dimensional embeddings of the connected encoder. Compare it only with values "
+                 "that used the same encoder.")
     return frechet_distance(a, b)
 
 

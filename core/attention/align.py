@@ -94,7 +94,7 @@ def replacement_mapper(source: Prompt, edited: Prompt) -> Tensor:
     """
     if len(source.words) != len(edited.words):
         raise WordError(f"'{source.text}' has {len(source.words)} words, '{edited.text}' has {len(edited.words)}; a swap word by "
-                        "word needs as many. Leave added words to the automatic alignment.")
+                        "word needs the same number in both. Leave added words to the automatic alignment.")
     changed = [n for n, pair in enumerate(zip(source.words, edited.words, strict=True)) if pair[0] != pair[1]]
     blocks = [(source.positions[n], edited.positions[n]) for n in changed]
     out = torch.zeros(TOKENS, TOKENS)

@@ -119,7 +119,7 @@ def automatic_swaps(source: Sequence[str], edited: Sequence[str], kind: Kind = "
     if kind == "swap":
         if len(source) != len(edited):
             raise WordError(f"the source prompt has {len(source)} words, the edited one {len(edited)}; a swap word by word needs "
-                            "as many. Choose the automatic alignment, which takes the others as added.")
+                            "the same number in both. Choose the automatic alignment, which takes the others as added.")
         return [Swap((n,), (n,)) for n, pair in enumerate(zip(source, edited, strict=True)) if pair[0] != pair[1]]
     out = []
     plain = [[bare(word) for word in words] for words in (source, edited)]

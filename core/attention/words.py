@@ -153,7 +153,7 @@ def _listed(prompt: Prompt) -> str:
 
 def _number(text: str, entry: str) -> float:
     if not re.fullmatch(_NUMBER, text):
-        raise WordError(f"the weight '{text}' of the entry '{entry}' is no number. Write for instance 'dog *2'.")
+        raise WordError(f"the weight '{text}' of the entry '{entry}' is not a number. Write for instance 'dog *2'.")
     return float(text)
 
 
@@ -166,8 +166,8 @@ def checked(mark: Mark, where: str) -> Mark:
     if not abs(mark.weight) <= WEIGHT_LIMIT:
         raise WordError(f"the weight of '{where}' is {mark.weight:g}; it must be between {-WEIGHT_LIMIT:g} and {WEIGHT_LIMIT:g}.")
     if mark.steps is not None and not 0.0 <= mark.steps[0] <= mark.steps[1] <= 1.0:
-        raise WordError(f"the steps of '{where}' go from {mark.steps[0]:g} to {mark.steps[1]:g}; both are shares of the run, "
-                        "0 to 1, and must not fall.")
+        raise WordError(f"the steps of '{where}' go from {mark.steps[0]:g} to {mark.steps[1]:g}; both must be shares of the run, "
+                        "from 0 to 1, and the first must not be above the second.")
     return mark
 
 

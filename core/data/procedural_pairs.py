@@ -48,8 +48,8 @@ class ProceduralSettings:
             ValueError: they cannot be met; the text names them.
         """
         if min(self.width, self.height) < 16 or self.count < 1:
-            raise ValueError(f"width x height is {self.width} x {self.height} and count {self.count}; sides need 16 pixels or "
-                             "more, and a set one pair")
+            raise ValueError(f"width x height is {self.width} x {self.height} and count {self.count}; sides need at least 16 "
+                             "pixels, and a dataset at least one pair")
         if not 1 <= self.sprites[0] <= self.sprites[1]:
             raise ValueError(f"sprites are {self.sprites[0]} to {self.sprites[1]}; give the fewest first, one or more")
         if self.background not in BACKGROUNDS or self.holes not in HOLES:

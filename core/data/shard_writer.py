@@ -63,7 +63,7 @@ class ShardWriter:
         path = self.folder / JOURNAL
         if not path.is_file():
             if any(self.folder.glob("shard-*.tar")):
-                raise DatasetError(f"'{self.folder}' holds shards but no {JOURNAL}, so they cannot be gone on with. Choose "
+                raise DatasetError(f"'{self.folder}' contains shards but no {JOURNAL}, so the build cannot be resumed. Choose "
                                    "another name, or delete the folder.")
             self._replace_journal([])
             return []
@@ -79,8 +79,8 @@ class ShardWriter:
         if not entries or entries[0].get("hash") != self.hash:
             if entries and self._method(entries[0]) != self.settings.get("method"):
                 raise DatasetError(f"'{self.folder}' holds a dataset begun by another version of this pack, which chose and read "
-                                   "frames in another way; it stays as it is and can be trained on. Choose another name for a new "
-                                   "one, or delete the folder.")
+                                   "frames in another way. It can still be used for training. Choose another name for a new "
+                                   "dataset, or delete the folder.")
             raise DatasetError(f"'{self.folder}' holds a dataset made with other settings ({self._differences(entries)}). "
                                "Choose another name, set them back, or delete the folder.")
         return entries[1:]

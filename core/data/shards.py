@@ -207,7 +207,7 @@ class ShardIndex:
 
 def _nothing(folder: Path, skipped: list[str]) -> DatasetError:
     named = f" Skipped: {len(skipped)}, first: {skipped[0]}." if skipped else ""
-    return DatasetError(f"'{folder}' holds no usable sample.{named} Build the dataset with other bounds, or again.")
+    return DatasetError(f"'{folder}' holds no usable sample.{named} Build the dataset again, with wider bounds if necessary.")
 
 
 def read_entry(entry: Entry, largest: int = LARGEST) -> Sample:

@@ -25,8 +25,8 @@ def held_out_videos(videos: list[str], share: float, seed: int) -> set[str]:
     if not 0 < share < 1:
         raise DatasetError(f"share is {share}; it must lie between 0 and 1. 0.1 holds a tenth of the videos out.")
     if len(names) < 2:
-        raise DatasetError(f"the dataset is from {len(names)} video; pairs of one video in both parts would be no test. Build it "
-                           "from more videos.")
+        raise DatasetError(f"the dataset is from {len(names)} video; pairs of one video must not be in both parts. Build it from "
+                           "more videos.")
     return set(names[:min(max(1, round(share * len(names))), len(names) - 1)])
 
 

@@ -69,8 +69,8 @@ def _points(value: Any) -> Tensor:
                  for p in track] for track in tracks]
         rows = [[[float("nan") if c is None else float(c) for c in p] for p in row] for row in rows]
     except (TypeError, ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
-        raise FlowError(f"tracks cannot be read ({type(error).__name__}: {error}); expected one list of points a track, each "
-                        '{"x": .., "y": ..}') from None
+        raise FlowError(f"tracks cannot be read ({type(error).__name__}: {error}); expected one list of points for each track, "
+                        "each {\"x\": .., \"y\": ..}") from None
     if not rows or len({len(row) for row in rows}) != 1:
         raise FlowError(f"tracks have {', '.join(sorted({str(len(row)) for row in rows})) or 'no'} frames; expected the same "
                         "number for each")

@@ -28,7 +28,7 @@ def inversion_levels(sigmas: Sequence[float]) -> list[float]:
     if len(sigmas) < 2:
         raise ValueError(f"a schedule needs at least two noise levels, this one has {len(sigmas)}")
     if not all(math.isfinite(s) and s >= 0 for s in sigmas) or any(a <= b for a, b in zip(sigmas, sigmas[1:], strict=False)):
-        raise ValueError("noise levels must fall from each to the next, none negative; these are "
+        raise ValueError("noise levels must fall from step to step, and none may be negative; these are "
                          + ", ".join(f"{s:g}" for s in sigmas))
     last = sigmas[-1]
     if last == 0.0:

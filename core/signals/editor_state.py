@@ -62,8 +62,8 @@ def drawn_size(state: dict, name: str) -> tuple[int, int] | None:
     for key in ("width", "height"):
         side = state.get(key)
         if not _is_whole(side) or not 1 <= side <= MAX_SIDE:
-            raise ValueError(f"the {key} in {name} is {shown(side)}; it must be a whole number of pixels from 1 to "
-                             f"{MAX_SIDE}, that of the picture drawn on.")
+            raise ValueError(f"the {key} in {name} is {shown(side)}; it must be a whole number of pixels from 1 to {MAX_SIDE}, "
+                             "the size of the picture drawn on.")
     return int(state["height"]), int(state["width"])
 
 

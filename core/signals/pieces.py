@@ -87,8 +87,8 @@ def read_pieces(text: str | None) -> Pieces:
         if not is_number(rotate):
             raise ValueError(f"{where} has the rotate {shown(rotate)}; it must be a number of degrees.")
         if (np.abs(scale) < MIN_SCALE).any():
-            raise ValueError(f"{where} has the scale {shown(entry['scale'])}; no factor may be under {MIN_SCALE} in size. Use "
-                             "\"delete\": true to remove what is inside.")
+            raise ValueError(f"{where} has the scale {shown(entry['scale'])}; no factor may be smaller than {MIN_SCALE} in "
+                             "absolute value. Use \"delete\": true to remove what is inside.")
         for flag in ("copy", "delete"):
             if not isinstance(entry.get(flag, False), bool):
                 raise ValueError(f"{where} has {shown(entry[flag])} for '{flag}'; it must be true or false.")

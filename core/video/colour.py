@@ -57,7 +57,7 @@ def notes_about(stream: Any, frame: Any) -> list[str]:
                      "those of an ordinary video of this size and will look wrong")
     wide = int(getattr(stream.codec_context, "color_primaries", 0) or 0) == WIDE
     if wide and int(getattr(stream.codec_context, "color_trc", 0) or 0) not in TRANSFERS:
-        notes.append("the video is made for screens of wide gamut (BT.2020); its values are kept, and look paler on others")
+        notes.append("the video is made for wide-gamut screens (BT.2020); its values are kept and look paler on other screens")
     return notes
 
 

@@ -375,7 +375,8 @@ def describe(request: dict[str, Any], _: np.ndarray, answers: Any) -> None:
         jumps = JUMP if container.format.flags & TS_DISCONT else float("inf")
         aspect, notes = pixel_aspect(stream), _notes(stream, first)
         if pixel_aspect(stream) == 1.0 and stream.sample_aspect_ratio and float(stream.sample_aspect_ratio) != 1.0:
-            notes.append(f"the file states pixels of {stream.sample_aspect_ratio}, which no camera has; they are taken as square")
+            notes.append(f"the file states pixels of {stream.sample_aspect_ratio}, which is not plausible; the pixels are treated "
+                         "as square")
     if found.usable:
         marks = found.marks[bisect_left(found.marks, found.marks[0] if first.pts is None else first.pts):]
         if len(marks) < len(found.marks):
@@ -426,9 +427,9 @@ def _counted(path: str, tick: float, step: float, jump: float, answers: Any) -> 
 def _notes(stream: Any, frame: Any) -> list[str]:
     notes = []
     if frame.interlaced_frame:
-        notes.append("the video is interlaced; its frames are taken as they are, both fields in one")
+        notes.append("the video is interlaced; its frames are used as they are, without deinterlacing")
     if stream.metadata.get("alpha_mode") == "1":
-        notes.append("the video has a track of transparency, which is not read: what it hides is seen")
+        notes.append("the video has a transparency track, which is not read; the parts that it hides are visible")
     if any(component.is_alpha for component in frame.format.components):
-        notes.append("the video has transparent parts; they lie over black")
+        notes.append("the video has transparent parts; they are shown on black")
     return notes + notes_about(stream, frame)

@@ -45,5 +45,5 @@ def from_matrix(values: tuple[int, ...]) -> Orientation:
     angle = float(np.degrees(np.arctan2(-b, a)))  # counter-clockwise as seen, y is down
     turns = round(angle / 90) % 4
     off = abs(angle - 90 * round(angle / 90))
-    notes = [f"the file asks for a turn by {-angle:.0f} degrees; the nearest turn by 90 degrees is made"] if off > 1 else []
+    notes = [f"the file asks for a rotation by {-angle:.0f} degrees; the nearest multiple of 90 degrees is used"] if off > 1 else []
     return Orientation(turns, mirrored, notes)

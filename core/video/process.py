@@ -49,7 +49,7 @@ class Decoder:
     def __init__(self, path: Path):
         self.path = path
         if not sys.executable:
-            raise VideoError("cannot be decoded: this Python does not know its own program, which would run the decoder")
+            raise VideoError("cannot be decoded: the path of the Python program, which runs the decoder, is unknown")
         command = [sys.executable, str(PROGRAM), str(ADDRESSES)]
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._process = subprocess.Popen(  # noqa: S603 - no shell, and no part of the command comes from the file
@@ -134,7 +134,7 @@ class Decoder:
                 name = signal.Signals(-code).name
             except ValueError:
                 name = f"signal {-code}"
-        return VideoError(f"crashes the decoder ({name}); the file is damaged, or made to do that")
+        return VideoError(f"crashes the decoder ({name}); the file is damaged or malicious")
 
 
 def _widen(pipe: int) -> None:

@@ -158,7 +158,7 @@ def _read(file: VideoFile, rate: float, start: float, end: float, even_size: boo
         done = len(came)
     if not came:
         raise VideoError("has no frame that can be decoded in this span")
-    notes += [f"HDR ({kind}) was made into ordinary colours; what is brighter than reference white is pressed together"
+    notes += [f"HDR ({kind}) was converted to SDR; values brighter than reference white are compressed"
               for kind in sorted(file.hdr)]
     shown = [n for n in numbers if n <= max(came)]
     _repeat(frames, shown, came)

@@ -49,8 +49,8 @@ def write(path: Path, frames: Tensor, fps: float, sound: Sound | None = None, me
     rate = Fraction(fps).limit_denominator(DENOMINATOR)
     notes = []
     if height % 2 or width % 2:
-        notes.append(f"{width} x {height} pixels became {width + width % 2} x {height + height % 2}: H.264 has even sizes only, so "
-                     "the last row or column is there twice")
+        notes.append(f"{width} x {height} pixels became {width + width % 2} x {height + height % 2}: H.264 has even sizes only, "
+                     "so the last row or column is repeated")
     with replacing(path) as partial, av.open(str(partial), "w", format="mp4",
                                              options={"movflags": "use_metadata_tags+faststart"}) as file:
         for key, text in (metadata or {}).items():
@@ -105,7 +105,7 @@ class _Track:
         self.rate, self.layout, self.done = sound.rate, LAYOUTS[len(wave)], 0
         rate = min(RATES, key=lambda r: (r < sound.rate, abs(r - sound.rate)))
         if rate != sound.rate:
-            notes.append(f"the sound's {sound.rate} samples a second became {rate}, which AAC has")
+            notes.append(f"the sound's {sound.rate} samples a second became {rate}, which AAC supports")
         self.stream = file.add_stream("aac", rate=rate, layout=self.layout)
         self.resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=rate)
 

@@ -112,7 +112,7 @@ def check(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], nam
         shown = printable(layer)
         if up is None or down is None:
             lacks = "up" if up is None else "down"
-            raise LoraFileError(f"'{name}' is no whole motion LoRA: layer {shown} has no {lacks} matrix. {again}")
+            raise LoraFileError(f"'{name}' is not a complete motion LoRA: layer {shown} has no {lacks} matrix. {again}")
         if weight is None or len(weight) != 2 or down.ndim != 2 or weight[1] != down.shape[1]:
             takes = down.shape[1] if down.ndim == 2 else list(down.shape)
             has = "no such layer" if weight is None or len(weight) != 2 else weight[1]

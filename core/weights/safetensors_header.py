@@ -63,7 +63,7 @@ def read_header(path: str | Path) -> Header:
         table = json_object(raw)
         metadata = table.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are no texts")
+            raise ValueError("its metadata values are not text")
         tensors = {name: _entry(name, entry) for name, entry in table.items()}
         end = max((entry["data_offsets"][1] for entry in table.values()), default=0)
     except BrokenFile:
@@ -80,7 +80,7 @@ def _entry(name: str, entry: dict[str, Any]) -> Entry:
     """A tensor as the header's object for it says."""
     (first, last), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), entry["dtype"]
     if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (first, last, *shape)):
-        raise ValueError(f"'{name}' has no sound type, shape or place")
+        raise ValueError(f"'{name}' has no valid type, shape or offsets")
     if dtype in _BYTES and last - first != math.prod(shape) * _BYTES[dtype] or last < first:
         raise BrokenFile(f"the header gives '{name}' {last - first} bytes for shape {list(shape)}")
     return Entry(dtype, shape, last - first)

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
         what = PLURAL.get(self.signal, "no signal at all")
         choose = f"Choose a model for {PLURAL[kind]} in Load FramePainter, such as framepainter_small_{kind}."
         if kind == "drag":
-            return f"'{self.name}' was trained on {what}; drags then act without training, and weakly. {choose}"
+            return f"'{self.name}' was trained on {what}; drags then act only weakly, as without training. {choose}"
         return f"'{self.name}' was trained on {what}, so it will hardly follow {PLURAL[kind]}. {choose}"
 
     def far_from(self, height: int, width: int) -> str | None:

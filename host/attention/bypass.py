@@ -133,8 +133,8 @@ def bypass_patches(model: ModelPatcher, gate: Gate, source: ModelPatcher | None 
         if not (linear or isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))) or set(leaves) - {
                 "weight", "bias"}:
             raise TrajectoryError(f"Match Attention: a LoRA or weight patch changes '{name}', a {type(layer).__name__}, which "
-                                  "cannot be kept from the source. Use a LoRA of linear layers and convolutions, or invert with "
-                                  "it on.")
+                                  "cannot be switched off for the source. Use a LoRA of linear layers and convolutions, or invert "
+                                  "with it on.")
         delta: Callable | None = _low_rank(leaves["weight"]) if linear and set(leaves) == {"weight"} else None
         if delta is None:
             change = {leaf: _change(f"{name}.{leaf}", originals[f"{name}.{leaf}"][0], kept.get(f"{name}.{leaf}", []), own)

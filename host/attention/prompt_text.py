@@ -53,8 +53,8 @@ def read_prompt(clip: Any, text: str, name: str) -> Prompt:
     tokenizer = getattr(clip.tokenizer, clip.tokenizer.clip)
     tokens = [[token for token, _ in chunk] for chunk in chunks[ENCODER]]
     if not all(isinstance(token, Integral) for chunk in tokens for token in chunk):
-        raise WordError(f"'{name}' holds an embedding (embedding:name), which is no words that could be aligned. Take it out; in "
-                        "the negative prompt embeddings may be used.")
+        raise WordError(f"'{name}' holds an embedding (embedding:name), which cannot be aligned as words. Take it out; in the "
+                        "negative prompt embeddings may be used.")
     if len(tokens) > 1:
         raise WordError(f"'{name}' has {count_tokens(clip, text)} tokens; words can be aligned in prompts of at most "
                         f"{TOKENS - 2}. Shorten it.")
@@ -63,7 +63,7 @@ def read_prompt(clip: Any, text: str, name: str) -> Prompt:
     prompt = Prompt(plain_text(text), tuple(ids), tuple(pieces))
     for word, positions in zip(prompt.words, prompt.positions, strict=True):
         if sum(len(pieces[p]) for p in positions) != len(word.lower().encode()):
-            raise WordError(f"'{name}' cannot be told apart into words at '{word}': the tokenizer reads other characters than are "
+            raise WordError(f"'{name}' cannot be split into words at '{word}': the tokenizer reads other characters than are "
                             "written there. Write it with plain letters.")
     return prompt
 

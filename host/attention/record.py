@@ -94,6 +94,6 @@ def record_attention(model: ModelPatcher, trajectory: Trajectory, folder: Path |
         record.close()
         raise
     if len(record.steps) < trajectory.steps:
-        warn(f"the budget of {budget / 1e9:.2f} GB holds {len(record.steps)} of {trajectory.steps} steps; the others are "
-             "replayed.")
+        warn(f"the budget of {budget / 1000000000.0:.2f} GB holds {len(record.steps)} of {trajectory.steps} steps; for the others "
+             "the source runs again.")
     return record

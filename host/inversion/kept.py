@@ -115,7 +115,7 @@ def _resume(path: Path, states: Tensor) -> int:
         report.warn(f"what an interrupted inversion left cannot be used, so it starts from the beginning. {error}")
         return 0
     states[:len(found.states)] = found.states
-    report.log.info("FramePainter: inversion goes on after %d of %d steps", found.reached, found.steps)
+    report.log.info("FramePainter: inversion resumes after %d of %d steps", found.reached, found.steps)
     return found.reached
 
 

@@ -191,8 +191,8 @@ def _check_mask(mask: Tensor, frames: int, size: Sequence[int]) -> None:
 def _warn_of_other_samplers(sampler: Any, warn: Callable[[str], None]) -> None:
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     if name and name != "sample_euler":
-        warn(f"{NODE}: the sampler is {name.removeprefix('sample_')}; the steps of DDIM are those of 'euler'. With others the edit "
-             "is only near the source outside of its area.")
+        warn(f"{NODE}: the sampler is {name.removeprefix('sample_')}; only 'euler' takes the steps of DDIM. With other samplers "
+             "the result only approximates the source outside the edit's area.")
 
 
 def _warn_of_another_start(run: EditRun, x: Tensor, sigma: float) -> None:

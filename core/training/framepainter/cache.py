@@ -35,7 +35,7 @@ from ..examples import Examples
 SHARD = 32  # examples a file
 MIXED = ("sketch", "coarse", "drag")
 CACHED = ("latents", "image", "embedding")
-KEPT = "The pairs before it are kept. If it is this pair alone, build the dataset without it."
+KEPT = "The pairs before it are kept. If only this pair fails, build the dataset without it."
 
 
 class CacheError(ValueError):
@@ -46,7 +46,7 @@ def dataset_digest(folder: Path) -> str:
     """A digest of a dataset's settings and of the names, sizes and contents of its shards."""
     if not (folder / "dataset.json").is_file():
         raise CacheError(f"'{folder}' is no dataset: it has no dataset.json. Give the path that Build Dataset or Procedural "
-                         "Dataset puts out.")
+                         "Dataset returns.")
     state = hashlib.sha256((folder / "dataset.json").read_bytes())
     for shard in sorted(folder.glob("*.tar")):
         with shard.open("rb") as file:

@@ -55,9 +55,9 @@ PRESETS: dict[str, RunSettings] = {
                                  checkpointing=False),
 }
 PURPOSE = {
-    "paper": "as the paper trains: everything, 1024 x 576; for a 48 GB card or larger",
+    "paper": "as in the paper: everything at 1024 x 576; for a card with 48 GB or more",
     "24 GB": "matching attention, control encoder and LoRA at 1024 x 576",
-    "16 GB": "the same with two pairs at a time",
+    "16 GB": "the same with a batch of two pairs",
     "12 GB": "matching attention and control encoder at 576 x 320",
     "small network": "for small networks of your own, on a CPU too",
 }
@@ -84,7 +84,7 @@ def choose(preset: str, **changes: object) -> RunSettings:
     if not 0 < out.learning_rate <= 1:
         raise ValueError(f"learning_rate is {out.learning_rate}; it must lie between 0 and 1, the paper's is 1e-5.")
     if not 0 <= out.ema < 1:
-        raise ValueError(f"ema is {out.ema}; it must be 0 (off) or lie under 1, such as 0.999.")
+        raise ValueError(f"ema is {out.ema}; it must be 0 (off) or below 1, such as 0.999.")
     if out.matching_weight < 0:
         raise ValueError(f"matching_weight is {out.matching_weight}; it must be 0 or more.")
     return out

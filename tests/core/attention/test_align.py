@@ -186,7 +186,7 @@ def test_punctuation_and_capitals(words, prompt):
     ("cat *2", "the word 'cat' is not in the edited prompt"),
     ("@horse", "in neither prompt. The source prompt has 'a', 'cat', 'runs'; the edited one has 'a', 'dog', 'runs'"),
     ("dog", "the entry 'dog' says nothing about the word"),
-    ("dog *lots", "the weight 'lots' of the entry 'dog \\*lots' is no number"),
+    ("dog *lots", "the weight 'lots' of the entry 'dog \\*lots' is not a number"),
     ("dog *1000", "the weight of 'dog \\*1000' is 1000; it must be between -100 and 100"),
     ("dog 0.5..0.2", "the steps of 'dog 0.5..0.2' go from 0.5 to 0.2"),
     ("cat >", "the entry 'cat >' names no word"),

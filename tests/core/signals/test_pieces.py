@@ -211,7 +211,7 @@ def edit(**changes: object) -> str:
     (edit(outline=[1, 1, 5, None, 5, 5]), "the outline .* it must be a list of corners"),
     (edit(move=[1]), r"the move \[1\]; it must be a list of 2 finite numbers"),
     (edit(move=[1, float("inf")]), "the move"),
-    (edit(scale=[1, 0]), "the scale .1, 0.; no factor may be under 0.01"),
+    (edit(scale=[1, 0]), "the scale .1, 0.; no factor may be smaller than 0.01"),
     (edit(scale=2), "the scale 2; it must be a list of 2"),
     (edit(rotate="90"), "the rotate '90'; it must be a number of degrees"),
     (edit(delete=1), "has 1 for 'delete'; it must be true or false"),

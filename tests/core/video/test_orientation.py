@@ -53,5 +53,5 @@ def test_in_a_file(pack, tmp_path, way):
 def test_a_slant_is_noted_and_a_matrix_of_nothing_is_none(pack):
     from_matrix = pack("core.video.orientation").from_matrix
     c = round(0.5 ** 0.5 * 65536)
-    assert "turn by 45 degrees" in from_matrix((c, c, 0, -c, c, 0, 0, 0, 1 << 30)).notes[0]
+    assert "rotation by 45 degrees" in from_matrix((c, c, 0, -c, c, 0, 0, 0, 1 << 30)).notes[0]
     assert from_matrix((0,) * 9)[:2] == (0, False)
