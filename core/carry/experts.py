@@ -33,6 +33,7 @@ LOST = 8.0                     # pixels of doubt at which a flow is as likely wr
 SURE = 4.0                     # pixels of doubt up to which a flow is sure
 STEADY, LEAST_SURE = 0.03, 0.1  # a smaller change of light is none; share of the picture that must be sure to tell
 SHARPNESS = 2.0                # weights are error ** -this
+PRIOR = (16.0, 16.0, 16.0, 1.0)  # by so much the experts err more than they say: a flow's errors are shared by its neighbours
 
 
 class Verdicts(NamedTuple):
@@ -174,7 +175,8 @@ def mixed(verdicts: Verdicts, before: Tensor | None = None) -> tuple[Tensor, Ten
     Returns:
         change (1, 3, h, w), expected squared error (1, 1, h, w), weights (E, 1, h, w).
     """
-    errors = F.avg_pool2d(verdicts.errors, 3, 1, 1, count_include_pad=False) + FLOOR
+    prior = verdicts.errors.new_tensor(PRIOR)[:, None, None, None]
+    errors = F.avg_pool2d(verdicts.errors * prior, 3, 1, 1, count_include_pad=False) + FLOOR
     weights = errors ** -SHARPNESS
     weights = weights / weights.sum(0)
     if before is not None:
