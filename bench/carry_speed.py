@@ -2,9 +2,9 @@
 
     <ComfyUI's python> bench/carry_speed.py [--frames N ...] [--flow auto|dis|own] [--write]
 
-The video is a photograph under a moving camera, 1920 x 1080, H.264; one edit recolours 29 % of it, the other replaces 12 %. Processor
-time is user and system time of the process and of the one that decodes, less what a video of one frame takes; memory is the larger
-one's peak. Both do not depend on what else the machine does. --write puts the table into docs/paint_and_propagate.md.
+The video is a photograph under a moving camera, 1920 x 1080, H.264; one edit recolours 29 % of it, the other replaces 12 %.
+Processor time is user and system time of the process and of the one that decodes, less what a video of one frame takes; memory is
+the larger one's peak. Neither depends much on what else the machine does. --write puts the table into docs/paint_and_propagate.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def make_video(path: Path, count: int) -> np.ndarray:
     still = (cases.photo("coffee", 1280, 2160)[0].movedim(0, -1) * 255).byte().numpy()
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", 25)
-        stream.width, stream.height, stream.pix_fmt, stream.options = WIDTH, HEIGHT, "yuv420p", {"preset": "ultrafast", "crf": "12"}
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.options = {"preset": "ultrafast", "crf": "12"}
         for i in range(count):
             x, y = int(100 + 100 * math.sin(i / 20)), int(80 + 80 * math.sin(i / 31))
             part = np.ascontiguousarray(still[y:y + HEIGHT, x:x + WIDTH])

@@ -5,6 +5,7 @@
 IN is a video or a folder of pictures; K counts frames from 0. EDITED.png is that frame, edited, at the same size. OUT is a folder,
 which gets 00000.png and so on, or a video: .mkv keeps every bit outside the edit, .mp4 is H.264. The edit is where EDITED.png
 differs from the frame; with a mask, only what of it lies inside. Pixels that are not changed keep their bits.
+A run into a folder that was stopped is resumed by the same command, and gives the same bits as one that was not.
 Exit code: 0, 2 for bad input with one line that says what.
 """
 
@@ -82,14 +83,17 @@ def carry(options: argparse.Namespace, core: Any) -> int:
     try:
         edits = edits_of(options, run, files)
         estimate, name = core("flow.choice").pair_flow(options.flow, options.raft or raft_weights())
-        job = run.Carry(frames, edits, estimate, keep=keeper(options.keep, frames, run, files))
         writers = outputs(options, frames, run, files)
+        work = work_of(options, frames, edits, name, core)
+        job = run.Carry(frames, edits, estimate, keep=keeper(options.keep, frames, run, files), work=work)
         begin = time.perf_counter()
         for done in job.run():
             for kind, writer in writers:
                 writer.write(done.number, getattr(done, kind))
         for _, writer in writers:
             writer.close()
+        if work is not None:
+            work.finish()
     finally:
         frames.close()
     took = time.perf_counter() - begin
@@ -109,6 +113,24 @@ def edits_of(options: argparse.Namespace, run: Any, files: Any) -> list[Any]:
         mask = files.picture_from(masks[i], grey=True) if masks else None
         out.append(run.Edit(int(number), files.picture_from(Path(path)), mask))
     return out
+
+
+def work_of(options: argparse.Namespace, frames: Any, edits: list[Any], flow: str, core: Any) -> Any:
+    """Where a run into a folder keeps what a second one goes on from; None for a video, which is written whole."""
+    if not options.out.is_dir():
+        return None
+    read = [options.video, options.keep, options.raft]
+    files = [p for path in read if path for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    about = [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
+    places = [str(p and p.resolve()) for p in (options.out, options.confidence, options.change)]
+    inputs = core("digest").digest(frames.count, frames.size, flow, *about, *places, *(part for e in edits for part in e))
+    work = core("carry.work").Work(options.out / ".carry", inputs)
+    wanted = [folder / f"{n:05d}.png" for folder in (options.out, options.confidence, options.change) if folder
+              for n in range(work.reached()[0])]
+    if not all(path.is_file() for path in wanted):
+        work.finish()
+        work = core("carry.work").Work(options.out / ".carry", inputs)
+    return work
 
 
 def keeper(path: Path | None, frames: Any, run: Any, files: Any) -> Any:

@@ -9,12 +9,9 @@ Legend: T frames, H W pixels, h w pixels at the working size.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from ..flow.warp import warp
 from .composite import LEAST, small
 from .keyframe import Edited
 from .tracking import Track, Tracker
+from .work import Work
 
 BACKWARDS = 8  # frames that are read at a time where the video is followed backwards
 
@@ -102,7 +100,7 @@ class Carry:
         steps: flow (1, 2, h, w) from frame n + 1 back to frame n, and from n to n + 1, for a pair's number n, if others know it.
         watch: told how much is done, of how much; may raise to stop.
         judge: told a frame's number, the edited keyframe, the frame (1, 3, h, w) and its track; for measurements.
-        folder: for the flows; a temporary one if None.
+        work: where flows are kept; with one that was left behind by the same run, that run is resumed.
 
     Raises:
         CarryError: edits that do not fit the video.
@@ -113,9 +111,9 @@ class Carry:
                  steps: Callable[[int], tuple[Tensor, Tensor]] | None = None,
                  watch: Callable[[int, int], None] = lambda done, total: None,
                  judge: Callable[[int, Edited, Tensor, Track], None] = lambda number, key, low, track: None,
-                 folder: Path | None = None):
+                 work: Work | None = None):
         self.frames, self.estimate, self.keep, self.steps, self.watch, self.judge = frames, estimate, keep, steps, watch, judge
-        self.folder = folder
+        self.work = work
         self.edits = sorted(edits, key=lambda e: e.number)
         numbers = [e.number for e in self.edits]
         if not numbers:
@@ -147,20 +145,24 @@ class Carry:
         self.watch(self.done, self.total)
 
     def run(self) -> Iterator[Carried]:
-        """The frames in order."""
-        with tempfile.TemporaryDirectory(prefix="carry-", dir=self.folder) as place:
-            folder = Path(place)
+        """The frames in order, from the first that a resumed run has not given out."""
+        work = self.work or Work()
+        try:
             for (number, direction), span in self._spans().items():
-                self._follow(number, direction, span, folder)
-            yield from self._compose(folder)
+                if not work.followed(number, direction):
+                    self._follow(number, direction, span, work)
+            yield from self._compose(work)
+        finally:
+            if self.work is None:
+                work.finish()
 
-    def _follow(self, number: int, direction: int, span: range, folder: Path) -> None:
+    def _follow(self, number: int, direction: int, span: range, work: Work) -> None:
         tracker = Tracker(self.keys[number].low, self.estimate)
         for n, picture in zip(span, self._in_order(span), strict=True):
             step = None if self.steps is None else self.steps(min(n, n - direction))[0 if direction > 0 else 1]
-            track = tracker.follow(small(picture), step)
-            np.save(folder / f"{number}-{n}.npy", torch.cat(list(track), 1)[0].half().cpu().numpy())
+            work.keep(number, n, tracker.follow(small(picture), step))
             self._step()
+        work.followed(number, direction, now=True)
 
     def _in_order(self, span: range) -> Iterator[Tensor]:
         """Frames of a span; backwards, a few are read at a time."""
@@ -171,35 +173,38 @@ class Carry:
             part = span[begin:begin + BACKWARDS]
             yield from reversed(list(self.frames.read(part[::-1])))
 
-    def _compose(self, folder: Path) -> Iterator[Carried]:
+    def _compose(self, work: Work) -> Iterator[Carried]:
         numbers = [e.number for e in self.edits]
-        memory: dict[int, Tensor] = {}  # weights of each keyframe's experts in the frame before
+        begin, memory = work.reached()  # the memory: weights of each keyframe's experts in the frame before
+        before = begin - 1 if memory else begin
         previous = None
-        for n, picture in enumerate(self.frames.read(range(self.frames.count))):
+        for n, picture in zip(range(before, self.frames.count), self.frames.read(range(before, self.frames.count)), strict=True):
+            if n < begin:
+                previous = small(picture)
+                continue
             around = [k for k in numbers if k < n][-1:] + [k for k in numbers if k > n][:1]
             if n in self.keys:
                 out, memory, low = self._keyframe(n, picture), {}, None
             else:
                 low = small(picture)
                 step = None if previous is None or not memory else self.estimate(low, previous, None)
-                out, memory = self._between(n, picture, low, around, folder, memory, step)
+                out, memory = self._between(n, picture, low, around, work, memory, step)
             previous = low
             self._step()
             yield out
+            work.reach(n, memory)
 
     def _keyframe(self, n: int, picture: Tensor) -> Carried:
         change = self.keys[n].change
         return self._finished(n, picture, change, torch.zeros_like(change[:, :1]), {})
 
-    def _between(self, n: int, picture: Tensor, low: Tensor, around: Sequence[int], folder: Path, memory: Mapping[int, Tensor],
+    def _between(self, n: int, picture: Tensor, low: Tensor, around: Sequence[int], work: Work, memory: Mapping[int, Tensor],
                  step: Tensor | None) -> tuple[Carried, dict[int, Tensor]]:
         frame = as_float(picture).movedim(-1, 0)[None]
         parts, kept, shares = [], {}, {}
         for k in around:
             key = self.keys[k]
-            stored = torch.from_numpy(np.load(folder / f"{k}-{n}.npy")).float()[None]
-            (folder / f"{k}-{n}.npy").unlink()
-            track = Track(stored[:, :2], stored[:, 2:])
+            track = work.track(k, n)
             self.judge(n, key, low, track)
             before = warp(memory[k].movedim(0, 1), step).movedim(1, 0) if step is not None and k in memory else None
             brought = key.bring(frame, low, track, before)

@@ -36,33 +36,60 @@ def arguments(folder: Path, **other) -> list[str]:
     return [str(x) for name, value in given.items() for x in (name, *(value if isinstance(value, tuple) else (value,)))]
 
 
-def test_pictures_and_a_lossless_video_come_out_without_comfyui(material):
-    import av
-
-    for out in ("out", "out.mkv"):
-        command = [sys.executable, str(ROOT / "commands" / "carry.py"),
-                   *arguments(material, **{"--out": material / out, "--confidence": material / "sure", "--flow": "own"})]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=material,
-                              env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
-        assert done.returncode == 0, done.stderr
-        assert "s a frame" in done.stdout
-    with av.open(str(material / "out.mkv")) as file:
-        video = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
-    for i in range(3):
-        result = np.asarray(Image.open(material / "out" / f"{i:05d}.png")).astype(int)
-        truth = np.asarray(Image.open(material / f"truth{i}.png")).astype(int)
-        plain = np.asarray(Image.open(material / "in" / f"{i}.png")).astype(int)
-        assert np.square(result - truth).sum() < 0.05 * np.square(plain - truth).sum()
-        assert np.array_equal(video[i], result)
-        assert Image.open(material / "sure" / f"{i:05d}.png").size == (64, 48)
-
-
 @pytest.fixture(scope="module")
 def command():
     spec = importlib.util.spec_from_file_location("carry_command", ROOT / "commands" / "carry.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_pictures_and_a_lossless_video_come_out_without_comfyui(command, material):
+    import av
+
+    given = arguments(material, **{"--out": material / "out", "--confidence": material / "sure", "--flow": "own"})
+    done = subprocess.run([sys.executable, str(ROOT / "commands" / "carry.py"), *given], capture_output=True, text=True,
+                          timeout=300, cwd=material, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    assert "s a frame" in done.stdout
+    assert command.main(arguments(material, **{"--out": material / "out.mkv", "--flow": "own"})) == 0
+    with av.open(str(material / "out.mkv")) as file:
+        video = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
+    for i in range(3):
+        result, truth, plain = (pixels(material / name) for name in (f"out/{i:05d}.png", f"truth{i}.png", f"in/{i}.png"))
+        assert np.square(result - truth).sum() < 0.05 * np.square(plain - truth).sum()
+        assert np.array_equal(video[i], result)
+        assert Image.open(material / "sure" / f"{i:05d}.png").size == (64, 48)
+    assert sorted(p.name for p in (material / "out").iterdir()) == [f"{i:05d}.png" for i in range(3)]
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(command, material, monkeypatch):
+    """Stopped while writing frame 2; what is written stays as it is, and the rest is as of a run that was not stopped."""
+    (material / "stopped").mkdir()
+    given = arguments(material, **{"--out": material / "stopped", "--flow": "own"})
+    files = command.open_core()("carry.files")
+    write, numbers = files.PictureWriter.write, []
+
+    def stop(self, number, picture):
+        numbers.append(number)
+        if numbers == [0, 1, 2]:
+            raise KeyboardInterrupt
+        write(self, number, picture)
+
+    monkeypatch.setattr(files.PictureWriter, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command.main(given)
+    assert command.main(given) == 0
+    assert numbers == [0, 1, 2, 2]
+    monkeypatch.undo()
+    assert command.main(arguments(material, **{"--out": material / "whole", "--flow": "own"})) == 0
+    for i in range(3):
+        assert (material / "stopped" / f"{i:05d}.png").read_bytes() == (material / "whole" / f"{i:05d}.png").read_bytes()
+    assert not (material / "stopped" / ".carry").exists()
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
