@@ -110,16 +110,16 @@ def videos(load: Callable[[str], Any], count: int) -> list[Any]:
 def edits_table(bench: erased.Bench, load: Callable[[str], Any], count: int) -> list[str]:
     render = load("core.data.procedural").render
     spans = {"first clip": slice(1, CLIP_END), "second clip": slice(CLIP_END, None)}
-    lines = [f"| {count} videos, one of two shapes | not moving | {' | '.join(spans)} | both, with 60 steps of motion LoRA |",
-             "| --- | --- | --- | --- | --- |"]
+    lines = [f"| {count} videos, one of two shapes | not moving | {' | '.join(spans)} | both | with 60 steps of motion LoRA |",
+             "|" + " --- |" * 6]
     scenes = videos(load, count)
     for name, edit in EDITS.items():
-        cells: list[list[float]] = [[] for _ in range(4)]
+        cells: list[list[float]] = [[] for _ in range(5)]
         for drawn in scenes:
             bench.take(*(render(s)[0].movedim(1, -1).contiguous() for s in (drawn, edit(drawn))))
             plain, tuned = bench.run(0), bench.run(0, lora=True)
-            shown = [(bench.truth[:1].expand_as(bench.truth), slice(1, None)), *((plain, span) for span in spans.values()),
-                     (tuned, slice(1, None))]
+            still, later = bench.truth[:1].expand_as(bench.truth), slice(1, None)
+            shown = [(still, later), *((plain, span) for span in spans.values()), (plain, later), (tuned, later)]
             for kept, (frames, span) in zip(cells, shown, strict=True):
                 kept.append(error(bench, frames, span) / error(bench, bench.clip, span))
         lines.append(f"| {name} | " + " | ".join(f"{sum(v) / len(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in cells) + " |")

@@ -1,11 +1,12 @@
 """What an edit by words costs at the size of Stable Diffusion 1.5, counted without weights (Video-P2P).
 
     <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI [--write]
-    <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI --step inversion|edit [--frames 8]
+    <ComfyUI's python> bench/video_p2p_count.py --host COMFYUI --step inversion|edit [--frames 8] [--write]
 
 The network of SD 1.5 on the meta device, where tensors have shapes and no numbers: operations of every pass at 512 x 512 pixels
 and 8 frames, and bytes alive at once for 8, 24 and 64 frames. --write puts both into docs/video_p2p.md. --step runs one real step
-of that size on the CPU with random weights, and writes the files of a tuned video: minutes, and several GB of memory.
+of that size on the CPU with random weights in fp32, and writes the files of a tuned video: minutes, and several GB of memory;
+with --write it rewrites its own table alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pack as tools_pack  # noqa: E402
 import pages  # noqa: E402
 
 PAGE = ROOT / "docs" / "video_p2p.md"
-BEGIN = {name: f"<!-- table: bench/video_p2p_count.py, {name} -->" for name in ("operations", "memory")}
+BEGIN = {name: f"<!-- table: bench/video_p2p_count.py, {name} -->" for name in ("operations", "memory", "inversion", "edit")}
 SD15 = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
         "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768,
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
@@ -217,8 +218,8 @@ def memory_lines(rows: list[dict[str, Any]]) -> list[str]:
 # ---- one real step ---------------------------------------------------------------------------------------------------
 
 
-def real_step(load: Callable, which: str, frames: int) -> None:
-    """One step with random weights through the host's sampler, and the files of a tuned video; prints what it took."""
+def real_step(load: Callable, which: str, frames: int) -> list[str]:
+    """One step with random weights through the host's sampler, and the files of a tuned video: rows of what it took."""
     import psutil
     import torch
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
@@ -247,10 +248,12 @@ def real_step(load: Callable, which: str, frames: int) -> None:
     is_trained = load("core.models.inflated").is_trained
     weights = {n: t for n, t in [*model.model.diffusion_model.state_dict().items(), *temporal.items()] if is_trained(n)}
     tuned = load("core.weights.tuned_video").TunedVideo(weights, "", 0, False)
+    rows = ["| what | it took |", "| --- | --- |"]
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("fp16", "fp32"):
             path, _ = load("host.weights.tuned_video").save(Path(folder) / f"{precision}.safetensors", tuned, precision)
-            print(f"tuned video, {precision}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
+            rows.append(f"| the file of a tuned video, {precision} | {path.stat().st_size / 1e6:.1f} MB |")
+            print(rows[-1], flush=True)
     model = inflate.inflate(model, inflate.build_temporal(model, temporal))
     text = [[torch.randn(1, TOKENS, SD15["context_dim"], generator=generator), {}]]
     latent = {"samples": torch.randn(frames, 4, SIDE, SIDE, generator=generator)}
@@ -269,8 +272,9 @@ def real_step(load: Callable, which: str, frames: int) -> None:
     import resource
 
     top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"one step of the {which} at {8 * SIDE} x {8 * SIDE}, {frames} frames: {time.perf_counter() - begun:.0f} s on "
-          f"{torch.get_num_threads()} threads, {resident()}, at most {top:.1f} GB", flush=True)
+    rows.insert(2, f"| one step of the {which}, {8 * SIDE} x {8 * SIDE}, {frames} frames | {time.perf_counter() - begun:.0f} s on "
+                   f"{torch.get_num_threads()} threads, at most {top:.1f} GB |")
+    return rows
 
 
 def edit_of_noise(load: Callable, model: Any, text: list, latent: dict) -> tuple[Any, Any, Any, Any]:
@@ -301,9 +305,9 @@ def main() -> None:
         import torch
 
         with torch.inference_mode():
-            real_step(load, args.step, args.frames)
-        return
-    tables = {"operations": "\n".join(operations_lines(operations(load))), "memory": "\n".join(memory_lines(memory(load)))}
+            tables = {args.step: "\n".join(real_step(load, args.step, args.frames))}
+    else:
+        tables = {"operations": "\n".join(operations_lines(operations(load))), "memory": "\n".join(memory_lines(memory(load)))}
     print("\n\n".join(tables.values()))
     if args.write:
         for name, text in tables.items():

@@ -12,8 +12,8 @@ MARK = re.compile(r"<!-- table: (\S+?)[,\s][^>]*-->")
 
 
 def tables() -> list[tuple[Path, str, str]]:
-    return [(page, found[0], found[1]) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-            for found in MARK.finditer(page.read_text(encoding="utf-8"))]
+    pages = (ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    return [(page, found[0], found[1]) for page in pages for found in MARK.finditer(page.read_text(encoding="utf-8"))]
 
 
 def test_one_table_of_several_is_replaced(tool, tmp_path):

@@ -45,6 +45,17 @@ def svd(lab):
     path.unlink()
 
 
+@pytest.mark.parametrize("name", ["i2vedit_small", "i2vedit_long"])
+def test_a_stable_video_diffusion_checkpoint_runs_in_the_other_templates(lab, svd, name):
+    request = small(examples.prompt(name))
+    for node in request.values():
+        if node["inputs"].get("model_file", "").endswith("_base.safetensors"):
+            node["inputs"]["model_file"] = svd
+    assert svd in str(request)
+    (frames,) = [found for title, found in lab.run(request).items() if title == "Edited frames"]
+    assert len(frames) > 3 and all(frame.float().std() > 5 for frame in frames)
+
+
 @pytest.mark.parametrize("name", ["i2vedit_motion_lora", "paint_and_propagate"])
 def test_a_stable_video_diffusion_checkpoint_runs_where_the_page_says_so(lab, prompt, svd, name):
     """The loader takes it as it is. The pictures are those of the base model, whose untrained matching changes nothing, but for the
