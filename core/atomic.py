@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear only when they are complete.
 
-What is being written lies beside its target as `.<name>.<machine>-<process>-<number>.partial`, and takes the target's place when
-it is complete. The process in the name tells a file that a killed process left from one that another process is still writing.
+A file or folder that is being written has the name `.<name>.<machine>-<process>-<number>.partial`, beside its target, and replaces
+the target when it is complete. The process number in the name distinguishes a file that a killed process left behind from one that
+another process is still writing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class WriteError(OSError, ValueError):
 
 @contextmanager
 def write_errors(path: Path, remedy: str = ROOM) -> Iterator[None]:
-    """Turn a full disk, a missing permission and the like into a sentence.
+    """Turn a full disk, a missing permission and similar errors into a readable message.
 
     Args:
         path: named in the sentence.
@@ -62,7 +63,7 @@ def write_errors(path: Path, remedy: str = ROOM) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """Why the disk refused, or None if the error is of another kind."""
+    """The reason why writing failed, or None if the error is of another kind."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -77,7 +78,7 @@ def _reason(error: Exception) -> str | None:
 
 @contextmanager
 def scratch(path: Path, remedy: str = ROOM) -> Iterator[Path]:
-    """A name beside a file for what is needed only while the file is made; removed at the end of the block.
+    """A path beside a file for temporary data while the file is written; removed at the end of the block.
 
     Raises:
         WriteError: see `write_errors`.
@@ -96,7 +97,7 @@ def scratch(path: Path, remedy: str = ROOM) -> Iterator[Path]:
 def replacing(path: Path, *, sync: bool = False, remedy: str = ROOM) -> Iterator[Path]:
     """Write a file, or a folder, under another name; it takes the target's place when the block ends without an error.
 
-    The target's folder is made if needed. After an error nothing is left behind, and a target that was there is as it was.
+    The target's folder is made if needed. After an error nothing is left behind, and an existing target is unchanged.
 
     Args:
         sync: wait until the file's bytes are on the disk before it takes the target's place.
@@ -162,10 +163,10 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove what killed processes left half written in a folder; how many files and folders.
+    """Remove what killed processes left half written in a folder. Returns the number of removed files and folders.
 
-    What a process is still writing stays, in this process and in others. Of another machine's processes nothing is known, so
-    their files stay until they have not changed for a day.
+    What this or another process is still writing stays. Processes on other machines cannot be checked, so their files stay until
+    they have not changed for a day.
     """
     left = [p for p in folder.glob(f".*{PARTIAL}") if _left_behind(p)] if folder.is_dir() else []
     for path in left:

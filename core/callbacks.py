@@ -1,4 +1,4 @@
-"""What long work calls while it runs."""
+"""Callbacks of long-running work."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks of long work.
+    """Callbacks of long-running work.
 
-    check_stop: called often; what it raises ends the work, and what was finished before is kept.
+    check_stop: called often; an exception that it raises ends the work, and what was finished before is kept.
     progress: (done, all) pieces of work.
     """
 

@@ -1,6 +1,6 @@
 """Video-P2P's noise schedule and the DDIM step, in both directions.
 
-Two ways of writing a noisy latent x = sqrt(a) x0 + sqrt(1 - a) e are in use. DDIM's own is x itself, here called a latent.
+There are two conventions for a noisy latent x = sqrt(a) x0 + sqrt(1 - a) e. DDIM's own is x itself, here called a latent.
 ComfyUI's samplers hold x / sqrt(a), which has the noise level sigma = sqrt((1 - a) / a), so that 1 / a = sigma^2 + 1; there a
 DDIM step is an Euler step.
 
@@ -54,7 +54,7 @@ class Schedule:
 
     @property
     def timesteps(self) -> tuple[int, ...]:
-        """N timesteps 1 + k * stride, descending: what the network is told."""
+        """N timesteps 1 + k * stride, descending, as the network gets them."""
         return tuple(1 + k * self.stride for k in reversed(range(self.steps)))
 
     @property

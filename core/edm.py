@@ -86,7 +86,7 @@ def add_noise(latents: Tensor, noise: Tensor, sigma: Tensor) -> Noised:
 
 
 def step_position(sigma: float, sigmas: Sequence[float]) -> float:
-    """Where a run stands: i at sigmas[i], between two of them in proportion to ln(sigma).
+    """The position in a run: i at sigmas[i], interpolated in ln(sigma) between two levels.
 
     Args:
         sigma: the noise level at hand.

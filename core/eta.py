@@ -1,4 +1,4 @@
-"""How long work still takes, told in a line."""
+"""The remaining time of long-running work, in one line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ WARM_UP = 5.0  # seconds before anything is told: the first pieces include loadi
 
 
 class Eta:
-    """Times pieces of work. What was done before it was made, such as by an interrupted run, is not counted into the speed."""
+    """Measures the speed of work. Pieces that were done before this object was made, for instance by an interrupted run, do not
+    count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock = clock
         self.first: tuple[float, int] | None = None
 
     def line(self, done: int, total: int) -> str:
-        """Such as "12 of 40, about 3 min left"; without the time until it can be told."""
+        """Such as "12 of 40, about 3 min left"; without the time until it can be estimated."""
         now = self.clock()
         if self.first is None or done < self.first[1]:
             self.first = (now, done)

@@ -1,4 +1,4 @@
-"""inf and NaN: found where they arise, before anything keeps them."""
+"""Finding inf and NaN where they arise, before they are saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BY_CLIP_VISION = "CLIP vision may overflow in fp16: start ComfyUI with --force-f
 
 
 class NotFinite(ValueError):
-    """Values that would spoil all that is made of them. The text says whose they are, and what to do."""
+    """Values are inf or NaN. The text says which ones, and what to do."""
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -20,7 +20,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _finite(values: Tensor) -> bool:
-    """Of pictures one is looked at after another, as the test needs more memory than they do."""
+    """Batches of pictures are tested one by one, because the test needs more memory than they do."""
     return all(bool(part.isfinite().all()) for part in (values if values.ndim == 4 else (values,)))
 
 
@@ -28,7 +28,7 @@ def check_finite(what: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
     """Refuse inf and NaN.
 
     Args:
-        what: the tensors belong to.  tensors: by the name to show.  remedy: what to do about it; sentences.
+        what: what the tensors belong to, for the message.  tensors: by the name to show.  remedy: what to do about it; sentences.
 
     Raises:
         NotFinite: see there.

@@ -1,4 +1,4 @@
-"""Names that users give: showing any of them in a message, and which of them can be files."""
+"""Names that users give: how to show them in messages, and which of them can be file names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def printable(text: Path | str) -> str:
-    """A text for a message: what could not be shown or logged is written as an escape."""
+    """A text for a message, with characters that cannot be shown or logged written as escapes."""
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def as_bytes(text: str) -> bytes:
-    """A text's bytes for a digest. A file's name may be no text: then it has halves of characters in it."""
+    """A text's bytes for a digest. A file name may be invalid text, with lone surrogates in it."""
     return text.encode("utf-8", "surrogatepass")
 
 

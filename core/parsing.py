@@ -1,4 +1,4 @@
-"""Reading JSON that anybody may have written: whatever is wrong with it is a ValueError."""
+"""Reading JSON from any source: every fault in it raises a ValueError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files -> pixels, whatever a camera, a renderer or a scanner wrote: turned as the file says, 8 or 16 bit or float."""
+"""Reading picture files from cameras, renderers and scanners: rotated as the file says, with 8 bits, 16 bits or floats."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ DEEP = ("I", "F")  # Pillow's modes of more than 8 bits; its convert() would cut
 def read_picture(path: Path, grey: bool = False) -> np.ndarray:
     """A picture as float32 in [0, 1].
 
-    Transparent parts lie over black, as a player or ComfyUI's preview shows them: the colour hidden under them is nobody's wish.
-    A float picture is taken as 0 to 1 if it stays below that, else as 0 to 255 or 0 to 65535; NaN counts as 0.
+    Transparent parts are composited over black, as a player or ComfyUI's preview shows them, because the colour hidden under them
+    is not meant to be seen. A float picture is taken as 0 to 1 if it stays below that, else as 0 to 255 or 0 to 65535; NaN counts
+    as 0.
 
     Args:
         grey: brightness alone.

@@ -1,8 +1,8 @@
 """Where a picture lies on the network's canvas, whose sides are multiples of 8 pixels.
 
-No aspect ratio but a few can be had from small multiples of 8, so a picture is not squeezed to the canvas: it keeps its shape,
-lies in the top left corner, and less than one latent cell beyond its right or lower edge repeats that edge. The place follows
-from the two sizes alone, so every step of an edit finds the same one. Legend: B batch, H W the picture, h w the canvas, in pixels.
+Small multiples of 8 allow few aspect ratios, so a picture is not squeezed to the canvas: it keeps its shape and lies in the top
+left corner, and a rim of less than one latent cell beyond its right or lower edge repeats that edge. The place follows from the two
+sizes alone, so every step of an edit computes the same one. Legend: B batch, H W the picture, h w the canvas, in pixels.
 """
 
 from __future__ import annotations

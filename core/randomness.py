@@ -1,4 +1,5 @@
-"""Drawing from torch's global generators without moving them: some of torch's operations take no generator of one's own."""
+"""Using torch's global random generators and restoring their state afterwards, because some of torch's operations accept no
+generator."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Set the global generators of the CPU and of a device to a seed; afterwards they are as they were.
+    """Set the global generators of the CPU and of a device to a seed, and restore them at the end of the block.
 
     `torch.manual_seed` inside `torch.random.fork_rng` would leave the generators of all other devices changed.
     """

@@ -1,4 +1,4 @@
-"""Pictures laid out in a sheet with names: one row an example, one column a kind of picture."""
+"""A contact sheet of pictures with names: one row for each example, one column for each kind of picture."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ A word of the edited prompt is kept (takes the map of the same token of the sour
 stands for) or added (has its own map). One alignment holds all three, so that one edit may swap, add and reweight words. Where
 an edit is of one kind only, it equals the published mapper of that kind:
 
-- `replacement_mapper`: all changed words are swapped, word by word. As published it has an oddity: behind the last changed word
-  it ignores that token counts may differ, and gives the later words the maps of wrong tokens.
-- the mapper of a refinement: nothing is swapped; equal tokens are matched by a global alignment, the others are new. Its oddity:
-  behind the end of a shorter prompt, padding takes the maps of the source's last words.
+- `replacement_mapper`: all changed words are swapped, word by word. As published it has a fault: after the last changed word it
+  ignores that token counts may differ, and gives later words the maps of wrong tokens.
+- the mapper of a refinement: nothing is swapped; equal tokens are matched by a global alignment, the others are new. Its fault:
+  after the end of a shorter prompt, padding takes the maps of the source's last words.
 
-`align` follows the shift in both cases; with `as_released` it has the oddities, too. Where the number of tokens does not change
-there is no difference.
+`align` follows the shift in both cases; with `as_released` it repeats the faults. If the number of tokens does not change, there is
+no difference.
 
 Legend: a prompt has 77 token positions. Position 0 is the start token, then words, the end token, and padding. Mappers have rows
 for the source's tokens and columns for the edited prompt's.
@@ -61,7 +61,7 @@ class Prompt:
 
     @cached_property
     def positions(self) -> tuple[tuple[int, ...], ...]:
-        """Token positions of each word: tokens are dealt to the words in order until their lengths add up."""
+        """Token positions of each word: tokens are assigned to the words in order until their lengths add up."""
         out: list[list[int]] = [[] for _ in self.words]
         lengths = [len(word.lower().encode()) for word in self.words]
         word, done = 0, 0
@@ -111,7 +111,7 @@ def replacement_mapper(source: Prompt, edited: Prompt) -> Tensor:
 
 
 def _swap(mapper: Tensor, rows: Sequence[int], columns: Sequence[int]) -> None:
-    """Let columns take the maps of rows: one each where they are as many, else an equal part of all."""
+    """Let columns take the maps of rows: one each if there are equally many, else an equal share of all."""
     if len(rows) == len(columns):
         mapper[rows, columns] = 1.0
     else:
@@ -121,7 +121,7 @@ def _swap(mapper: Tensor, rows: Sequence[int], columns: Sequence[int]) -> None:
 def _matched(source: Sequence[int], edited: Sequence[int]) -> list[int]:
     """Global alignment of two sequences (Needleman and Wunsch 1970): match 1, mismatch -1, gaps free.
 
-    Where several ways score the same, a token is rather new than one of the source's dropped, and rather that than matched.
+    Ties prefer a new token to a dropped source token, and a dropped one to a match.
     """
     score = [[0] * (len(edited) + 1) for _ in range(len(source) + 1)]
     for i, a in enumerate(source):
@@ -164,13 +164,13 @@ def align(source: Prompt, edited: Prompt, swaps: Sequence[Swap] = (), added: Ite
           as_released: bool = False) -> Alignment:
     """Alignment of two prompts in which some words are swapped.
 
-    The swapped words cut both prompts into stretches; within each, equal tokens are matched as in a refinement, and what finds
-    no partner is new.
+    The swapped words cut both prompts into stretches; within each, equal tokens are matched as in a refinement, and tokens without
+    a partner are new.
 
     Args:
         added: numbers of edited words that have their own maps, though the source may have equal ones.
-        as_released: with the oddities of the published mappers, see above. An edit that both swaps and adds words has no
-            published form; of the oddities it can only have the padding's.
+        as_released: repeat the faults of the published mappers, see above. An edit that both swaps and adds words has no published
+            form; it can repeat only the fault of the padding.
     """
     added = sorted(added)
     if as_released and not added and _word_by_word(source, edited, swaps):

@@ -1,6 +1,6 @@
-"""An edit as the word chips of Prompt Edit show it: what each word is, and what a user has said about it so far.
+"""An edit as the word chips of Prompt Edit show it: the state of each word, and the user's choices so far.
 
-A text that does not fit its prompts is read as far as it does: chips of words that are no longer there are set aside, so that a
+A text that does not fit its prompts is read as far as possible: chips of words that are no longer there are set aside, so that a
 prompt can be changed without losing the other chips.
 """
 

@@ -1,4 +1,4 @@
-"""What matching attention looks at: heat maps, best matches and the flow they make (FramePainter, Fig. 8).
+"""Read-outs of matching attention: heat maps, best matches and the flow that they form (FramePainter, Fig. 8).
 
 Legend: T target frames, L tokens (h*w, row-major), C channels, N heads, D channels a head.
 """

@@ -1,7 +1,7 @@
-"""Dragging: tokens of the source frame, copied to where the user wants them (FramePainter, Appendix A).
+"""Drags: tokens of the source frame are copied to the places that the user chose (FramePainter, Appendix A).
 
 "At the output of each attention block", the source frame's tokens at the source points are added to the edited frames'
-tokens at the target points. Nothing is trained for it; a network may be trained with it.
+tokens at the target points. This needs no training, but a network may be trained with it.
 
 Legend: B videos, T frames, h w tokens, L = h*w, C channels, K drags a picture.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 class TokenDrags(NamedTuple):
     """At one resolution. source, target: (B, K) token numbers. share: (B, K) weight of each drag in its target token.
 
-    Drags that end in one token share it evenly, so their order and number do not matter; one that is no drag has share 0.
+    Drags that end in one token share it evenly, so their order and number do not matter; a missing drag has share 0.
     """
 
     source: Tensor

@@ -1,6 +1,6 @@
-"""An edit of a prompt, word by word: which are kept, swapped, added, weighed, and where the edit may act.
+"""An edit of a prompt, word by word: which words are kept, swapped, added or weighted, and where the edit may act.
 
-What the words of two prompts are to each other is found automatically; `words.py` reads what a user says about them.
+The correspondence of the words of two prompts is found automatically; `words.py` reads the user's choices about them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Attention injection: a source clip's attention in an edit's (I2VEdit, section 4.2, equations 7 and 8), without a map of all
-tokens by all tokens.
+"""Attention injection: putting a source clip's attention into an edit (I2VEdit, section 4.2, equations 7 and 8), without a map of
+all tokens by all tokens.
 
-The weight that mixes the source's attention A0 with the edit's A is the same for all keys of a query. So the mix needs
-whole rows of the maps, never whole maps: rows are computed a few at a time, compared, mixed and multiplied with the values
-at once. Where fused attention is faster, (1 - m) A0 V + m A V is the same thing.
+The weight that mixes the source's attention A0 with the edit's A is the same for all keys of a query. So the mix needs whole rows
+of the maps, but never whole maps: a few rows at a time are computed, compared, mixed and multiplied with the values. Where fused
+attention is faster, (1 - m) A0 V + m A V gives the same result.
 
 Legend: T frames, L tokens of one frame, C = N D channels, N heads, D channels a head, R rows of temporal attention (h*w).
 """
@@ -28,7 +28,8 @@ class SourceQK(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """A user's areas, in [0, 1]: change follows the edit at least this much, stay the source. None for no wish.
+    """A user's areas, in [0, 1]: `change` is the least share of the edit's own map, `stay` the least share of the source's. None:
+    not restricted.
 
     Of pixels (1 or T, H, W), or of one map's tokens (1 or T, L).
     """
@@ -73,7 +74,7 @@ def injected_attention(q: Tensor, k: Tensor, v: Tensor, source: SourceQK, heads:
 
     Args:
         q, k, v: (T, L, C) of the edit, any floating type.
-        thresholds: one a frame.
+        thresholds: one for each frame.
         masks: (1 or T, L), see edit_weight.
         chunk_bytes: bound on the memory of the scores, which are fp32 whatever the inputs are.
 
@@ -147,7 +148,7 @@ def apply_probabilities(probabilities: Tensor, v: Tensor) -> Tensor:
 
 
 def inject_temporal(probabilities: Tensor, v: Tensor, change: Tensor | None, own: Callable[[], Tensor]) -> Tensor:
-    """Temporal attention with the source's probabilities, but for the user's area of change, where it is the edit's own.
+    """Temporal attention with the source's probabilities, except in the user's area of change, where it is the edit's own.
 
     Args:
         probabilities: (R, N, T, T) of the source.  v: (R, T, C) of the edit.

@@ -1,4 +1,4 @@
-"""Matching attention: every edited token asks the source frame's tokens (FramePainter, section 3.2, equations 2 to 4).
+"""Matching attention: every edited token attends to the source frame's tokens (FramePainter, section 3.2, equations 2 to 4).
 
 Legend: B videos, T frames, L tokens of one frame (h*w), C channels, N heads, D channels a head.
 Rows are folded as (B*T, L, C), frame 0 of each video being the source.
@@ -44,9 +44,9 @@ class MatchingAttention(nn.Module):
             normed: (B*T, L, C) the block's normalised input.
             frames: T.
             attention: the scaled dot-product attention to use.
-            targets_only: False as released: all frames ask, the source frame itself included. True as in the paper:
-                frame 0 gets exact zeros (projection bias included), which also saves its share of the work.
-            record: told the queries and keys, for read-outs.
+            targets_only: False as released: all frames attend, the source frame itself included. True as in the paper: frame 0 gets
+                exact zeros (projection bias included), which also saves its share of the computation.
+            record: called with the queries and keys, for read-outs.
 
         Returns:
             (B*T, L, C), to be added to the self-attention's output.

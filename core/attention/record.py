@@ -1,6 +1,6 @@
-"""Attention of a source clip kept for later, in memory or on disk, within a budget.
+"""A record of a source clip's attention, in memory or on disk, within a memory budget.
 
-Kept are, for every step, queries and keys of the spatial and probabilities of the temporal self-attentions, under the names
+For every step it keeps queries and keys of the spatial and probabilities of the temporal self-attention layers, under the names
 "q|<block>", "k|<block>" and "p|<block>". At 1024 x 576 and 14 frames a step is 3.2 GB in fp32, 1.6 GB in 16 bit.
 """
 
@@ -57,7 +57,7 @@ class AttentionRecord:
     Args:
         folder: where to write one file a step; None keeps tensors in memory.
         kind: floating type to keep them in.
-        budget: bytes; a step that does not fit is not kept, and is replayed instead.
+        budget: bytes; a step that does not fit is not kept, and the source runs again for it.
         source: identity of the trajectory that it belongs to.
     """
 
@@ -75,7 +75,7 @@ class AttentionRecord:
             weakref.finalize(self, shutil.rmtree, folder, True)
 
     def put(self, step: int, features: Features) -> bool:
-        """Keep a step if the budget allows; whether it did.
+        """Keep a step if the budget allows. Returns whether it was kept.
 
         Raises:
             RecordError: the disk is full or cannot be written to; everything written is deleted.
@@ -104,7 +104,7 @@ class AttentionRecord:
         return self.steps.get(step)
 
     def close(self) -> None:
-        """Forget everything and delete the files."""
+        """Discard all steps and delete the files."""
         self.steps.clear()
         self.bytes = 0
         if self.folder is not None:

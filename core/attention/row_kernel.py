@@ -31,7 +31,7 @@ def usable(q: Tensor) -> bool:
 
 
 def give_up(error: Exception) -> None:
-    """Note that the kernel does not work here; torch does the work from now on."""
+    """Remember that the kernel does not work here; torch is used from now on."""
     global _failed
     _failed = True
     log.warning("FramePainter: the attention kernel does not run on this card (%s: %s); torch is used instead, which is slower.",

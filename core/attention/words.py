@@ -1,8 +1,8 @@
-"""What a user says about the words of an edit, as text or as the JSON that the editor writes, and what follows without a word.
+"""A user's choices about the words of an edit, as text or as the JSON that the editor writes.
 
 Text form, entries on lines of their own or separated by commas or semicolons:
 
-    dog *2             weigh the word by 2, in the edited prompt; below 1 weaker, below 0 away from it
+    dog *2             weight the word by 2, in the edited prompt; below 1 weaker, below 0 away from it
     dog 0..0.4         steps in which the word's map is edited, as shares of the run
     cat > dog          dog takes the place of cat; both sides may have several words
     +big               big is new and has its own map, whatever the source says
@@ -175,7 +175,7 @@ def checked(mark: Mark, where: str) -> Mark:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is in the JSON form, or means to be."""
+    """Whether a text is in the JSON form, even if it is not valid."""
     return text.lstrip().startswith(("{", "["))
 
 

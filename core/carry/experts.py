@@ -1,12 +1,12 @@
-"""The experts that carry a keyframe's edit to a frame, and the error that each expects of itself.
+"""The experts that carry a keyframe's edit to a frame, and each expert's estimate of its own error.
 
-    difference   the change is added where the flow says
+    difference   the change is added where the flow leads
     pixels       the edited pixels are moved there
     colour       the change as an affine function of the colour, fitted in 5 x 5 windows of the keyframe, is moved there and applied
     lookup       the change of the keyframe's pixels of this colour at about this place
 
-None of them sees the truth. The first three ask the keyframe what their result would be worth had the flow been a few pixels
-off; the last one, how well the keyframe's pixels foretell one another.
+None of them knows the true result. The first three estimate their error on the keyframe, as if the flow were a few pixels off; the
+last one by how well the keyframe's pixels predict one another.
 
 Legend: h w pixels at the working size.
 """
@@ -126,7 +126,7 @@ class Keyframe:
 
 
 def _misjudged(errors: Tensor, apart: Tensor, foretold: Tensor) -> Tensor:
-    """By how much (E, 1, 1, 1) experts think too well of themselves: their distance to the lookup where that is surest."""
+    """The factor (E, 1, 1, 1) by which experts underestimate their error: their distance to the lookup where it is most certain."""
     active = apart.amax(0, keepdim=True) > 0
     if not bool(active.any()):
         return errors.new_ones(len(errors), 1, 1, 1)

@@ -1,4 +1,5 @@
-"""The motion of some pixels, extended to places where it cannot be seen: affine, and a smooth rest, as of a planar tracker.
+"""The motion of some pixels, extended to places where it cannot be observed: an affine motion plus a smooth remainder, as in a
+planar tracker.
 
 Legend: h w pixels at the working size. Flows are (1, 2, h, w) from the frame to the keyframe.
 """
@@ -72,5 +73,5 @@ def extended(flow: Tensor, doubt: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 
 def blurred(x: Tensor, radius: int) -> Tensor:
-    """Mean over a window that weighs its middle more."""
+    """Mean over a window with larger weights at its centre."""
     return box(box(x, radius), radius)

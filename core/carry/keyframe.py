@@ -1,4 +1,4 @@
-"""A keyframe's edit brought to one frame: what depends on the colour by the experts, replaced content by layers over it.
+"""Carrying a keyframe's edit to one frame: changes that depend on the colour by the experts, replaced content by layers over them.
 
 Legend: H W pixels of the video, h w pixels at the working size.
 """

@@ -1,4 +1,5 @@
-"""Edits that replace content, moved as layers: what was put in moves with what it lies on, what was uncovered with what is around.
+"""Edits that replace content are moved as layers: inserted content moves with what it lies on, uncovered background moves with its
+surroundings.
 
 A flow is known only for what both frames show. An enlarged thing covers ground which the flow says stays behind; where a thing was
 erased, the flow is the vanished thing's. So the motions inside an edited region and around it are fitted and extended over all of

@@ -1,8 +1,8 @@
 """The change of a colour at a place, looked up among the keyframe's own pixels (example-based, as in Hertzmann and others 2001).
 
-How much the place counts against the colour is not set but learnt from the keyframe: its pixels are foretold from one another, in
-blocks, so that a pixel's neighbours are not asked. If colours alone foretell the edit, places do not count, and nothing depends on
-the flow; where two things of one colour were edited differently, places must count.
+The weight of the position relative to the colour is learnt from the keyframe: its pixels are predicted from one another, in blocks,
+so that a pixel's neighbours are not used. If colours alone predict the edit, positions have no weight and nothing depends on the
+flow; where two things of one colour were edited differently, positions must have weight.
 
 Legend: N pixels, h w pixels at the working size, L weights of the place.
 """

@@ -1,4 +1,4 @@
-"""A dataset's pairs to look at: a row a pair, a column a kind of picture.
+"""A contact sheet of a dataset's pairs: one row for each pair, one column for each kind of picture.
 
 Legend: H W pixels, K drags.
 """
@@ -69,6 +69,6 @@ def caption(sample: Sample) -> str:
 
 
 def counts(samples: int, skipped: Sequence[str], shown: tuple[int, int]) -> str:
-    """What a preview tells in words. shown: first and last row's number."""
+    """The text of a preview. shown: numbers of the first and last row."""
     lines = [f"{samples} pairs; shown {shown[0]} to {shown[1]}; damaged and skipped: {len(skipped)}"]
     return "\n".join(lines + [f"skipped: {s}" for s in skipped[:20]])

@@ -42,7 +42,7 @@ def agree(flow: Tensor, back: Tensor) -> Tensor:
 
 
 class Estimated:
-    """Motion estimated from the pictures, both ways; visible is where the two agree."""
+    """Motion estimated from the pictures in both directions; visible is where the two agree."""
 
     sparse = False
 
@@ -75,7 +75,7 @@ class GivenFlow:
 
 
 class GivenTracks:
-    """Motion of tracked points, (T, N, 2); around each as far as `radius`, in parts of the diagonal."""
+    """Motion of tracked points, (T, N, 2); it is known within `radius` of each point, as a share of the diagonal."""
 
     sparse = True
 
@@ -117,7 +117,7 @@ def crop_flow(flow: Tensor, picture: tuple[int, int], size: tuple[int, int]) -> 
 class Measures(NamedTuple):
     """Of one pair's motion.
 
-    motion: mean length over what moves, in parts of the diagonal.  moving: its share of the picture.
+    motion: mean length over what moves, as a share of the diagonal.  moving: the moving share of the picture.
     static: share of the border band that stands still.  visible: share of the picture with consistent flow.
     """
 

@@ -1,8 +1,8 @@
 """Training pairs from videos (FramePainter, section 3.3): candidate frames, motion, bounds, the three editing signals.
 
-The paper takes frames more than a second apart whose flow is neither too small nor too large, prefers a static camera, and
-does not state its bounds; the defaults here are ours. Its flow is SEA-RAFT's and its tracks CoTracker's, both not among
-ComfyUI's packages; see core/flow/consistency.py for what stands in.
+The paper takes frames more than a second apart whose flow is neither too small nor too large, prefers a static camera, and does not
+state its bounds; the defaults here are ours. It uses SEA-RAFT for flow and CoTracker for tracks, which are not among ComfyUI's
+packages; see core/flow/consistency.py for what is used instead.
 
 Legend: H W pixels, K drags. Flow is (dx, dy) in pixels from each target pixel to its place in the source.
 """
@@ -41,7 +41,7 @@ LEAST_MOVING = 0.002  # of the picture, below which there is no motion to speak 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """What pairs are made and kept. Motion in parts of the picture's diagonal."""
+    """Settings for making and choosing pairs. Motion is a share of the picture's diagonal."""
 
     width: int = 1024
     height: int = 576
@@ -76,7 +76,11 @@ class PairSettings:
 
 
 def rejection(found: Measures, settings: PairSettings, sparse: bool = False) -> str | None:
-    """Why a pair is not kept, or None. Motion at some points only says little about the whole picture."""
+    """The reason why a pair is dropped, or None.
+
+    With `sparse`, motion is known at some points only and says little about the whole picture: neither the visible nor the moving
+    share is tested.
+    """
     if not sparse and found.visible < settings.min_visible:
         return "flow is not consistent"
     if found.static < settings.static_camera:
@@ -119,7 +123,7 @@ def seed_number(text: str) -> int:
 def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Iterator[tuple[int, int]]:
     """(target, source) frame numbers, source first in time, without repetition; the same for the same seed and name.
 
-    Every pair within the bounds is as likely as every other one, and all of them come, up to DRAWS for each pair that is wanted.
+    Every pair within the bounds is equally likely. All of them are returned, up to DRAWS for each wanted pair.
     """
     draw = random.Random(as_bytes(f"{settings.seed}/{name}"))  # noqa: S311
     when = np.asarray(times)
@@ -136,7 +140,7 @@ def candidates(times: Sequence[float], settings: PairSettings, name: str) -> Ite
 
 def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, callbacks: Callbacks,
                rejected: Counter[str]) -> Iterator[Sample]:
-    """The pairs of one clip, as they are found. Raises VideoError."""
+    """Yield the pairs of one clip as they are found. Raises VideoError."""
     times = clip.times(callbacks.check_stop)
     drawn = candidates(times, settings, clip.name)
     stem, kept = key_stem(clip.name), 0
@@ -172,9 +176,9 @@ def samples_of(clip: Clip, motion_of: MotionSource, settings: PairSettings, call
 
 def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: MotionSource, settings: PairSettings,
                      callbacks: Callbacks = SILENT) -> None:
-    """Add the pairs of clips to a set; clips that it has already are not opened again.
+    """Add the pairs of clips to a dataset; clips that it already has are not opened again.
 
-    A clip that cannot be used is named in the set's summary. One that gave nothing and has changed since is tried again.
+    A clip that cannot be used is named in the dataset's summary. A clip that gave nothing is tried again if it has changed since.
 
     Raises:
         WriteError: the disk is full, or may not be written to; the clips before are kept.
@@ -214,5 +218,5 @@ def build_from_clips(writer: ShardWriter, clips: Iterable[Clip], motion_of: Moti
 
 
 def pair_settings(settings: PairSettings, motion_of: MotionSource) -> dict[str, Any]:
-    """What decides about the contents of a set from videos."""
+    """All settings that determine the contents of a dataset from videos."""
     return {"kind": "videos", "method": METHOD, **asdict(settings), "flow_source": motion_of.name}

@@ -59,7 +59,7 @@ class ProceduralSettings:
 
 
 def procedural_settings(settings: ProceduralSettings) -> dict[str, Any]:
-    """What decides about the contents of a procedural set."""
+    """All settings that determine the contents of a procedural dataset."""
     return {"kind": "procedural", **asdict(settings)}
 
 

@@ -36,7 +36,7 @@ LARGEST_JSON = 16 << 20     # bytes
 
 
 class DatasetError(ValueError):
-    """A folder that is no usable dataset; the text says why."""
+    """A folder is not a usable dataset; the text says why."""
 
 
 class Sample(NamedTuple):

@@ -25,11 +25,11 @@ SHOWN = 20  # names in a report
 
 
 class ShardWriter:
-    """Writes a dataset, source by source; opened on a folder that has a part of it, goes on there.
+    """Writes a dataset, source by source; if the folder already has a part of it, the build resumes there.
 
     Args:
         folder: made if it is not there.
-        settings: all that decides about the contents; kept in dataset.json.
+        settings: all settings that determine the contents; kept in dataset.json.
         per_shard: a shard is closed after the source that brings it to this many samples.
 
     Raises:
@@ -128,7 +128,7 @@ class ShardWriter:
             self._close_shard()
 
     def _holds(self, entry: dict[str, Any]) -> bool:
-        """Whether the bytes that an entry speaks of are there."""
+        """Whether the bytes that an entry describes are there."""
         if self._path(entry["shard"]).is_file() or not entry["offset"]:
             return True
         partial = self._partial(entry["shard"])
@@ -137,7 +137,7 @@ class ShardWriter:
     # -- adding --
 
     def add(self, sample: Sample) -> None:
-        """Add a sample of the source at hand; it counts when that is finished.
+        """Add a sample of the current source; it becomes permanent when the source is finished.
 
         Raises:
             WriteError: the disk is full, or may not be written to.
@@ -165,13 +165,13 @@ class ShardWriter:
         return self._file
 
     def drop(self) -> None:
-        """Forget the samples of the source at hand, which failed."""
+        """Discard the samples of the current source, which failed."""
         self._added = 0
         self.close()
 
     def finish_source(self, name: str, skipped: str | None = None, rejected: Mapping[str, int] | None = None,
                       stamp: str = "") -> None:
-        """Note that a source is done, with what came of it; from here on it is not lost.
+        """Record in the journal that a source is finished, with its result; from here on it is not lost.
 
         Raises:
             WriteError: the disk is full, or may not be written to; the source is as if it had not been begun.
@@ -194,7 +194,7 @@ class ShardWriter:
             self._close_shard()
 
     def forget(self, name: str) -> None:
-        """Take a source without samples back, to try it again."""
+        """Remove a source that yielded no samples from the journal, so that it is tried again."""
         kept = [e for e in self.entries if e["source"] != name or e["samples"]]
         # What a removed last entry knew of the shard is what the entry before it knew: it added nothing.
         if len(kept) != len(self.entries):
@@ -216,7 +216,7 @@ class ShardWriter:
         self._shard, self._offset, self._in_shard = self._shard + 1, 0, 0
 
     def close(self) -> None:
-        """Let go of the open file; the set stays unfinished."""
+        """Close the open file; the dataset stays unfinished."""
         if self._file is not None:
             with suppress(OSError):  # a full disk, once more: what is not on it yet belongs to no finished source
                 self._file.close()
@@ -243,14 +243,14 @@ class ShardWriter:
 
 
 def _is_entry(entry: dict[str, Any]) -> bool:
-    """Whether a journal's line says what a finished source says."""
+    """Whether a line of the journal is a valid entry of a finished source."""
     numbers = (entry.get(name) for name in ("samples", "shard", "offset", "in_shard"))
     return (isinstance(entry.get("source"), str) and isinstance(entry.get("rejected"), dict) and "skipped" in entry
             and all(isinstance(n, int) and n >= 0 for n in numbers))
 
 
 def report(folder: Path, before: int = 0) -> str:
-    """What a finished set holds and what was left out, in words."""
+    """A text report of what a finished dataset contains and what was left out."""
     found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     new = found["samples"] - before
     lines = [f"{found['samples']} pairs in {len(found['shards'])} shards" + (f", {new} of them new" if before else ""),

@@ -1,7 +1,7 @@
 """Training pairs in sharded tar files that the `webdataset` library reads too. Layout: docs/training_data.md.
 
-Writing can be interrupted at any time. A journal tells how far the set reached after every source (a video, or a chunk of
-scenes); the next run cuts the open shard back to there and goes on, and the finished set has the same bytes.
+Writing can be interrupted at any time. After every source (a video, or a chunk of scenes), a journal records how far the dataset
+got. The next run cuts the open shard back to that point and continues, and the finished dataset is byte for byte the same.
 
 Legend: H W pixels, K drags.
 """
@@ -38,7 +38,7 @@ CHECKED_BELOW = 2 << 30  # bytes; larger sets are not read whole when they are o
 
 
 class Entry(NamedTuple):
-    """Where a sample lies: member end -> (offset, size) in the shard."""
+    """Position of a sample: member ending -> (offset, size) in the shard."""
 
     shard: Path
     key: str
@@ -46,9 +46,9 @@ class Entry(NamedTuple):
 
 
 def scan_shard(path: Path, skipped: list[str], check_stop: Callable[[], None] | None = None) -> Iterator[Entry]:
-    """The whole samples of a shard; what is damaged is named in `skipped`. Reads headers only.
+    """The complete samples of a shard; damaged ones are named in `skipped`. Reads headers only.
 
-    Behind a damaged header the search goes on at the next sound one.
+    After a damaged header the search continues at the next intact one.
 
     Args:
         check_stop: called before every header; what it raises ends the scan.
@@ -150,8 +150,8 @@ class ShardIndex:
 
     Args:
         folder: of the dataset.
-        check: verify checksums of every sample now, which reads the whole set; None does so below 2 GB. A damaged sample
-            that was not found now is named when it is asked for, and the next sound one is given in its place.
+        check: verify checksums of every sample now, which reads the whole set; None does so below 2 GB. A damaged sample that is
+            not found now is named when it is read, and the next intact one is returned instead.
         check_stop: called again and again while the set is opened; what it raises ends that.
 
     Attributes:

@@ -42,10 +42,10 @@ def coarse_edit(source: Tensor, target: Tensor, motion: Motion, holes: str = "bl
 
 
 def calmed(flow: Tensor, visible: Tensor) -> Tensor:
-    """Flow whose invisible parts, where an estimate means nothing, go on with the slowest visible motion beside them.
+    """Flow whose invisible parts, where an estimate is meaningless, are filled with the slowest visible motion next to them.
 
-    What a moving thing uncovers was behind it, and mostly stands still: still ground grows into the invisible parts first,
-    the rest takes what is left around it. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
+    What a moving thing uncovers was behind it and mostly stands still. So the still background grows into the invisible parts
+    first; the rest is filled from what remains around it. (1, 2, H, W), (1, H, W) -> (1, 2, H, W).
     """
     known, vectors = visible[:, None], flow
     if not bool(known.any()):

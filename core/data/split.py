@@ -14,7 +14,7 @@ from .shards import ShardIndex
 
 
 def held_out_videos(videos: list[str], share: float, seed: int) -> set[str]:
-    """Names of the videos to hold out: the nearest number to `share` of all, at least one, never all.
+    """Names of the videos to hold out: the number nearest to `share` of all, at least one and never all.
 
     The order is that of a hash of seed and name, so a video keeps its place when others are added.
 
@@ -31,13 +31,13 @@ def held_out_videos(videos: list[str], share: float, seed: int) -> set[str]:
 
 
 def video_of(sample: Sample) -> str:
-    """The video that a pair is from; made-up pairs are their own."""
+    """The video that a pair is from; each procedural pair counts as its own video."""
     return str(sample.info.get("video", sample.key))
 
 
 def split(index: ShardIndex, kept: Path, held_out: Path, share: float, seed: int = 0,
           callbacks: Callbacks = SILENT) -> tuple[ShardWriter, ShardWriter]:
-    """Write both parts of a dataset; a split that was interrupted goes on.
+    """Write both parts of a dataset; an interrupted split resumes.
 
     Args:
         kept, held_out: folders of the new datasets.  share: of the videos to hold out.

@@ -25,8 +25,8 @@ class HitRate(NamedTuple):
 
 
 class BlockHits(NamedTuple):
-    """visible: over all visible target tokens. moved: over those of them whose true place is not their own; on the rest
-    a network that only looks straight back is right too."""
+    """visible: over all visible target tokens. moved: over those of them whose true place is not their own; on the others, a
+    network that only looks at its own position is right too."""
 
     visible: HitRate
     moved: HitRate

@@ -26,8 +26,8 @@ def evaluate_pairs(edited: Tensor, truth: Tensor, flow: Tensor | None = None, vi
         edited, truth: (B, 3, H, W) in [0, 1], of one size.
         flow, visible: (B, 2, H, W), (B, H, W) true motion from each true pixel to the source, and whether the source
             shows it there; both or none.
-        source: (B, 3, H, W) the unedited picture. Its own errors are added, names beginning with "source_": what
-            leaving the picture alone would score.
+        source: (B, 3, H, W) the unedited picture. Its errors are added under names that begin with "source_": the score of the
+            unedited picture.
         areas: parts of the picture, instead of flow and visible.
         background: (B, 3, H, W) the scene without its object, for the object's position.
 

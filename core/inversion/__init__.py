@@ -1,1 +1,1 @@
-"""I2VEdit's way from a clip to the noise that would have made it."""
+"""Inversion of a clip or video to the noise that it could have been made from (I2VEdit, Video-P2P)."""

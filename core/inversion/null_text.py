@@ -44,7 +44,7 @@ class NullTextSettings:
 
 @dataclass
 class NullText:
-    """What is done so far; complete with N entries.
+    """The optimisation so far; complete with N entries.
 
     embeddings: (1, K, C) each.  latents: (F, 4, h, w) after each guided step with the kept embedding.  losses: of each step,
     one for each iteration, before its update.  source: digest of the trajectory that they lead along; "" if it is not known.
@@ -75,8 +75,8 @@ def optimise(predict: Predict, trajectory: Tensor, schedule: Schedule, text: Ten
         predict: the network; must be differentiable in the embedding.
         trajectory: (N + 1, F, 4, h, w) latents of the inversion, the clean ones first.
         text: (1, K, C) of the source prompt.  empty: (1, K, C) of the empty prompt, where step 0 starts.
-        state: of an interrupted optimisation; it goes on there, with the same result as without the interruption.
-        after: told the state after each step.
+        state: of an interrupted optimisation; it resumes there, with the same result as without the interruption.
+        after: called with the state after each step.
         check_stop: called before each iteration; what it raises ends the optimisation.
     """
     state = NullText() if state is None else state
@@ -124,7 +124,7 @@ def _one_step(predict: Predict, i: int, z: Tensor, target: Tensor, text: Tensor,
 
 
 def reconstruction_error(state: NullText, trajectory: Tensor) -> float:
-    """Root mean square of what sampling with the embeddings misses of the clean latents."""
+    """Root mean square difference between the clean latents and those that sampling with the embeddings gives."""
     return float((state.latents[-1] - trajectory[0].to(state.latents[-1])).pow(2).mean().sqrt())
 
 
@@ -132,7 +132,7 @@ def reconstruction_error(state: NullText, trajectory: Tensor) -> float:
 
 
 class NullTextError(ValueError):
-    """A file of embeddings that cannot be used. The text names it."""
+    """A file of embeddings cannot be used. The text names it."""
 
 
 def save(path: Path, state: NullText, identity: str) -> Path:

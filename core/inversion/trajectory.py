@@ -1,7 +1,7 @@
-"""The inversion of a clip, as it is kept: every state, and what made it. One safetensors file, no attention.
+"""The stored inversion of a clip: every latent on the way, and what made it. One safetensors file, without attention.
 
-From the states the network's features at every step can be computed again, so this replaces the published store of
-attention: 52 MB instead of 81 GB for 14 frames of 1024 x 576 and 25 steps.
+The network's features at every step can be computed again from the latents, so this replaces the published store of attention: 52
+MB instead of 81 GB for 14 frames of 1024 x 576 and 25 steps.
 
 Legend: N steps, T frames, h w latent pixels, D width of the image embedding.
 """
@@ -29,7 +29,7 @@ SHOWN = 12  # characters of a hash in a message
 
 
 class TrajectoryError(ValueError):
-    """A trajectory that cannot be used as asked: another model, size, schedule, or a damaged file."""
+    """A trajectory cannot be used: another model, size or schedule, or a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Trajectory:
         return scale_input(self.states[-1], self.sigmas[0])
 
     def digest(self) -> str:
-        """Equal for the same inversion alone: network, conditioning, levels and all states."""
+        """Digest of network, conditioning, levels and all latents; equal only for the same inversion."""
         return digest([self.model, self.conditioning.digest(), self.schedule(), self.states])
 
     def schedule(self) -> str:
@@ -113,7 +113,7 @@ def digest(parts: Iterable[Tensor | str]) -> str:
 
 
 def identity(model: str, conditioning: SourceConditioning, sigmas: tuple[float, ...], latents: Tensor) -> str:
-    """What an inversion starts from, as one digest: equal means that a partial one may be continued."""
+    """One digest of everything that an inversion starts from: if it is equal, a partial inversion may be resumed."""
     return digest([model, conditioning.digest(), repr(sigmas), latents.float()])
 
 
@@ -127,7 +127,7 @@ def describe(sigmas: Iterable[float]) -> str:
 
 
 def save(path: Path, trajectory: Trajectory, extra: dict[str, str] | None = None) -> Path:
-    """Write a trajectory, whole or not at all.
+    """Write a trajectory; the file appears only when it is complete.
 
     Args:
         extra: further metadata, text only.

@@ -1,6 +1,6 @@
 """Pasting an edit back into the picture that it was made from.
 
-The network gives a picture of its own size, slightly different everywhere. What the edit was not meant for comes from the
+The network gives a picture of its own size, which differs slightly everywhere. Everything outside the edit is taken from the
 original, at the original's size. Legend: B batch, H W pixels, C channels. Values in [0, 1].
 """
 
