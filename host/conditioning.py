@@ -30,7 +30,7 @@ class EditConditioning(NamedTuple):
 
 
 class MicroConds(NamedTuple):
-    """The three numbers that an SVD network is told, as it sees them."""
+    """The three micro-conditioning numbers of an SVD network, as the network gets them."""
 
     fps_id: float
     motion_bucket: float
@@ -38,7 +38,7 @@ class MicroConds(NamedTuple):
 
 
 class ClipStart(NamedTuple):
-    """What an edited clip begins with.
+    """The start of an edited clip.
 
     picture: (1, H, W, 3) in [0, 1].  latent: (1, 4, h, w) in its place for the image condition, as a LATENT holds it; None
     encodes the picture.
@@ -74,7 +74,7 @@ def clip_embedding(clip_vision: Any, image: Tensor) -> Tensor:
 
 def edit_conditioning(clip_vision: Any, vae: Any, image: Tensor, height: int, width: int, fps_id: int,
                       motion_bucket: int, augmentation: float, seed: int) -> EditConditioning:
-    """Everything a two-frame edit of one picture is conditioned on.
+    """The complete conditioning of a two-frame edit of one picture.
 
     Args:
         image: (1, H, W, 3) in [0, 1], any size; resized whole (Lanczos) to its place on width x height for the VAE (see

@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 
     names, values: the pairs evaluated, and their metrics (see `evaluate_pairs`; with lpips if asked for).
     clip_fid: None if not asked for, or not possible.
-    notes: what the reader of the numbers must know.
+    notes: remarks that are needed to read the numbers.
     sheet: (1, h, w, 3) source, edit, truth, error and areas of the first pairs.
     """
 
@@ -77,12 +77,12 @@ class Evaluation(NamedTuple):
 
 
 class Unavailable(RuntimeError):
-    """A metric that cannot be computed here. The text says what is missing and where it goes."""
+    """A metric cannot be computed here. The text says what is missing and where it belongs."""
 
 
 def evaluate_set(pairs: Iterable[Pair], count: int, clip_vision: Any = None, use_lpips: bool = False,
                  sheet_rows: int = 8) -> Evaluation:
-    """Evaluate pairs one after another; each is read, measured and let go, but for the sheet's.
+    """Evaluate pairs one after another. Each is read, measured and released, except those on the contact sheet.
 
     Args:
         pairs: of equal size within a pair.  count: how many, for the progress bar.

@@ -24,7 +24,7 @@ from .vae import BY_SENDER, encode
 
 
 class DualClock:
-    """SAMPLER_SAMPLE wrapper: leaves out the steps before the weak clock, and holds the region until the strong one.
+    """SAMPLER_SAMPLE wrapper: skips the steps before the weak clock, and holds the region until the strong one.
 
     Nothing depends on earlier calls, so clones may share it.
     """
@@ -96,7 +96,7 @@ def dual_clock_start(vae: Any, latent: dict, frames: Tensor, masks: Tensor) -> t
     Args:
         latent: the host's LATENT, (T, 4, h, w), for its size; a noise mask in it stays.
         frames: (T, H, W, 3) rough edit, frame by frame.
-        masks: (T, H, W), 1 where it is to be followed.
+        masks: (T, H, W), 1 where it is followed.
 
     Returns:
         LATENT, region (T, 1, h, w).

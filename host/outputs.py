@@ -29,7 +29,7 @@ def roots(under: str) -> list[Path]:
 
 
 def shown(name: str) -> str:
-    """A name in quotes for a message, cut if it is long."""
+    """A name in quotes for a message, shortened if it is long."""
     name = name if len(name) <= SHOWN else name[:SHOWN - 3] + "..."
     return "'" + printable(name).replace("\n", "\\n").replace("\t", "\\t") + "'"
 

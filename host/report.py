@@ -1,4 +1,4 @@
-"""What a node says while it works: warnings and errors under its name, progress with a place to cancel, events for its page."""
+"""What a node reports while it runs: warnings and errors under its name, progress with a place to cancel, events for its page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def named(name: str) -> Iterator[None]:
 
 
 def with_name(text: str) -> str:
-    """A text with the name of the node at work in front."""
+    """A text with the name of the running node in front."""
     name = _name.get()
     return text if not name or text.startswith(f"{name}: ") else f"{name}: {text}"
 
@@ -58,7 +58,7 @@ def _sentence(error: Exception) -> str:
 
 
 def node_id() -> str | None:
-    """The id of the node at work in its workflow; None outside a server."""
+    """The id of the running node in its workflow; None outside a server."""
     context = get_executing_context()
     return None if context is None else context.node_id
 
@@ -90,7 +90,7 @@ class Steps:
         self.bar.update(1)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """Show that so many steps are done.
+        """Show the number of finished steps.
 
         Args:
             total: of all steps, if it is another one than was said.
@@ -99,7 +99,7 @@ class Steps:
         self.show(done, total)
 
     def show(self, done: int, total: int | None = None, picture: tuple | None = None) -> None:
-        """`reach` without a place to stop at, for work that asks for itself where it may stop.
+        """`reach` without a check for cancelling, for work that checks for itself.
 
         Args:
             picture: a preview as the host's progress bar takes it: format, PIL image, size.

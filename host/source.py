@@ -46,7 +46,7 @@ def conditioning_of(source: SourceConditioning) -> list:
 
 
 class Unguided(comfy.samplers.CFGGuider):
-    """Conditional predictions alone: no unconditional half, and none of the guidance that other nodes have put on."""
+    """Conditional predictions only: no unconditional half, and no guidance from other nodes."""
 
     def __init__(self, model: ModelPatcher, positive: list):
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""Encoding and decoding with the host's VAE; inf or NaN ends the work instead of becoming black pictures."""
+"""Encoding and decoding with the host's VAE; inf or NaN raises an error instead of giving black pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is trained on, ready for it: latents, embeddings, control pictures and correspondences.
+"""Prepared training examples: latents, embeddings, control pictures and correspondences.
 
 Legend: N examples, T frames, h w latent size, H W control size (8h, 8w), D width of the image embedding.
 """

@@ -1,7 +1,7 @@
 """The training loop: one for every model of this pack.
 
-What is trained and how a batch becomes a loss comes from outside; here is the order of things. All randomness of a step
-comes from (seed, step, micro-batch, rank), so a resumed run repeats an uninterrupted one bit for bit.
+What is trained, and how a batch becomes a loss, comes from the caller; this module has the order of the steps. All randomness of a
+step comes from (seed, step, micro-batch, rank), so a resumed run repeats an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TrainSettings:
 
 
 class Step(NamedTuple):
-    """What a finished step reports: its number (1-based), the losses' means, gradient norm before clipping, seconds.
+    """The report of a finished step: its number (1-based), the losses' means, gradient norm before clipping, seconds.
 
     left_out: why the step was skipped and changed nothing, or empty. Its losses are then missing.
     """
@@ -247,9 +247,9 @@ def train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callabl
 
     Args:
         folder: for states and stats.jsonl.
-        report: told of every step.
+        report: called with every step.
         check_stop: called before every step; whatever it raises ends the run, after a state has been saved.
-        identity: what else makes it this run and no other (data, network, batch), as JSON; a state with another is refused.
+        identity: what else identifies this run (data, network, batch), as JSON; a state with another identity is refused.
 
     Returns:
         The steps that this call made.

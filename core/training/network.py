@@ -1,4 +1,4 @@
-"""How training asks a Stable Video Diffusion network, and what it answers: one call for every objective and preview.
+"""Input and output of a Stable Video Diffusion network in training: one call for every objective and preview.
 
 Legend: B videos, T frames, h w latent size, H W control size (8h, 8w), D width of the image embedding, K drags, L tokens,
 C channels.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class NetworkInput(NamedTuple):
-    """What a network is shown.
+    """The input of a network.
 
     x: (B, T, 4, h, w) noisy latents of unit variance, see `core.edm.scale_input`.
     t: (B,) timestep.
@@ -45,7 +45,7 @@ class AttentionQK(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A network's answer.
+    """The output of a network.
 
     v: (B, T, 4, h, w) float32.
     attention: of every matching attention, if `record` was set.

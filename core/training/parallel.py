@@ -1,6 +1,6 @@
 """Several processes that train one network: each computes its share of a step's batches, gradients are averaged.
 
-Started by `torchrun` or `accelerate launch`, which tell each process its place by RANK, WORLD_SIZE and LOCAL_RANK. Batch m of
+Started by `torchrun` or `accelerate launch`, which give each process its place through RANK, WORLD_SIZE and LOCAL_RANK. Batch m of
 process r in a run of P processes is drawn as batch m * P + r of a single process, so 2 processes with one batch each make the
 step that one process makes with two accumulated ones.
 """
@@ -37,19 +37,19 @@ def join(device_type: str) -> Processes:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def wait(places: Processes) -> None:
-    """Until every process is here."""
+    """Wait until every process is here."""
     if places.count > 1:
         dist.barrier()
 
 
 def any_asks(flag: bool, places: Processes, device: torch.device | str = "cpu") -> bool:
-    """Whether any process raised its flag: all of them stop at the same step."""
+    """Whether any process raised its flag, so that all of them stop at the same step."""
     if places.count == 1:
         return flag
     told = torch.tensor([float(flag)], device=device)

@@ -1,4 +1,4 @@
-"""A quick look at what a network has learned: a few sampling steps on known examples.
+"""A quick preview of what a network has learned: a few sampling steps on known examples.
 
 Euler steps on Karras' noise levels (Karras et al. 2022, equations 3 and 5), with FramePainter's guidance schedule.
 Legend: B examples, T frames, h w latent size.
@@ -18,7 +18,7 @@ def denoise(network: Network, z: Tensor, sigma: Tensor, given: NetworkInput) -> 
     """The network's guess of the clean latents: z (B, T, 4, h, w) at noise level sigma (a number tensor).
 
     Args:
-        given: what it is shown besides; its x and t are not used.
+        given: the rest of its input; x and t are not used.
     """
     t = network_timestep(sigma).expand(len(z)).to(z)
     return denoised_from_v(z, network(given._replace(x=scale_input(z, sigma), t=t)).v, sigma)

@@ -1,9 +1,9 @@
-"""A training run's state on disk: whole or not there, and without pickles.
+"""A training run's state on disk: complete or absent, and without pickles.
 
     <folder>/state-000250/        parameters, optimiser moments and averages as safetensors, and state.json
     <folder>/stats.jsonl          one line a step that was logged
 
-A state is written under another name and renamed when it is complete, so a killed run leaves the last whole one.
+A state is written under another name and renamed when it is complete, so a killed run leaves the last complete one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ LARGEST_STEP, LARGEST_LOSS = 10**12, 1e100  # what a log may say beyond is damag
 
 
 class StateError(ValueError):
-    """A saved state that cannot be continued. The text names it, and what differs."""
+    """A saved state cannot be resumed. The text names it, and what differs."""
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write a state; afterwards the newest `keep` are there.
+    """Write a state, and keep only the newest `keep` ones.
 
     Args:
         tensors: everything that a continued run needs, by name.
@@ -66,7 +66,7 @@ def load_state(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tenso
     """Read a state.
 
     Args:
-        expected: settings that must be the ones it was saved with; one that an older state does not tell is not compared.
+        expected: settings that must equal those it was saved with; a setting that an older state does not contain is not compared.
 
     Raises:
         StateError: it is damaged, of another format, or was made with other settings; the text gives both values.

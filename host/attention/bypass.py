@@ -1,7 +1,7 @@
 """Weight patches beside the weights: LoRAs that act on some rows of a pass only.
 
-ComfyUI bakes weight patches into the weights. Where a source without them shares a pass with an edit that has them, they come
-off the weights and their effect is added to the layers' outputs, for the rows that a Gate names.
+ComfyUI merges weight patches into the weights. If a source without them shares a pass with an edit that has them, they are removed
+from the weights and their effect is added to the layers' outputs, for the rows that a Gate names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One look at a model's matching attention, through the host's own sampling path."""
+"""Reading a model's matching attention once, through the host's own sampling path."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ q, k, v are the layer's own projections with the heads side by side in C, before
     attn_temp  q, k, v (V*L, F, C), one sequence of frames at each position
 
 V videos are in the pass, options["cond_or_uncond"] says which (1 is unconditional); F frames, L = h*w tokens of place.size.
-`attention(q, k, v)` is the next hook, or the host's kernel at the end of the chain: a hook that only looks, or has nothing to do
+`attention(q, k, v)` is the next hook, or the host's kernel at the end of the chain: a hook that only observes, or has nothing to do
 in this pass, returns attention(q, k, v).
 
 A hook gets every row of a layer at once, except in a streamed network (see streamed.py), where `place.part` says which frames
@@ -54,7 +54,7 @@ Hook = Callable[[Place, Tensor, Tensor, Tensor, Callable[[Tensor, Tensor, Tensor
 
 
 class _Shared:
-    """A hook that clones of a model share; ComfyUI 0.3.75 would copy it deeply with every clone."""
+    """A hook that clones of a model share; ComfyUI 0.3.75 would deep-copy it with every clone."""
 
     def __init__(self, hook: Hook):
         self.hook = hook

@@ -9,8 +9,8 @@ Several videos in one pass, such as a source and its edits, are groups of rows a
 options["cond_or_uncond"] has an entry for each. Conditioning for them is one embedding for each row, (V*F, 77, C), as the host
 repeats shorter ones in the order of a batch, not of videos.
 
-Whoever wants to see or replace what cross-attentions and temporal attentions compute puts a hook on the model or on one
-evaluation: `hook(place, q, k, v, attention, options) -> out`, see hooks.py for shapes and order.
+To observe or replace what cross-attention and temporal attention layers compute, put a hook on the model or on one evaluation:
+`hook(place, q, k, v, attention, options) -> out`, see hooks.py for shapes and order.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def inflate(model: ModelPatcher, temporal: ModelPatcher | None = None, settings:
 
 
 def _take_off(clone: ModelPatcher) -> None:
-    """Undo what inflating has put around layers; what others put inside of it stays."""
+    """Remove what inflating has put around layers; what other nodes put inside it stays."""
     for name, patch in list(clone.object_patches.items()):
         if isinstance(patch, _Forward):
             if getattr(patch.forward, "__self__", None) is patch.module:

@@ -1,8 +1,8 @@
-"""Match Attention: the edit's network sees the source's attention, step by step.
+"""Match Attention: attention injection from the source's network into the edit's, step by step.
 
 One sampling run has one InjectionRun, which the outer wrapper puts into the run's own copy of the options and takes out again.
 Around every evaluation the source network runs at the paired state of the trajectory (or its features come from a record),
-and the edit's attention is mixed with what it found. A model without a run in its options does what it always did.
+and the edit's attention is mixed with the source's. A model without a run in its options is unchanged.
 
 Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups * h * w, T, C) in temporal attention.
 """
@@ -117,9 +117,9 @@ def inject_attention(model: ModelPatcher, trajectory: Trajectory, settings: Sett
 
     Args:
         model: the SVD model that the clip was inverted with, possibly with LoRAs besides: they act on the edit alone.
-        record: attention recorded before; steps that it lacks, and all without one, are replayed.
+        record: attention recorded before; for steps that it lacks, and for all steps without a record, the source runs again.
         masks: of pixels, areas that must follow the edit, or the source.
-        hold: keep the areas that stay on the source's own latents, too, not on its attention alone.
+        hold: also hold the latents of areas that stay to the source's, not only their attention.
         source: the model that the clip was inverted with, if `model` is the same with further LoRAs. None: the clip was inverted
             either with all LoRAs of `model` or with none.
 

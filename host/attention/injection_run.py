@@ -1,4 +1,4 @@
-"""One sampling run with attention injection: what it keeps, which source features serve a step, how they are applied."""
+"""One sampling run with attention injection: its state, which source features belong to a step, and how they are applied."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _injected(own: tuple[Tensor, ...], source: SourceQK, heads: int, thresholds:
 
 
 class InjectionRun:
-    """State of one sampling run. Its end is the run's end."""
+    """State of one sampling run; it is discarded when the run ends."""
 
     def __init__(self, plan: Plan, frames: int):
         self.plan = plan
@@ -233,7 +233,7 @@ class InjectionRun:
         return self.plan.trajectory.states[index].to(x), torch.full((len(x),), level, device=x.device, dtype=torch.float32)
 
     def features(self, step: int, replay: Callable[[Recorder], None], device: torch.device) -> Mapping[str, Tensor]:
-        """What the source's attention does at a sampling step: from the record if it is there, else by running it."""
+        """The source's attention features at a sampling step: from the record if they are there, else by running the source."""
         if self._features is not None and self._features[0] == step:  # samplers and other nodes may ask again
             return self._features[1]
         self._features = None
@@ -246,7 +246,7 @@ class InjectionRun:
         return found
 
     def together(self, model: Any, conds: list, x: Tensor) -> bool:
-        """Whether the source's rows are to share the pass of the edit's."""
+        """Whether the source's rows share the pass of the edit's."""
         if self.plan.settings.branches != "auto":
             return self.plan.settings.branches == "together"
         groups = 1 + sum(len(c) for c in conds if c is not None)
@@ -288,7 +288,7 @@ def evaluate(executor: Callable, model: Any, conds: list, x: Tensor, timestep: T
 
 def apply(executor: Callable, x: Tensor, t: Tensor, c_concat: Tensor | None = None, c_crossattn: Tensor | None = None,
            control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
-    """APPLY_MODEL wrapper: where the source shares the pass, its rows go after the edit's, and come off the result."""
+    """APPLY_MODEL wrapper: if the source shares the pass, its rows are appended to the edit's and removed from the result."""
     options = transformer_options or {}
     at_work = options.get(keys.PASS)
     groups = list(options.get("cond_or_uncond", (0,)))

@@ -1,8 +1,8 @@
-"""Attaching FramePainter to an SVD model, as a guest: clone, host setters, and it comes off with the clone.
+"""Attaching FramePainter to an SVD model: on a clone, with the host's setters, so that it is removed with the clone.
 
-Patch objects are shared by clones of a model, so nothing that they answer depends on earlier calls; what belongs to one
-pass travels in the host's `transformer_options`. Their `models()` hands the extra weights to the host, which loads,
-offloads, casts and unloads them with the model; `to()` therefore moves nothing.
+Patch objects are shared by clones of a model, so they keep no state between calls; what belongs to one pass is kept in the host's
+`transformer_options`. Their `models()` gives the extra weights to the host, which loads, offloads, casts and unloads them with the
+model; `to()` therefore moves nothing.
 
 Legend: B conditioning groups in one pass, T frames, L tokens, C channels; rows are folded as (B*T, ...).
 """
@@ -92,7 +92,7 @@ class CrossFramePatch(WeightsPatch):
 
 def attach_matching(model: ModelPatcher, weights: ModelPatcher | None, semantics: Semantics,
                     strength: float) -> ModelPatcher:
-    """A clone with matching attention as asked; a branch that was already there is replaced, not doubled.
+    """A clone with the given matching attention; one that was already there is replaced, not doubled.
 
     Args:
         model: any SVD model.

@@ -1,6 +1,7 @@
 """A prompt as tokens and words, through the host's own tokenizer.
 
-Emphasis, `(word:1.2)`, stays what it is to the host: a factor of the embedding. Its marks are no words, and disturb no alignment.
+Emphasis, `(word:1.2)`, keeps its meaning in the host: a factor of the embedding. Its marks are not words and do not affect the
+alignment.
 """
 
 from __future__ import annotations

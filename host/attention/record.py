@@ -1,4 +1,4 @@
-"""A source's attention features: noted during its passes, and recorded ahead of the edits."""
+"""A source's attention features: collected during its passes, and recorded before the edits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Recorder:
 
 def source_features(model: ModelPatcher, trajectory: Trajectory, steps: Iterable[int],
                     each: Callable[[int, dict[str, Tensor]], bool]) -> None:
-    """Run the source network at inversion steps and hand over each step's features, until told to stop.
+    """Run the source network at inversion steps and pass on each step's features, until told to stop.
 
     Args:
         each: called with step and features; False stops.

@@ -3,8 +3,8 @@
 The published code stores them, 2.9 GB a step at full size. Here clip 0 is run again beside the later clip, step by step, from
 its stored states (52 MB), so that keys and values of one step at a time exist. Queries are the later clip's alone.
 
-What a model carries (`_PastInversion`, `_PastEdit`) is never changed. One sampling run has one `_Run`, which the outer wrapper
-puts into the run's own copy of the options and takes out and closes again, whatever happens.
+What is attached to a model (`_PastInversion`, `_PastEdit`) is never changed. One sampling run has one `_Run`, which the outer
+wrapper puts into the run's own copy of the options, and always removes and closes at the end.
 
 Legend: T0 frames of clip 0, T of the later clip; rows are (groups * h * w, T, C).
 """
@@ -53,9 +53,9 @@ class OwnNetwork(NamedTuple):
 
 @dataclass(frozen=True)
 class PastEdit:
-    """Clip 0's finished edit, as far as its keys and values can be made again from it.
+    """Clip 0's finished edit: everything from which its keys and values can be computed again.
 
-    states: (steps, T0, 4, h, w) what the network saw at each sampling step, model space.  positive, negative: its
+    states: (steps, T0, 4, h, w) the network's input at each sampling step, in model space.  positive, negative: its
     CONDITIONING.  source: its source's trajectory.  network: the one that it was edited with, as published; None computes its keys
     and values with the later clip's LoRA.
     """
@@ -120,7 +120,7 @@ class _Run:
         raise NotImplementedError
 
     def look(self, executor: Callable, network: Any, step: int, x: Tensor, given: list, options: dict) -> None:
-        """Run clip 0 at a step under options that note its keys and values.
+        """Run clip 0 at a step with options that store its keys and values.
 
         Args:
             x: the later clip's state, for device and type.  given: the later clip's conditionings.
@@ -258,12 +258,12 @@ def _attach(model: ModelPatcher, past: _PastInversion | _PastEdit) -> ModelPatch
 
 
 def remember_inversion(model: ModelPatcher, past: Trajectory) -> ModelPatcher:
-    """A clone that inverts a later clip with clip 0's source in sight: same inversion steps, same size."""
+    """A clone that inverts a later clip beside clip 0's source, with the same inversion steps and the same size."""
     return _attach(model, _PastInversion(past))
 
 
 def remember_edit(model: ModelPatcher, past: PastEdit) -> ModelPatcher:
-    """A clone that edits a later clip with clip 0's edit in sight, source rows with its source. Apply it after Match Attention.
+    """A clone that edits a later clip beside clip 0's edit, and source rows beside clip 0's source. Apply it after Match Attention.
 
     Raises:
         TrajectoryError: clip 0 was sampled with another number of steps.

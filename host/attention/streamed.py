@@ -1,8 +1,10 @@
-"""A streamed network: features of the frames rest in main memory, and some frames at a time are worked on where the model is.
+"""A streamed network: features of the frames are kept in main memory, and a few frames at a time are processed on the model's
+device.
 
 For clips whose features do not fit beside the model. What is needed on the device then does not grow with the number of frames;
-the price is that features travel at every layer. Results are those of the network as a whole: statistics of the pooled norms are
-gathered in a first pass over the frames, frame attention is given frame 0, temporal attention takes some positions at a time.
+the price is that features are transferred at every layer. Results are those of the network as a whole: statistics of the pooled
+norms are gathered in a first pass over the frames, frame attention is given frame 0, temporal attention takes some positions at a
+time.
 
 Only the order of layers inside ComfyUI's ResBlock and SpatialTransformer is repeated here; the layers do their own work.
 

@@ -1,8 +1,9 @@
-"""Self-attentions of an SVD network that can be attended for: who is put into a pass's options sees q, k and v of every one.
+"""Hooks on every self-attention layer of an SVD network: an object in a pass's options receives q, k and v and computes the
+attention.
 
 transformer_options of a pass may hold under keys.PASS an object with
 attend(block, site, kind, q, k, v, heads, attention, options), and under keys.MEMORY one with extend(block, k, v, options).
-Without them a watched attention does what it always did.
+Without them a watched layer is unchanged.
 
 Legend: T frames, L tokens, rows are (groups * T, L, C) in spatial and (groups * h * w, T, C) in temporal attention.
 """
@@ -37,7 +38,8 @@ def with_pass(model_options: dict, at_work: Any) -> dict:
 
 
 class WatchedAttention:
-    """The forward of one self-attention: its own, unless the pass brings something that attends for it.
+    """The forward of one self-attention layer: its own, unless the pass's options have an object that computes the attention
+    instead.
 
     Set by path, as spatial and temporal blocks run under the same patch key. The module's own projections are called, so
     LoRAs on them count.
@@ -73,7 +75,7 @@ def blocks_of(model: ModelPatcher) -> list[tuple[str, str, str]]:
 
 
 def watch_attention(model: ModelPatcher) -> None:
-    """Let passes attend for a clone's self-attentions. Chains, and is idempotent."""
+    """Put the hooks on a clone's self-attention layers. Chains with other patches, and is idempotent."""
     for block, site, kind in blocks_of(model):
         name = f"{UNET}{block}.attn1.forward"
         forward = model.get_model_object(name)

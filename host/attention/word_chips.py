@@ -1,6 +1,6 @@
-"""What the page asks about words: the chips of Prompt Edit show the node's own reading of its prompts, before anything runs.
+"""The server's route for the word chips of Prompt Edit, which show the node's own reading of its prompts before anything runs.
 
-The page posts a node's texts to `/framepainter/words` and gets every word with what becomes of it. No weights are needed: all
+The page posts a node's texts to `/framepainter/words` and gets every word with its state. No weights are needed: all
 text encoders of Stable Diffusion 1.x have one vocabulary, which comes with the host.
 """
 

@@ -19,7 +19,7 @@ def callbacks() -> Callbacks:
 
 
 def build(folder: Path, settings: dict[str, Any], run: Callable[[ShardWriter], None]) -> str:
-    """Open or go on with a set, run what fills it, and report.
+    """Open a new or unfinished dataset, run what fills it, and report.
 
     Raises:
         DatasetError: the folder holds another set.

@@ -1,4 +1,5 @@
-"""Inverting a video on an inflated Stable Diffusion 1.x model, and the embeddings that lead guided sampling back (Video-P2P).
+"""Inverting a video on an inflated Stable Diffusion 1.x model, and the embeddings with which guided sampling reproduces it
+(Video-P2P).
 
 States of a trajectory are what ComfyUI's samplers hold, latents / sqrt(a); `core.ddim.latents` gives DDIM's own.
 """

@@ -1,4 +1,4 @@
-"""Running an inversion through the host's sampling path, every state kept, so that it can go on after an interruption."""
+"""Running an inversion through the host's sampling path, with every latent kept, so that it can resume after an interruption."""
 
 from __future__ import annotations
 

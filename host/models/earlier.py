@@ -1,4 +1,4 @@
-"""How earlier versions told one network from another, so that what they wrote is still found.
+"""The network digest of earlier versions, so that their files are still found.
 
 Their digest looks at 64 values of every weight. Nothing new is written under it.
 """

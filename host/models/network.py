@@ -14,7 +14,7 @@ BY_ENCODER = "The encoder that made it may overflow in fp16: start ComfyUI with 
 
 
 class WrongModel(ValueError):
-    """The MODEL socket holds something that this node cannot work on."""
+    """The MODEL input is something that this node cannot work on."""
 
 
 def unet_shapes(model: ModelPatcher) -> dict[str, tuple[int, ...]]:

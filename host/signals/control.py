@@ -106,7 +106,7 @@ class ControlPatch(WeightsPatch):
 
 
 class _Begun(NamedTuple):
-    """The encoding up to where the noise level comes in, and what it belongs to."""
+    """The encoding up to the layer where the noise level is added, and what it belongs to."""
 
     run: Tensor
     key: tuple

@@ -63,7 +63,7 @@ def _opened(name: str, path: Path | None) -> WeightFile | None:
 
 
 class _Tell:
-    """What the first process prints."""
+    """The output of the first process."""
 
     def __init__(self, settings: RunSettings, places: Processes, folder: Path):
         self.settings, self.quiet, self.folder, self.last = settings, places.rank != 0, folder, 0.0
@@ -129,7 +129,7 @@ def train(options: argparse.Namespace, places: Processes, index: Any, stop: dict
 
 
 def main(options: argparse.Namespace, open_dataset: Any = open_dataset) -> int:
-    """Run the command; its exit status. What a user can mend is printed, not raised."""
+    """Run the command and return its exit status. Errors that a user can fix are printed, not raised."""
     stop = {"asked": False}
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.__setitem__("asked", True))

@@ -1,6 +1,6 @@
 """FramePainter's training: models and a dataset in, states on the disk, models out.
 
-The models that come in are only read; what is trained is a copy in ordinary tensors (see `host/training/network.py`).
+The input models are not changed; what is trained is a copy in ordinary tensors (see `host/training/network.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .run import run as run_task
 
 
 class Inputs(NamedTuple):
-    """What a run is made from. framepainter None starts from copies of the spatial self-attention and a new encoder."""
+    """The inputs of a run. framepainter None: starts from copies of the spatial self-attention and a new encoder."""
 
     model: ModelPatcher
     framepainter: FramePainterWeights | None
@@ -51,7 +51,7 @@ class Inputs(NamedTuple):
 
 def make_network(model: ModelPatcher, weights: FramePainterWeights | None, settings: RunSettings,
                  keep_full: bool = False) -> TrainingNetwork:
-    """A network of ordinary tensors on the CPU, what trains in fp32, what is frozen in the run's precision.
+    """A network of ordinary tensors on the CPU; trained weights in fp32, frozen ones in the run's precision.
 
     Args:
         model: SVD; LoRAs on it are merged into the copy.
@@ -82,7 +82,7 @@ def make_network(model: ModelPatcher, weights: FramePainterWeights | None, setti
 
 
 def encoder_of(inputs: Inputs) -> Callable[[Any, int, int, int], Mapping[str, Tensor]]:
-    """How a sample becomes latents and embedding, the preparation that the edit's conditioning has.
+    """The function that turns a sample into latents and embedding, with the same preparation as the edit's conditioning.
 
     The noise on the source picture is drawn once for each sample, from its number.
     """
@@ -166,7 +166,7 @@ def run(inputs: Inputs, settings: RunSettings, folder: Path, index: Any, callbac
 
 def preview(inputs: Inputs, settings: RunSettings, examples: cache.CachedExamples, network: TrainingNetwork,
             device: torch.device) -> Tensor:
-    """Edits of two training pairs as one picture: source, signal, edit, target; a row a pair."""
+    """Edits of two training pairs as one picture: source, signal, edit, target; one row for each pair."""
     rows = torch.arange(min(2, len(examples)))
     edited = sample(network, examples.take(rows, device), 10, 2.0, settings.seed)[:, -1]
     pictures, lines = decoded(inputs.vae, inputs.model, edited), []
@@ -219,7 +219,7 @@ def open_dataset(folder: Path) -> Any:
 
 
 def estimated(settings: RunSettings, model: ModelPatcher, height: int, width: int) -> str:
-    """One line about memory and arithmetic, said to be an estimate."""
+    """One line with the estimated memory and operations, marked as an estimate."""
     shapes = unet_shapes(model)
     unet, lora = parameter_counts(shapes, settings.rank)
     matching = sum(s[0] * s[0] * 4 for n, s in shapes.items() if n.endswith(".transformer_blocks.0.attn1.to_q.weight"))
@@ -230,7 +230,7 @@ def estimated(settings: RunSettings, model: ModelPatcher, height: int, width: in
 
 
 def train(inputs: Inputs, folder: Path, settings: RunSettings) -> NodeResult:
-    """Begin or resume a run, and hand out what it trained.
+    """Begin or resume a run, and return what it trained.
 
     Raises:
         ValueError: dataset, models or settings do not fit.

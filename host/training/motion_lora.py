@@ -48,7 +48,7 @@ FILE = "motion_lora.safetensors"
 
 
 class MotionInputs(NamedTuple):
-    """What a run is made from.
+    """The inputs of a run.
 
     frames: (T, H, W, 3) in [0, 1], at least 2 of them.  mask: (T or 1, H', W') what the LoRA should not learn; None is nothing.
     """
@@ -97,7 +97,7 @@ def prepare(inputs: MotionInputs, settings: MotionSettings) -> objective.MotionC
 
 
 def folder_of(inputs: MotionInputs, settings: MotionSettings, runs: Path) -> Path:
-    """A run's folder, named after everything that decides its result. One that an earlier version made is taken over.
+    """A run's folder, named after a digest of everything that determines its result. A folder of an earlier version is taken over.
 
     Where a model carries something that cannot be identified it is a new folder each time.
     """
@@ -216,7 +216,7 @@ def preview(inputs: MotionInputs, settings: MotionSettings, clip: objective.Moti
 
 
 def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: float) -> NodeResult:
-    """Train a LoRA, or take the finished one of an equal run.
+    """Train a LoRA, or return the finished one of a run with the same inputs.
 
     Args:
         runs: folder of all runs; a run's own is named after a digest of models, frames and settings.
@@ -237,7 +237,7 @@ def train(inputs: MotionInputs, settings: MotionSettings, runs: Path, strength: 
 
 
 def kept_lora(file: Path) -> dict[str, Tensor]:
-    """The LoRA that an equal run has kept.
+    """The LoRA that a run with the same inputs has saved.
 
     Raises:
         ValueError: it is damaged, has learned nothing, or holds inf or NaN.

@@ -25,11 +25,11 @@ from .run import run as run_task
 
 
 class OneShotInputs(NamedTuple):
-    """What a run is made from.
+    """The inputs of a run.
 
     model: Stable Diffusion 1.x; LoRAs on it are merged. One that is inflated goes on from its temporal layers.
     text: (1, K, C) embedding of the video's prompt.  latents: (F, 4, h, w), as a LATENT holds them.
-    vae: for previews; it decides nothing.
+    vae: for previews; it does not affect the result.
     """
 
     model: ModelPatcher
@@ -46,7 +46,7 @@ def mark(network: InflatedNetwork, settings: OneShotSettings) -> InflatedNetwork
 
 
 def identity_of(inputs: OneShotInputs, settings: OneShotSettings) -> dict[str, str]:
-    """What makes a run this one and no other."""
+    """Everything that identifies a run, by name."""
     model = network_digest(inputs.model) if is_inflated(inputs.model) else model_digest(inputs.model, True)
     return {**settings.identity(), "data": digest({"latents": inputs.latents, "text": inputs.text}), "model": model}
 

@@ -1,4 +1,4 @@
-"""A training run as a node shows it: progress with the loss curve and previews as live picture, a report."""
+"""A training run as a node shows it: progress, the loss curve and previews as a live picture, and a report."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Progress:
 
 def finished_or_run(progress: Progress, file: Path, read: Callable[[Path], Any],
                     train: Callable[[RunCallbacks], tuple[Any, RunResult]], write: Callable[[Path, Any], Any]) -> tuple[Any, str]:
-    """What an equal run has kept in a file, or else what this one gives, which is kept there.
+    """The result that a run with the same inputs has saved in a file, or else the result of this run, which is saved there.
 
     Args:
         read: raises ValueError or OSError if the file cannot be used; it is then made again.

@@ -1,4 +1,4 @@
-"""A training run: one for every trainer of the pack, which bring an objective and a network as its parts."""
+"""The training run of every trainer of the pack; a trainer provides an objective and a network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SILENT = RunCallbacks()
 
 @dataclass(frozen=True)
 class Task:
-    """What a run trains and on what.
+    """What a run trains, and on which data.
 
     network: of ordinary tensors that nobody else touches, on the CPU; what requires gradients is trained.
     objective: (the network to call, device) -> the loss of a batch.

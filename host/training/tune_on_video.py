@@ -1,4 +1,4 @@
-"""Tuning on a video as a node shows it: one run folder, a result that is kept, a curve, a report."""
+"""Tuning on a video as the node needs it: one run folder, a saved result, a loss curve, a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "tuned_video.safetensors"
 
 
 def tune(inputs: OneShotInputs, settings: OneShotSettings, runs: Path, layers: Settings) -> NodeResult:
-    """Tune on a video, or take the finished result of an equal run. A run that was cancelled or killed continues.
+    """Tune on a video, or return the finished result of a run with the same inputs. A cancelled or killed run resumes.
 
     Args:
         runs: folder of all runs; a run's own is named after a digest of model, video, prompt and settings.
@@ -40,7 +40,7 @@ def tune(inputs: OneShotInputs, settings: OneShotSettings, runs: Path, layers: S
 
 
 def kept_tuned(file: Path) -> TunedVideo:
-    """The result that an equal run has kept.
+    """The result that a run with the same inputs has saved.
 
     Raises:
         TunedFileError: it is damaged, or holds inf or NaN.

@@ -1,7 +1,7 @@
-"""What the long-video job keeps: under which keys, and how a stage is taken from the disk, waited for or made.
+"""What the long-video job keeps: its keys, and how a stage is read from the disk, waited for or computed.
 
-A key is a digest of everything that changes a stage's result. Where a model carries something that cannot be identified there is no
-key: the stage is made, and neither taken from the disk nor kept.
+A key is a digest of everything that changes a stage's result. If something on a model cannot be identified there is no key: the
+stage is computed, and neither read from the disk nor kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class Models(NamedTuple):
-    """What a job runs on; only read."""
+    """The models of a job; they are not changed."""
 
     model: ModelPatcher
     clip_vision: Any
@@ -81,7 +81,7 @@ class Keys:
                       models.clip_vision.model.state_dict())
 
     def refusal(self) -> str:
-        """Why something is not kept, or ""."""
+        """The reason why something is not kept, or ""."""
         unknown = ", ".join(dict.fromkeys(self.sampling.unknown))
         kept = "nothing is taken from the disk or kept" if self.training.unknown else (
             "inversions and edits are neither taken from the disk nor kept; motion LoRAs are")

@@ -1,7 +1,7 @@
 """The long-video job: carry an edited first frame through a video, clip by clip (I2VEdit, section 4 and Appendix C).
 
 For each clip: motion LoRA (trained, or the shared one), inversion, sampling with attention injection, and its last frame starts
-the next. Every stage lies on the disk: a killed job resumes where it was, and other edits of the same video share LoRA and
+the next. Every stage is saved on the disk: a killed job resumes where it was, and other edits of the same video share LoRA and
 inversion.
 
 Legend: N frames of the video, T of a clip, H W pixels of the video, h w latent size.
@@ -35,7 +35,7 @@ SAME_SHAPE = 0.02  # relative difference of aspect ratios that the edited frame 
 
 
 class Change(NamedTuple):
-    """What is known of the edit's place, and what is made of it.
+    """What is known about the edit's place, and how it is used.
 
     mask: (1, ...) for all frames, or one a frame of the video or of the plan, at any size; None is unknown.
     keep: the result has the video's own pixels outside the mask, or without one, where it does not differ from the video.
@@ -129,7 +129,7 @@ class Job:
 
 
 def check_inputs(frames: Tensor, edited: Tensor, plan: ClipPlan, settings: Settings, step: int) -> None:
-    """Refuse what does not fit together.
+    """Refuse inputs that do not fit together.
 
     Args:
         step: pixels that the working size's sides must be multiples of.

@@ -1,7 +1,7 @@
 """The stages of the long-video job: motion LoRA, inversion and edit of a clip (I2VEdit, sections 4.1 and 4.2).
 
-Every stage's result lies on the disk under a digest of what went into it, so an equal stage is never done twice. A stage computes
-what it needs of other stages itself, so they may be asked for in any order.
+Every stage's result is saved on the disk under a digest of its inputs, so the same stage is never computed twice. A stage computes
+what it needs from other stages itself, so they may be called in any order.
 
 Legend: N frames of the video, T of a clip, h w latent size; pictures are at working size, 8 h x 8 w, in [0, 1].
 """
@@ -70,7 +70,7 @@ class Settings:
     seed: int = 0
 
     def numbers(self, fps_id: float) -> MicroConds:
-        """What the network is told."""
+        """The micro-conditioning numbers, as the network gets them."""
         return MicroConds(fps_id, self.motion_bucket, self.augmentation)
 
 

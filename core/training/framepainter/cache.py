@@ -3,8 +3,8 @@
     <dataset>/cache-<hash>/cache.json            what they were made from
     <dataset>/cache-<hash>/000000.safetensors    of 32 examples: latents, image, embedding
 
-The hash covers the dataset, the VAE, the image encoder and the size, so another of these makes another cache. Files appear
-whole or not at all; making a cache goes on where it was stopped. inf and NaN are never kept, and files of earlier versions that
+The hash covers the dataset, the VAE, the image encoder and the size, so another of these makes another cache. Files appear only
+when they are complete; an interrupted cache resumes where it was. inf and NaN are never kept, and files of earlier versions that
 hold them are made again. Reading maps the files, so memory holds no copy.
 
 Legend: N examples, H W pixels trained on, h w latent size.
@@ -39,7 +39,7 @@ KEPT = "The pairs before it are kept. If only this pair fails, build the dataset
 
 
 class CacheError(ValueError):
-    """A dataset that cannot be trained on. The text says which, why and what to do."""
+    """A dataset cannot be used for training. The text says which, why and what to do."""
 
 
 def dataset_digest(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """FramePainter's training losses (section 3.1 equation 1, section 3.2 equations 5 to 8).
 
-The text of equations 5 to 7 that this was written from has lost their exact form, so both readings of "optimise the
+In the text that this was written from, the exact form of equations 5 to 7 was unreadable, so both readings of "optimise the
 attention weights with C and M" are here: squared error and cross-entropy, masked by visibility.
 
 Legend: B videos, T frames, N heads, L tokens, D channels a head.

@@ -1,4 +1,4 @@
-"""What a run is made of, settings that go together, and what they should cost.
+"""The settings of a run, presets, and their estimated cost.
 
 Costs are estimates from the formulas here; nothing was measured on a card.
 """
@@ -64,7 +64,7 @@ PURPOSE = {
 
 
 def choose(preset: str, **changes: object) -> RunSettings:
-    """A preset with some settings changed; a change that is None is none.
+    """A preset with some settings changed; None keeps the preset's value.
 
     Raises:
         ValueError: no such preset, a value that a list does not offer, or a number that makes no sense; the text names it.
@@ -124,7 +124,7 @@ class Cost(NamedTuple):
 
 def estimate(settings: RunSettings, unet: int, matching: int, encoder: int, lora: int, channels: int, height: int,
              width: int) -> Cost:
-    """What a run should need.
+    """The estimated cost of a run.
 
         weights        trained: 4 bytes (fp32), and 2 for autocast's copy in bf16; frozen: 2 in bf16, 4 in fp32
         gradients      4 bytes a trained parameter; AdamW's two moments 8; averages 4 if on

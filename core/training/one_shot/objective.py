@@ -3,7 +3,7 @@
 Trained are the query projections of both attentions and the temporal attention, 7 tensors in each of 16 blocks; norm_temp stays
 at weight 1, bias 0. Each step draws one timestep for the whole video and noise for each frame.
 
-What the release trains is less than it says. It checkpoints every block with PyTorch's re-entrant kind, which drops the
+The release trains less than it states. It checkpoints every block with PyTorch's re-entrant kind, which drops the
 gradients of a block none of whose inputs needs one, and that is so for the whole down path. 42 of the 112 tensors therefore get
 no gradient and no weight decay; temporal attention there adds its random output bias and nothing else. "as_released" does this
 on purpose, "all_trainable" trains what was meant.

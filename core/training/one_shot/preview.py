@@ -1,4 +1,5 @@
-"""A quick look at what one-shot tuning has learned: the video again, from itself under noise, by DDIM without guidance."""
+"""A quick preview of what one-shot tuning has learned: noise is added to the video and it is sampled again, by DDIM without
+guidance."""
 
 from __future__ import annotations
 
