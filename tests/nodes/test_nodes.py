@@ -39,6 +39,7 @@ def test_everything_is_explained(nodes):
         page = ROOT / "js" / "docs" / f"{name}.md"
         assert page.is_file(), f"no help page for {name}"
         text = page.read_text(encoding="utf-8")
+        assert re.search(r"^## (What goes wrong|Common errors)$", text, re.MULTILINE), f"{page.name} does not say what goes wrong"
         for widget in schema.inputs:
             assert widget.tooltip, f"{name}.{widget.id} has no tooltip"
             assert f"`{widget.id}`" in text, f"{page.name} does not explain {widget.id}"
