@@ -45,6 +45,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # begun: what it starts has no business
     os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].rpartition(os.pathsep)[0]
 
 
+# Two processes share the files: those of slow folders come first, so that both end on short ones and neither waits for the other.
+SLOW_FIRST = ("server", "golden", "commands", "nodes", "host")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def pack():
     """Import a module of the pack by its path: pack("host.weights.loading")."""

@@ -20,7 +20,7 @@ from tools.hosting.server import Server, ServerProblem
 REPO = Path(__file__).resolve().parent.parent
 PYTEST_NO_TESTS = 5
 EXIT_INTERRUPTED = 130
-WORKERS = ("-n", "2", "--dist", "loadfile")
+WORKERS = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")  # in the order of tests/conftest.py: slow files first
 # glibc gives the memory of every larger tensor back to the system and fetches it again for the next one. On small networks that
 # takes up to a third of the time, so processes of the suite keep up to 1 GB; other systems ignore these names.
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}

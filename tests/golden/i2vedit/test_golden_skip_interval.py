@@ -6,7 +6,6 @@ import pytest
 import torch
 from framepainter_tests.golden import Case, of_kind
 
-each = pytest.mark.parametrize("case", of_kind("i2vedit", "skip_interval"), ids=repr)
 SCALE = 0.18215
 
 
@@ -19,14 +18,30 @@ def check(found: torch.Tensor, expected: torch.Tensor, case: Case, what: str) ->
     assert float((found - expected).abs().max() / expected.pow(2).mean().sqrt()) <= tolerance["max_over_rms"], what
 
 
-@pytest.fixture
-def model(pack):
-    def build(case: Case):
-        tensors = case.network("unet")
-        names = pack("core.weights.diffusers_svd").to_comfy(tensors)
-        return pack("host.weights.building").build_unet({names[n]: t for n, t in tensors.items()}, torch.float32, 64, False)
+@pytest.fixture(scope="module", params=of_kind("i2vedit", "skip_interval"), ids=repr)
+def case(request) -> Case:
+    return request.param
 
-    return build
+
+@pytest.fixture(scope="module")
+def base(pack, case: Case):
+    """The case's network as a model."""
+    tensors = case.network("unet")
+    names = pack("core.weights.diffusers_svd").to_comfy(tensors)
+    return pack("host.weights.building").build_unet({names[n]: t for n, t in tensors.items()}, torch.float32, 64, False)
+
+
+@pytest.fixture(scope="module")
+def first(pack, base, case: Case):
+    """The first clip's trajectory."""
+    return pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, case.info["parameters"]["steps"]))
+
+
+@pytest.fixture(scope="module")
+def second(pack, base, case: Case, first):
+    """The second clip's, which attends to the first's."""
+    remembering = pack("host.attention.skip_interval").remember_inversion(base, first)
+    return pack("host.inversion.edm").invert(remembering, *source(pack, case, 1), schedule(base, case.info["parameters"]["steps"]))
 
 
 def schedule(model, steps: int) -> torch.Tensor:
@@ -68,24 +83,22 @@ def edit(pack, model, case: Case, trajectory, embedding, image, noise):
     return positive, negative, torch.stack(states), predicted, out * SCALE
 
 
-@each
-@pytest.mark.parametrize("branches", ["one after another", "together"])
-def test_a_second_clip(pack, model, branches: str, case: Case):
-    inversion, matching, skip = pack("host.inversion.edm"), pack("host.attention.injection"), pack("host.attention.skip_interval")
-    t, p, base = case.tensors, case.info["parameters"], model(case)
-    sigmas = schedule(base, p["steps"])
-    settings = pack("host.attention.injection_run").Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), branches=branches)
-
-    first = inversion.invert(base, *source(pack, case, 0), sigmas)
+def test_inversion_of_both_clips(case: Case, first, second):
+    t = case.tensors
     check(first.inverted, t["clip0_inverted_latents"][0], case, "clip 0 inverted")
-    edited = edit(pack, matching.inject_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
-                  t["clip0_edited_image_latents"], t["clip0_augmentation_noise"])
-    check(edited[-1], t["clip0_final_latents"][0], case, "clip 0 edited")
-
-    second = inversion.invert(skip.remember_inversion(base, first), *source(pack, case, 1), sigmas)
     for i, expected in enumerate(t["clip1_trajectory"]):
         check(second.states[i], expected, case, f"clip 1 state {i}")
     check(second.inverted, t["clip1_inverted_latents"][0], case, "clip 1 inverted")
+
+
+@pytest.mark.parametrize("branches", ["one after another", "together"])
+def test_editing_of_both_clips(pack, base, branches: str, case: Case, first, second):
+    matching, skip = pack("host.attention.injection"), pack("host.attention.skip_interval")
+    t, p = case.tensors, case.info["parameters"]
+    settings = pack("host.attention.injection_run").Settings(tuple(p["mask_thr"]), tuple(p["temporal_step_thr"]), branches=branches)
+    edited = edit(pack, matching.inject_attention(base, first, settings), case, first, t["clip0_edited_image_embeds"],
+                  t["clip0_edited_image_latents"], t["clip0_augmentation_noise"])
+    check(edited[-1], t["clip0_final_latents"][0], case, "clip 0 edited")
 
     past = skip.PastEdit(edited[2], edited[0], edited[1], first)
     patched = skip.remember_edit(matching.inject_attention(base, second, settings), past)
@@ -96,17 +109,15 @@ def test_a_second_clip(pack, model, branches: str, case: Case):
     check(final, t["clip1_final_latents"][0], case, "clip 1 edited")
 
 
-@each
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_of_a_second_clip(pack, model, case: Case, precision: str):
+def test_training_of_a_second_clip(pack, base, case: Case, first, precision: str):
     """The recorded numbers in fp32; in bf16, the node's default, the same loss to its rounding."""
-    t, p, base = case.tensors, case.info["parameters"], model(case)
+    t, p = case.tensors, case.info["parameters"]
     trainer, motion = pack("host.training.motion_lora"), pack("core.training.motion_lora.objective")
     presets = pack("core.training.motion_lora.presets")
-    past = pack("host.inversion.edm").invert(base, *source(pack, case, 0), schedule(base, p["steps"]))
     network = trainer.make_network(base, presets.MotionSettings(rank=2, precision=precision, dropout=0.0, checkpointing=True),
                                    watched=True)
-    remember = trainer.with_memory(network, past)
+    remember = trainer.with_memory(network, first)
     clip = motion.MotionClip(t["clip1_source_latents"][0], t["clip1_source_first_latents"][0],
                              t["clip1_source_image_embeds"].reshape(1, -1))
     for i, row in enumerate(p["training"]):
@@ -117,7 +128,7 @@ def test_training_of_a_second_clip(pack, model, case: Case, precision: str):
             seen.append(out.v.detach())
             return out
 
-        assert pack("core.inversion.schedule").sampling_step(row["sigma"], past.sigmas) == row["denoising_index"]
+        assert pack("core.inversion.schedule").sampling_step(row["sigma"], first.sigmas) == row["denoising_index"]
         with torch.enable_grad():
             remember(row["sigma"])
             loss = motion.motion_loss(recorded, clip, torch.tensor([row["sigma"]]), t["train_noise"],
