@@ -71,10 +71,10 @@ def run_by_comfy_cli(comfy_cli, path, content) -> None:
 
 @each
 def test_both_forms_run(comfy_cli, server, tmp_path, name: str):
-    """The canvas form as comfy-cli turns it into a prompt, and the API form as it is."""
-    run_by_comfy_cli(comfy_cli, tmp_path / "canvas.json", examples.small_canvas(name, server.object_info()))
-    entry = server.run(small(prompt(name)), 180.0)
+    """The API form as it is, and the canvas form as comfy-cli turns it into a prompt."""
+    entry = server.run(examples.again(small(prompt(name))), 180.0)
     assert entry["outputs"], entry
+    run_by_comfy_cli(comfy_cli, tmp_path / "canvas.json", examples.small_canvas(name, server.object_info()))
 
 
 def test_the_api_form_runs_in_comfy_cli(comfy_cli, tmp_path):
