@@ -243,6 +243,7 @@ class EditorWidget extends NodeWidget {
       write: (text) => this.write(text),
       connect: (input, file) => this.connect(input, file),
       getPicture: () => this.getPicture(),
+      run: () => app.extensionManager.command.execute("Comfy.QueuePrompt"),
       closed: () => {
         this.editor = null;
         this.paint();

@@ -37,20 +37,21 @@ SINGLE_FILE_PARTS = ("framepainter.encoder.", "first_stage_model.", "conditioner
 MAX_HEADER_BYTES = 100_000_000
 RUN_TIMEOUT_S = 3600.0
 USUAL_PORT = 8188
+NAMES = {"Picture": "source", "Sketch": "sketch"}  # title of a node -> name of its file beside the results
 
 
 
 @dataclass(frozen=True)
 class Example:
-    """An example workflow and the pictures it is run on."""
+    """An example workflow and the pictures it is run on; without a sketch its strokes are in the workflow."""
 
     workflow: str
     picture: str
-    sketch: str
+    sketch: str | None
 
 
 OFFICIAL = Example("framepainter_sketch", "picture", "sketch")
-SMALL = Example("framepainter_small", "scene", "scene_sketch")
+SMALL = Example("framepainter_small", "scene", None)
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,11 @@ def _options(definition: Sequence[Any]) -> list[Any]:
     return []
 
 
-def fill(prompt: Mapping[str, Any], picture: str, sketch: str, loader: Mapping[str, str]) -> dict[str, Any]:
-    """The example prompt with its pictures and its model put in; the original stays as it is."""
+def fill(prompt: Mapping[str, Any], pictures: Mapping[str, str], loader: Mapping[str, str]) -> dict[str, Any]:
+    """The example prompt with its pictures, by the titles of their nodes, and its model put in; the original stays as it is."""
     filled = copy.deepcopy(dict(prompt))
-    filled[titled(prompt, "Picture", "FramePainterPicture")]["inputs"]["image"] = picture
-    filled[titled(prompt, "Sketch", "FramePainterPicture")]["inputs"]["image"] = sketch
+    for title, name in pictures.items():
+        filled[titled(prompt, title, "FramePainterPicture")]["inputs"]["image"] = name
     for node_id in of_type(prompt, LOADER):
         filled[node_id]["inputs"].update(loader)
     return filled
@@ -196,12 +197,14 @@ def fill(prompt: Mapping[str, Any], picture: str, sketch: str, loader: Mapping[s
 
 
 def run(repo: Path, host: HostLike, *, cpu: bool, models: Path, say: Say) -> dict[str, Path]:
-    """Run an example and put source, sketch, result and contact sheet into `demo_output/`."""
+    """Run an example and put its pictures, the result and the contact sheet into `demo_output/`."""
     visible = models_dirs(host, models)
     choice = choose_model(visible)
     example = OFFICIAL if choice.path else SMALL
     prompt = _read_workflow(repo / WORKFLOWS / f"{example.workflow}.json")
-    picture, sketch = _input_file(repo, example.picture), _input_file(repo, example.sketch)
+    given = {"Picture": _input_file(repo, example.picture)}
+    if example.sketch:
+        given["Sketch"] = _input_file(repo, example.sketch)
     say(_notice(choice, host, repo))
     say("Starting ComfyUI ...")
     with Server(host, repo, repo / ".host" / "demo", cpu=cpu, model_dirs=visible) as server:
@@ -209,17 +212,14 @@ def run(repo: Path, host: HostLike, *, cpu: bool, models: Path, say: Say) -> dic
         if info is None:
             raise Problem(f"ComfyUI started without this pack's nodes. Its log says why: {server.log_path}")
         files = [path and path.name for path in (choice.path or Path(SHIPPED), choice.encoder, choice.svd)]
-        filled = fill(
-            prompt, _hand_in(server, picture), _hand_in(server, sketch), loader_inputs(info, *files)
-        )
+        filled = fill(prompt, {title: _hand_in(server, path) for title, path in given.items()}, loader_inputs(info, *files))
         slow = cpu and choice.path is not None
         say("Running the sketch edit" + (" on the CPU, which takes a while ..." if slow else " ..."))
         entry = server.run(filled, timeout=RUN_TIMEOUT_S)
         edited = _saved(server, entry, titled(prompt, "Edited picture", "SaveImage"))
         sheet = _saved(server, entry, titled(prompt, "Contact sheet", "SaveImage"))
     contents = {
-        f"source{picture.suffix}": picture.read_bytes(),
-        f"sketch{sketch.suffix}": sketch.read_bytes(),
+        **{f"{NAMES[title]}{path.suffix}": path.read_bytes() for title, path in given.items()},
         "edited.png": edited,
         "contact_sheet.png": sheet,
     }
@@ -276,6 +276,8 @@ def _report(results: Path, contents: Mapping[str, bytes], say: Say) -> dict[str,
         "contact_sheet": "Contact sheet",
     }
     for key, label in labels.items():
+        if key not in paths:
+            continue
         say(f"{label + ':':16}{paths[key].resolve()}")
     return paths
 

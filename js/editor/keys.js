@@ -34,8 +34,10 @@ export function onKey(editor, event) {
 
 function withCommand(editor, event) {
   const key = event.key.toLowerCase();
-  if (key === "enter") editor.close();
-  else if (key === "s") editor.say("The drawing is already in the node; save the workflow after closing");
+  if (key === "enter") {
+    if (event.shiftKey) editor.run();
+    else editor.close();
+  } else if (key === "s") editor.say("The drawing is already in the node; save the workflow after closing");
   else if (key === "z" || key === "y") {
     editor.travel(key === "y" || event.shiftKey ? 1 : -1);
     hide(event);

@@ -23,6 +23,7 @@ const TOAST_MS = 4000;
  * @property {(text: string) => void} write puts a text into the node
  * @property {(input: string, file: File) => Promise<boolean>} connect a picture file to an input of the node; false: it was not wanted
  * @property {() => void} getPicture runs the nodes before this one, to have their picture
+ * @property {() => void} run runs the workflow
  * @property {() => void} closed called once, when the editor has gone
  */
 
@@ -82,6 +83,7 @@ export class Editor {
                                       "data-kind": this.kind },
       element("div", { class: "framepainter-head" }, element("h2", { text: title }), this.about, element("span", { class: "framepainter-space" }),
               button({ icon: "help", label: "Keyboard shortcuts", key: "?", run: () => this.toggleHelp(), id: "help" }),
+              button({ icon: "play", text: "Run", label: "Done, and run the workflow", key: "Ctrl+Shift+Enter", run: () => this.run(), id: "run" }),
               button({ icon: "check", text: "Done", key: "Esc", run: () => this.close(), class: "framepainter-main", id: "done" })),
       this.bar, this.banner, this.body,
       element("div", { class: "framepainter-foot" }, this.tip, element("span", { class: "framepainter-space" }), this.where, this.scale));
@@ -376,6 +378,12 @@ export class Editor {
     this.tool.marks(marks, view);
     this.scale.textContent = `${Math.round(view.zoom * 1000) / 10} %`;
     this.tip.textContent = this.tool.tip();
+  }
+
+  /** Close, and run the workflow as the page's own button does. */
+  run() {
+    this.close();
+    this.host.run();
   }
 
   /** Close; all changes are in the node already. */

@@ -103,7 +103,7 @@ def test_files_are_chosen_as_the_loader_lists_them(definitions: dict[str, Any]) 
 
 def test_the_prompt_is_filled_by_title_and_the_original_kept() -> None:
     original = prompt()
-    filled = fill(original, "p.png", "s.png", {"model_file": "m", "encoder_file": "e"})
+    filled = fill(original, {"Picture": "p.png", "Sketch": "s.png"}, {"model_file": "m", "encoder_file": "e"})
     assert filled["1"]["inputs"] == {"image": "p.png"}
     assert filled["2"]["inputs"] == {"image": "s.png"}
     assert filled["3"]["inputs"] == {"model_file": "m", "encoder_file": "e", "weight_dtype": "default"}
@@ -114,7 +114,7 @@ def test_a_prompt_without_a_titled_node_says_which() -> None:
     broken = prompt()
     del broken["2"]
     with pytest.raises(Problem, match="FramePainterPicture node titled “Sketch”"):
-        fill(broken, "p", "s", {})
+        fill(broken, {"Picture": "p", "Sketch": "s"}, {})
 
 
 class FakeServer:
@@ -154,7 +154,8 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = repo / demo.WORKFLOWS / f"{example.workflow}.json"
         touch(path).write_text(json.dumps(prompt()), encoding="utf-8")
         touch(repo / demo.INPUTS / f"{example.picture}.jpg").write_bytes(example.picture.encode())
-        touch(repo / demo.INPUTS / f"{example.sketch}.png").write_bytes(example.sketch.encode())
+        if example.sketch:
+            touch(repo / demo.INPUTS / f"{example.sketch}.png").write_bytes(example.sketch.encode())
     touch(repo / "models" / demo.SHIPPED)
     monkeypatch.setattr(demo, "Server", FakeServer)
     monkeypatch.setattr(FakeServer, "prompts", [])
@@ -172,7 +173,6 @@ def test_the_demo_runs_the_small_model_and_names_its_results(example: Path) -> N
     paths, said = run_demo(example)
     assert {key: path.read_bytes() for key, path in paths.items()} == {
         "source": b"scene",
-        "sketch": b"scene_sketch",
         "edited": b"image of node 4",
         "contact_sheet": b"image of node 5",
     }
@@ -180,7 +180,7 @@ def test_the_demo_runs_the_small_model_and_names_its_results(example: Path) -> N
     assert paths["source"].name == "source.jpg"
     assert demo.SHIPPED in said and demo.OFFICIAL_NAME in said
     inputs = [FakeServer.prompts[0][key]["inputs"] for key in ("1", "2", "3")]
-    assert [inputs[0]["image"], inputs[1]["image"]] == ["framepainter_scene.jpg", "framepainter_scene_sketch.png"]
+    assert [inputs[0]["image"], inputs[1]["image"]] == ["framepainter_scene.jpg", "b.png"]  # its strokes are in the workflow
     assert (inputs[2]["model_file"], inputs[2]["encoder_file"]) == (demo.SHIPPED, INSIDE)
 
 
@@ -188,13 +188,15 @@ def test_the_demo_prefers_real_weights(example: Path) -> None:
     own = single_file(example / ".host" / "models" / "framepainter" / "framepainter_mine.safetensors")
     paths, said = run_demo(example)
     assert str(own) in said and demo.SHIPPED not in said
-    assert paths["source"].read_bytes() == b"picture"
+    assert paths["source"].read_bytes() == b"picture" and paths["sketch"].read_bytes() == b"sketch"
+    pictures = [FakeServer.prompts[0][key]["inputs"]["image"] for key in ("1", "2")]
+    assert pictures == ["framepainter_picture.jpg", "framepainter_sketch.png"]
     assert FakeServer.prompts[0]["3"]["inputs"]["model_file"] == own.name
 
 
 def test_missing_examples_are_named(example: Path) -> None:
-    (example / demo.INPUTS / "scene_sketch.png").unlink()
-    with pytest.raises(Problem, match="scene_sketch is missing"):
+    (example / demo.INPUTS / "scene.jpg").unlink()
+    with pytest.raises(Problem, match="scene is missing"):
         run_demo(example)
     (example / demo.WORKFLOWS / "framepainter_small.json").unlink()
     with pytest.raises(Problem, match=r"framepainter_small\.json"):

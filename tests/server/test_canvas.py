@@ -43,10 +43,10 @@ def test_a_template_opens_and_runs(canvas, lab, good, name: str):
     assert canvas.shown_errors() == []
     assert canvas.outside() == [], "the saved view does not show them"
     definitions = lab.server.object_info()
-    nodes = canvas.nodes()
-    assert sorted(nodes) == sorted(str(n["id"]) for n in content["nodes"])
+    nodes, every = canvas.nodes(), examples.every_node(content)
+    assert sorted(nodes) == sorted(str(n["id"]) for n in every)
     assert all(n["known"] for n in nodes.values()), nodes
-    for saved in content["nodes"]:
+    for saved in every:
         if saved["type"].startswith("FramePainter"):
             widgets = examples.widget_names(definitions[saved["type"]])
             expected = dict(zip(widgets, saved.get("widgets_values") or [], strict=True))
@@ -57,12 +57,12 @@ def test_a_template_opens_and_runs(canvas, lab, good, name: str):
         return
 
     for node_type, values in examples.SMALL.items():
-        if any(n["type"] == node_type for n in content["nodes"]):
+        if any(n["type"] == node_type for n in every):
             canvas.set_widget(node_type, **values)
     if name == "framepainter_sketch":
         canvas.set_widget("FramePainterLoad", **examples.RANDOM)
     results = ("Edited picture", "Previews", "Edited frames", "With LoRA")
-    edited = next(str(n["id"]) for n in content["nodes"] if n.get("title") in results)
+    edited = next(n["title"] for n in every if n.get("title") in results)
     lab.forget()
     shown = canvas.run(edited, RUN_TIMEOUT_S)
     picture = examples.pixels(lab.server.fetch(shown[0]))

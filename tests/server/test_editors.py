@@ -702,7 +702,7 @@ def test_nothing_is_left_when_an_editor_or_a_node_goes(rig, picture):
 @CLASSIC
 def test_arrows_drawn_with_the_mouse_move_the_object(rig, lab):
     """The shipped example from the template browser, its arrows deleted and drawn by hand, run through the small model."""
-    content = rig.canvas.load_template("/api/workflow_templates/ComfyUI-FramePainter/framepainter_drag.json")
+    rig.canvas.load_template("/api/workflow_templates/ComfyUI-FramePainter/framepainter_drag.json")
     source, truth = (examples.pixels(examples.INPUTS[f"framepainter_{name}.png"]).float() for name in ("scene", "scene_truth"))
     rig.wait_status("drag", "×")
     arrows = rig.state("drag")["drags"]
@@ -714,7 +714,7 @@ def test_arrows_drawn_with_the_mouse_move_the_object(rig, lab):
     assert np.allclose(rig.state("drag")["drags"], arrows, atol=0.5)
     rig.screenshot("drag_example")
     rig.close()
-    (image,) = rig.canvas.run(next(str(n["id"]) for n in content["nodes"] if n.get("title") == "Edited picture"), 120)
+    (image,) = rig.canvas.run("Edited picture", 120)
     edited = examples.pixels(lab.server.fetch(image)).float()
     rig.canvas.fit()
     rig.screenshot("drag_example_run")

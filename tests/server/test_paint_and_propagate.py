@@ -60,26 +60,24 @@ def test_what_is_erased_in_the_first_frame_stays_away(lab, clips):
 
 
 def test_the_same_with_the_mouse(browser, lab, clips):
-    """On the canvas: nothing drawn, so the first run only brings the frame to the editor; then a lasso, Erase, Fill, and run."""
+    """On the canvas: the editor shows the frame before any run; then a lasso, Erase, Fill, and Run."""
     clip, truth = clips
     (lasso,) = json.loads(examples.inputs(examples.prompt("paint_and_propagate"), "FramePainterCoarseSignal")["pieces"])["pieces"]
     corners = list(zip(lasso["outline"][::2], lasso["outline"][1::2], strict=True))
     with canvas_page(browser, lab.server.url) as page:
-        content = page.load_template("/api/workflow_templates/ComfyUI-FramePainter/paint_and_propagate.json")
+        page.load_template("/api/workflow_templates/ComfyUI-FramePainter/paint_and_propagate.json")
         rig = Editors(page)
         rig.set_text("coarse", "")
-        page.page.evaluate("() => app.queuePrompt(0, 1)")
-        rig.wait_status("coarse", "96 × 96")
-        page.wait_for_failed_run()  # "'mask' is empty"
+        rig.wait_status("coarse", "96 × 96")  # the video's frame, before any run
+        rig.screenshot("paint_and_propagate_nothing_drawn")
         rig.open("coarse")
         rig.drag(*corners, corners[0], steps=1)
         rig.press("x", "g")
         state = rig.state("coarse")
         assert state["background"] == "fill" and [p["delete"] for p in state["pieces"]] == [True]
         rig.screenshot("paint_and_propagate")
-        rig.close()
-        ids = {n.get("title"): str(n["id"]) for n in content["nodes"]}
-        frames = page.run(ids["Edited frames"], 180)
+        frames = page.run("Edited frames", 180, lambda: rig.click("run"))
+        rig.dialog.wait_for(state="detached")
         edited = torch.stack([pixels(lab.server.fetch(image)) for image in frames]).float()
         page.fit()
         rig.screenshot("paint_and_propagate_run")

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ CLASSIC_BOXES = """() => app.graph.nodes.map(n => {
   const [x, y, w, h] = n.boundingRect ?? n.getBounding()
   return [`${n.id} ${n.type}`, x, y, w, h]
 })"""
+# Every graph of the page: the outer one, then what lies in subgraphs.
+GRAPHS = "const outer = app.graph.rootGraph ?? app.graph, graphs = [outer, ...(outer.subgraphs?.values?.() ?? [])]"
 # In canvas units, so that a zoomed-out page does not hide an overlap in its rounding.
 VUE_BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(e => {
   const box = e.getBoundingClientRect(), zoom = app.canvas.ds.scale
@@ -110,12 +112,15 @@ class CanvasPage:
         })""", count)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """What the graph holds: node id -> type, known or not, visible widgets with their values."""
-        return self.page.evaluate("""() => Object.fromEntries(app.graph.nodes.map(n => [String(n.id), {
-            type: n.type,
-            known: n.type in LiteGraph.registered_node_types,
-            widgets: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value])),
-        }]))""")
+        """What the graph and its subgraphs hold: node id -> type, known or not, visible widgets with their values."""
+        return self.page.evaluate(f"""() => {{
+            {GRAPHS}
+            return Object.fromEntries(graphs.flatMap(graph => graph.nodes).map(n => [String(n.id), {{
+                type: n.type,
+                known: n.type in LiteGraph.registered_node_types || Boolean(n.subgraph),
+                widgets: Object.fromEntries((n.widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value])),
+            }}]))
+        }}""")
 
     def overlaps(self) -> list[str]:
         """Pairs of nodes that cover each other, as the renderer in use draws them."""
@@ -134,21 +139,36 @@ class CanvasPage:
 
     def set_widget(self, node_type: str, **values: Any) -> None:
         """Set widgets of all nodes of a type, as a user's choice would."""
-        self.page.evaluate("""([type, values]) => {
-            for (const node of app.graph.nodes.filter(n => n.type === type))
-                for (const [name, value] of Object.entries(values)) {
+        self.page.evaluate(f"""([type, values]) => {{
+            {GRAPHS}
+            for (const node of graphs.flatMap(graph => graph.nodes).filter(n => n.type === type))
+                for (const [name, value] of Object.entries(values)) {{
                     const widget = node.widgets.find(w => w.name === name)
                     widget.value = value
                     widget.callback?.(value, app.canvas, node)
-                }
-        }""", [node_type, values])
+                }}
+        }}""", [node_type, values])
 
-    def run(self, output: str, timeout_s: float) -> list[dict[str, str]]:
-        """Queue what is on the canvas; the image references that the page holds for an output node when it is done."""
-        self.page.evaluate("() => app.queuePrompt(0, 1)")
-        script = "id => (app.nodeOutputs ?? {})[id]?.images ?? null"
+    def run(self, title: str, timeout_s: float, press: Callable[[], None] | None = None) -> list[dict[str, str]]:
+        """Queue what is on the canvas; the image references that the page holds for an output node when it is done.
+
+        Args:
+            title: of the output node, which may be in a subgraph.
+            timeout_s: how long that may take.
+            press: what queues it, in place of the page's own function.
+        """
+        if press is None:
+            self.page.evaluate("() => app.queuePrompt(0, 1)")
+        else:
+            press()
+        script = f"""title => {{
+            {GRAPHS}
+            const graph = graphs.find(g => g.nodes.some(n => n.title === title)), node = graph.nodes.find(n => n.title === title)
+            const key = graph === outer ? String(node.id) : `${{graph.id}}:${{node.id}}`
+            return (app.nodeOutputs ?? {{}})[key]?.images ?? null
+        }}"""
         deadline = time.monotonic() + timeout_s
-        while (found := self.page.evaluate(script, output)) is None:
+        while (found := self.page.evaluate(script, title)) is None:
             assert time.monotonic() < deadline, f"no result on the page after {timeout_s} s; {self.complaints}"
             self.page.wait_for_timeout(250)
         return found

@@ -84,13 +84,29 @@ def only_edited(prompt: Prompt) -> Prompt:
 def small_canvas(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """The canvas form of an example, made small as `small` does. `definitions`: the server's /object_info."""
     workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-    for node in workflow["nodes"]:
+    for node in every_node(workflow):
         values = SMALL.get(node["type"], {})
         if str((node.get("widgets_values") or [""])[0]).startswith("unet_"):
             values = RANDOM
         for field, value in values.items():
             node["widgets_values"][widget_names(definitions[node["type"]]).index(field)] = value
     return workflow
+
+
+def every_node(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    """The nodes of a canvas file and of its subgraphs."""
+    return [*workflow["nodes"], *(n for graph in workflow.get("definitions", {}).get("subgraphs", []) for n in graph["nodes"])]
+
+
+def without_subgraphs(prompt: Prompt) -> Prompt:
+    """A queued prompt with the nodes of subgraphs by their own ids: "19:3" as "3"."""
+    def own(key: str) -> str:
+        return key.rpartition(":")[2]
+
+    out = {own(key): {**node, "inputs": {f: [own(v[0]), v[1]] if isinstance(v, list) else v for f, v in node["inputs"].items()}}
+           for key, node in prompt.items()}
+    assert len(out) == len(prompt), "two nodes of one id"
+    return out
 
 
 def widget_names(definition: dict[str, Any]) -> list[str]:
