@@ -178,13 +178,6 @@ class CanvasPage:
         selector = "[role=dialog], .p-dialog, .comfy-missing-nodes, .p-toast-message-error"
         return [e.inner_text().strip() for e in self.page.query_selector_all(selector) if e.is_visible()]
 
-    def wait_for_failed_run(self) -> None:
-        """Until the page knows of it, and close its dialog: newer pages show none."""
-        self.page.wait_for_function("() => app.lastExecutionError")
-        self.frames()
-        if self.page.locator(DIALOGS).count():
-            self.close_dialog()
-
     def wait_for_dialog(self) -> None:
         self.page.locator(DIALOGS).first.wait_for()
 

@@ -6,7 +6,7 @@ Runs as it is, on a small model that comes with the pack: it knows coloured shap
 
 **Your own:** *Upload a picture*, any size and shape, then"""
 KEPT = """\
-*Edit Mask* inside finds what changed; *Keep Untouched* takes all else from the picture itself, bit by bit, at its own size."""
+*Edit Mask* inside finds what changed; *Keep Untouched* takes everything else from the picture itself, bit for bit, at its own size."""
 OWN_VIDEO = "Runs as it is, on the small {} model of the pack. **Your own:** *Upload a video*"
 
 NOTES = {
@@ -23,7 +23,7 @@ All end in .safetensors. The first two: Hugging Face, **Yabo/FramePainter**. The
 **stabilityai/stable-video-diffusion-img2vid-xt-1-1**. A new file shows in the lists after pressing R.
 
 **Your own edit:** upload a picture, bypass the *Sketch* node (Ctrl+B), and press **Draw** on *Sketch Signal*. Or load a drawing
-of the same shape, as here: any colour on any plain ground.
+of the same aspect ratio, as here: any colour on any plain ground.
 
 cfg 3, 25 steps and strength 0.8 are the FramePainter authors'. {INSIDE.format("Sketch Edit")}
 """,
@@ -36,31 +36,31 @@ the example's strokes.
 For photographs see *framepainter_sketch*. {INSIDE.format("Sketch Edit")}
 """,
     "framepainter_evaluate": f"""\
-### How far is an edit from the truth?
+### How far is an edit from the true picture?
 
 Runs as it is, on the small model of the pack. **Picture**, **Sketch** and **Truth** are examples that come with it.
 
-**Evaluate Edits** writes a table: the edit's errors, and beside them those of leaving the picture alone. Connect batches
-to measure sets, masks to measure areas, a CLIP vision model for CLIP-FID.
+**Evaluate Edits** writes a table with the errors of the edit, and for comparison those of the unedited picture. Connect
+batches to measure sets, masks to measure areas, and a CLIP vision model for CLIP-FID.
 
 {INSIDE.format("Sketch Edit")}
 """,
     "framepainter_train": """\
-### Training, in small
+### Training on a small scale
 
 Makes pairs of moving shapes, shows them, and trains a sketch model from the small base model that comes with the pack: a
-minute or two on a CPU. Cancel at any time and queue again to go on; raise `steps` to train longer.
+minute or two on a CPU. Cancel at any time and queue again to resume; raise `steps` to train longer.
 
-**From your own videos:** replace *Procedural Dataset* by *Build Dataset*, *Load FramePainter* by *Image Only Checkpoint
-Loader* with an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
+**From your own videos:** replace *Procedural Dataset* with *Build Dataset*, and *Load FramePainter* with *Image Only Checkpoint
+Loader* and an SVD checkpoint, disconnect `framepainter`, and choose a preset that fits your card.
 
-Everything lies under `output/framepainter_datasets` and `output/framepainter_training`.
+Everything is saved under `output/framepainter_datasets` and `output/framepainter_training`.
 """,
     "framepainter_drag": f"""\
 ### Drag points of a picture
 
 {OWN_PICTURE} **Drag points** on *Drag Signal*: press on something, pull it to its new place, release. Several points move it
-more surely than one. *Start over* removes the example's arrows.
+more reliably than one. *Start over* removes the example's arrows.
 
 {KEPT} {INSIDE.format("Drag Edit")}
 """,
@@ -68,17 +68,17 @@ more surely than one. *Start over* removes the example's arrows.
 ### Move parts of a picture
 
 {OWN_PICTURE} **Move parts** on *Coarse Edit Signal*: lasso something, then move, turn, scale, flip, copy or delete it. *Start
-over* removes the example's piece. Leave the background black: so the model was trained.
+over* removes the example's piece. Leave the background black, as in the model's training.
 
 {KEPT} {INSIDE.format("Coarse Edit")}
 """,
     "framepainter_combined": f"""\
-### All three ways at once
+### All three signals at once
 
 Runs as it is, on the small sketch model of the pack. **Your own:** *Upload a picture*, any size and shape.
 
-The sketch says where the outline will be (strength 0.8, all of the run), the drags where the inside comes from (0.5, the
-first half), and the coarse edit is what the run starts from (*FramePainter Dual Clock*), which needs no training.
+The sketch says where the outline will be (strength 0.8, the whole run), the drags where the inside comes from (0.5, the
+first half). The run starts from the coarse edit (*FramePainter Dual Clock*), which needs no training.
 
 {INSIDE.format("Combined Edit")}
 """,
@@ -99,7 +99,7 @@ motion LoRA between model and *Match Attention*. {INSIDE.format("Edit the Clip")
 {OWN_VIDEO.format("base")} of any length, and its edited first frame.
 
 **Propagate Edit** does everything: motion LoRA, inversion, sampling with attention injection, clip after clip. Cancel at any
-time and queue again to go on. Another edited frame for the same video shares LoRA and inversion.
+time and queue again to resume. Another edited frame for the same video reuses LoRA and inversion.
 
 For an SVD checkpoint: length 14 (SVD) or 25 (SVD-XT), about 7 sampled frames a second, 1024 x 576, 250 LoRA steps at 0.0005 and
 rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, precision bf16.
@@ -110,7 +110,7 @@ rank 32, preset *local edit*, threshold 0.35, motion bucket 127, guidance 2, pre
 ### Paint on the first frame, the whole video follows
 
 {OWN_VIDEO.format("base")}, then **Move parts** on *Coarse Edit Signal*: lasso something, move, turn, scale, copy or erase it.
-*Start over* removes the example's piece. Cancel at any time and queue again to go on.
+*Start over* removes the example's piece. Cancel at any time and queue again to resume.
 
 **Another signal:** put *Sketch Signal* or *Drag Signal* in the place of the coarse edit, and its model into the upper model_file.
 
@@ -154,7 +154,7 @@ where the disc is, `-@ground` would keep it away from the ground. **Words** show
 {OWN_VIDEO.format("text-to-image")}.
 
 **Tune on Video** trains on this one video: 40 steps here, 300 to 500 as published. It shows the loss and, below, a preview while it
-trains. Cancel at any time and queue again to go on. The file that *Save Tuned Video* writes is read by *Load Tuned Video*.
+trains. Cancel at any time and queue again to resume. The file that *Save Tuned Video* writes is read by *Load Tuned Video*.
 
 {INSIDE.format("Edit Video by Words")}
 """,
@@ -170,10 +170,10 @@ result is the same, it takes longer. {INSIDE.format("Edit Video by Words")}
 ### Runs as it is
 
 No model, no download, no graphics card. **Edited frame 8** is frame 8 of the video, edited in any program: the grass is
-red. **Carry Edit** brings that to the frames before and after. What is not changed keeps its bits.
+red. **Carry Edit** carries this to the frames before and after. All other pixels stay the same, bit for bit.
 
-**Your own:** choose a video, save one of its frames, edit it, choose it in *Edited frame*, and write its number in *keyframes*; the
-first frame is 0. Several: Batch Images, and numbers with commas.
+**Your own:** choose a video, save one of its frames, edit it, choose it in *Edited frame*, and write its number in *keyframes*,
+counted from 0. For several keyframes use Batch Images, and separate the numbers by commas.
 
 **Confidence** is dark where the result is a guess: edit another keyframe there.
 
