@@ -6,7 +6,8 @@ Runs as it is, on a small model that comes with the pack: it knows coloured shap
 
 **Your own:** *Upload a picture*, any size and shape, then"""
 KEPT = """\
-*Edit Mask* inside finds what changed; *Keep Untouched* takes everything else from the picture itself, bit for bit, at its own size."""
+*Edit Mask* inside finds what changed; *Keep Untouched* takes everything else from the picture itself, bit for bit and at its
+own size."""
 OWN_VIDEO = "Runs as it is, on the small {} model of the pack. **Your own:** *Upload a video*"
 
 NOTES = {
