@@ -31,6 +31,7 @@ KEPT, REPLACED = 0.4, 0.5      # share of the source's structure that the edit d
 GRAIN = 3e-4                   # squared colours that are no structure
 WINDOW = 3                     # radius of the windows in which structure is compared, pixels
 GONE = 0.5                     # share of the border's contrast that is left where something was erased
+MIDDLE = 0.6                   # of a region's depth, from where on it is its middle
 UNLIKE = 0.006                 # squared difference of colours at which a pixel is as likely another thing's
 TOGETHER, ONE = 3.0, 0.7       # pixels between two motions, below which nothing comes into view; below which they are the same
 LOST = 8.0                     # pixels of doubt at which a motion is as likely wrong as right
@@ -128,7 +129,8 @@ def regions_of(picture: Tensor, change: Tensor) -> list[Region]:
         if count <= MOST_REGIONS:
             break
         merged *= 2
-    return [_region(picture, change, labels == n, values, area) for n in range(1, count + 1)]
+    inside = (labels == n for n in range(1, count + 1))
+    return [_region(picture, change, x, values, area) for x in inside if (values[x] > 0).any()]  # closing can leave bits between
 
 
 def _region(picture: Tensor, change: Tensor, inside: np.ndarray, values: np.ndarray, area: np.ndarray) -> Region:
@@ -136,7 +138,7 @@ def _region(picture: Tensor, change: Tensor, inside: np.ndarray, values: np.ndar
     depth = ndimage.distance_transform_edt(np.pad(filled, 1))[1:-1, 1:-1]
     changed = inside & _closed(area, MERGED)
     masks = [torch.from_numpy(x.astype(np.float32))[None, None].to(picture) for x in (changed, filled, depth / depth.max())]
-    return Region(*masks, float(values[inside & (values > 0)].mean()), uncovers(picture, picture + change, masks[1]))
+    return Region(*masks, float(values[inside & (values > 0)].mean()), uncovers(picture, picture + change, *masks[1:]))
 
 
 def _closed(area: np.ndarray, radius: int) -> np.ndarray:
@@ -154,8 +156,9 @@ def replaced_share(picture: Tensor, edited: Tensor) -> tuple[Tensor, Tensor]:
     return lost, (picture - box(picture, WINDOW)).square().sum(1, keepdim=True) + GRAIN
 
 
-def uncovers(picture: Tensor, edited: Tensor, mask: Tensor) -> bool:
-    """Whether the edit took an edge away along the border of a mask: the contrast across it, before and after."""
+def uncovers(picture: Tensor, edited: Tensor, mask: Tensor, core: Tensor) -> bool:
+    """Whether a thing is gone: the edit took an edge away along the border of a mask, the contrast across it before and after, and
+    the middle is no longer the thing's, as it would be of one that was made smaller."""
     thin, wide = -F.max_pool2d(-mask, 3, 1, 1), F.max_pool2d(mask, 3, 1, 1)  # the border's own pixels are mixed
     sides = thin + F.max_pool2d(-mask, 9, 1, 4), F.max_pool2d(mask, 9, 1, 4) - wide
     weights = [box(side, 4) for side in sides]
@@ -166,7 +169,9 @@ def uncovers(picture: Tensor, edited: Tensor, mask: Tensor) -> bool:
     for shown in (picture, edited):
         inner, outer = (box(shown * side, 4) / weight.clamp_min(1e-4) for side, weight in zip(sides, weights, strict=True))
         contrast.append(float((inner - outer).square().sum(1, keepdim=True)[border].mean()) + 1e-5)
-    return contrast[1] < GONE * contrast[0]
+    middle = core > MIDDLE
+    left = box(edited - picture, 2).square().sum(1, keepdim=True)[middle].mean()
+    return contrast[1] < GONE * contrast[0] and float(left) > GONE / 2 * contrast[0]
 
 
 def ring(cover: Tensor) -> Tensor:
