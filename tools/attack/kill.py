@@ -2,9 +2,10 @@
 
     python dev.py kill [--times N | --minutes M] [--seed S] [--write]
 
-First the jobs run undisturbed. Then they are queued on a new server, which is killed outright after a random time, started again
-and given the same prompts, until they are done; what they have kept must be the undisturbed run's, bit by bit, with nothing half
-written beside it. This is repeated until the kills are spent. --write puts the table into docs/reliability.md.
+First the jobs run undisturbed. Then they are queued on a new server, which is killed outright after a random time; the next one,
+which has started meanwhile, gets the same prompts on the same folders, and so on until they are done. What they have kept must be
+the undisturbed run's, bit by bit, with nothing half written beside it. This is repeated until the kills are spent. --write puts the
+table into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +41,8 @@ CLIP = "shape_clip.mp4"
 RUN_S = 1200.0
 # Arithmetic that does not depend on how busy the machine is.
 SAME_BITS = {"MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1"}
-SIDE, PAIRS = 64, 24
+SIDE, PAIRS, FILMS = 64, 12, 3
+WITHIN = 1 / 6  # of the time that all jobs take, a server is killed
 FOLDERS = {"building a dataset": "framepainter_datasets", "FramePainter Train": "framepainter_training",
            "Train Motion LoRA": "framepainter_motion", "Propagate Edit": "framepainter_video",
            "Tune on Video": "framepainter_tuning"}
@@ -60,13 +66,13 @@ def shown(prompt: dict[str, Any], output: int) -> dict[str, Any]:
 def prompts() -> dict[str, dict[str, Any]]:
     """The jobs: small, of many steps, with a state after nearly each."""
     model = {"model": ["3", 0], "clip_vision": ["3", 2], "vae": ["3", 3]}
-    training = {"what_trains": "matching and encoder", "signal": "sketch", "steps": 24, "batch": 2, "learning_rate": 0.0,
+    training = {"what_trains": "matching and encoder", "signal": "sketch", "steps": 16, "batch": 1, "learning_rate": 0.0,
                 "matching_loss": "as the preset", "matching_weight": -1.0, "ema": 0.9, "accumulate": 0, "precision": "fp32",
-                "checkpointing": "as the preset", "save_every": 2, "preview_every": 0, "seed": 0}
+                "checkpointing": "as the preset", "save_every": 1, "preview_every": 0, "seed": 0}
     return {
         "building a dataset": {"9": node(
             "BuildDataset", videos="films", name="built", width=SIDE, height=SIDE, min_seconds=0.1, max_seconds=1.0, min_motion=0.0,
-            max_motion=2.0, static_camera=0.0, pairs_per_video=4, flow_source="weight-free", drag_points=4, seed=0, fps=8.0)},
+            max_motion=2.0, static_camera=0.0, pairs_per_video=3, flow_source="weight-free", drag_points=4, seed=0, fps=8.0)},
         "FramePainter Train": shown({
             "1": node("ProceduralDataset", name="shapes", count=PAIRS, width=SIDE, height=SIDE, seed=0, min_sprites=1,
                       max_sprites=2, max_shift=0.55, turn=26.0, growth=0.15, texture=4, background="smooth", drag_points=4),
@@ -110,24 +116,54 @@ def kept(output: Path, folder: str) -> dict[str, str]:
     return out
 
 
+class Spares:
+    """Servers that start while another is at work, as a start takes as long as the work between two kills.
+
+    Args:
+        make: a new server that has not started.
+        ahead: how many are kept ready.
+    """
+
+    def __init__(self, make: Callable[[], hosting.Server], ahead: int):
+        self.make, self.pool = make, ThreadPoolExecutor(ahead)
+        self.coming = deque(self.pool.submit(self._started) for _ in range(ahead))
+
+    def _started(self) -> hosting.Server:
+        return self.make().start()
+
+    @contextmanager
+    def next(self) -> Iterator[hosting.Server]:
+        """A server that answers; it and its own folders are gone afterwards, another one is on its way."""
+        self.coming.append(self.pool.submit(self._started))
+        with self.coming.popleft().result() as server:
+            yield server
+        shutil.rmtree(server.base)
+
+    def close(self) -> None:
+        for future in self.coming:
+            if not future.cancel():
+                future.result().stop()
+        self.pool.shutdown()
+
+
 class Kill:
     """Servers that are killed, and what became of their jobs."""
 
     def __init__(self, host: Path, place: Path, seed: str):
         self.host, self.place, self.dice = hosting.PlainHost(host, Path(sys.executable)), place, random.Random(seed)
-        self.jobs = prompts()
+        self.jobs, self.numbers = prompts(), count()
         self.kills: Counter[str] = Counter()  # by the job that was at work
         self.equal: Counter[str] = Counter()
         self.faults: list[str] = []
+        (place / "input" / "films").mkdir(parents=True)
+        for name in (CLIP, *(f"films/clip_{number}.mp4" for number in range(FILMS))):
+            shutil.copy(ROOT / "workflows" / "inputs" / CLIP, place / "input" / name)
 
-    def server(self, name: str) -> hosting.Server:
-        base = self.place / name
-        films = base / "input" / "films"
-        films.mkdir(parents=True, exist_ok=True)
-        for number in range(4):
-            shutil.copy(ROOT / "workflows" / "inputs" / CLIP, films / f"clip_{number}.mp4")
-        shutil.copy(ROOT / "workflows" / "inputs" / CLIP, base / "input" / CLIP)
-        return hosting.Server(self.host, ROOT, base, cpu=True, environ=SAME_BITS)
+    def server(self, output: str) -> hosting.Server:
+        """A server with folders of its own, all but those of inputs and outputs."""
+        shared = ("--input-directory", str(self.place / "input"), "--output-directory", str(self.place / output))
+        return hosting.Server(self.host, ROOT, self.place / f"server-{next(self.numbers)}", cpu=True, extra_args=shared,
+                              environ=SAME_BITS)
 
     def undisturbed(self) -> float:
         """Run every job once; seconds of all."""
@@ -136,50 +172,52 @@ class Kill:
             for prompt in self.jobs.values():
                 server.run(prompt, RUN_S)
             taken = time.monotonic() - begun
-        self.whole = {name: kept(self.place / "whole" / "output", FOLDERS[name]) for name in self.jobs}
+        self.whole = {name: kept(self.place / "whole", FOLDERS[name]) for name in self.jobs}
         for name, files in self.whole.items():
             if not files:
                 raise RuntimeError(f"{name} has kept nothing, so there is nothing to compare.")
         return taken
 
-    def round(self, times: int, seconds: float, until: float) -> int:
-        """Jobs in a random order on a server that is killed until they are done; the number of kills, at most `times`."""
-        killed = 0
-        while killed < times and time.monotonic() < until:
-            with self.server("killed") as server:
-                order = self.dice.sample(sorted(self.jobs), len(self.jobs))  # so that each is the one at work now and then
-                left = {name: server.queue(self.jobs[name]) for name in order}
-                moment = time.monotonic() + self.dice.uniform(0.0, seconds / 2)
-                while left and time.monotonic() < moment:
-                    left = {name: i for name, i in left.items() if not self._done(server, name, i)}
-                    time.sleep(0.05)
-                if not left:
+    def round(self, times: int, seconds: float, until: float, spares: Spares) -> int:
+        """Jobs in a random order on servers that are killed until they are done; the number of kills, at most `times`.
+
+        Args:
+            seconds: within which a server is killed.  until: the time from which none is killed any more.
+        """
+        killed, done = 0, False
+        while not done:
+            with spares.next() as server:
+                spared = killed >= times or time.monotonic() >= until
+                at_work = self._at_work(server, RUN_S if spared else self.dice.uniform(0.0, seconds))
+                if done := at_work is None:
                     break
                 os.kill(server.pid, signal.SIGKILL)
-                self.kills[next(iter(left))] += 1
+                if done := spared:
+                    self.faults.append(f"{at_work}: not done after {RUN_S:.0f} s")
+                    break
+                self.kills[at_work] += 1
                 killed += 1
-                print(f"killed in {next(iter(left))}", flush=True)
-        with self.server("killed") as server:
-            for name in self.jobs:
-                try:
-                    server.run(self.jobs[name], RUN_S)
-                except hosting.ServerProblem as problem:  # refused or failed on what the kills have left
-                    self.faults.append(f"{name}: {problem}")
+                print(f"{sum(self.kills.values())}: killed in {at_work}", flush=True)
         self._compare()
         shutil.rmtree(self.place / "killed")
         return killed
 
-    def _done(self, server: hosting.Server, name: str, prompt: str) -> bool:
-        try:
-            server.wait(prompt, 0.0)
-        except hosting.RunTimedOut:
-            return False
-        except hosting.RunFailed as problem:
-            self.faults.append(f"{name}: {problem}")
-        return True
+    def _at_work(self, server: hosting.Server, seconds: float) -> str | None:
+        """Queue all jobs; the one at work after so long, None if all are done before."""
+        end = time.monotonic() + seconds
+        order = self.dice.sample(sorted(self.jobs), len(self.jobs))  # so that each is the one at work now and then
+        queued = [(name, server.queue(self.jobs[name])) for name in order]
+        for name, prompt in queued:
+            try:
+                server.wait(prompt, end - time.monotonic())
+            except hosting.RunTimedOut:
+                return name
+            except hosting.ServerProblem as problem:  # refused or failed on what the kills have left
+                self.faults.append(f"{name}: {problem}")
+        return None
 
     def _compare(self) -> None:
-        output = self.place / "killed" / "output"
+        output = self.place / "killed"
         for name, whole in self.whole.items():
             found = kept(output, FOLDERS[name])
             different = sorted(k for k in {*found, *whole} if found.get(k) != whole.get(k))
@@ -203,6 +241,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--times", type=int, default=100, help="kills; 100 if not given")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further server after so long")
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--ahead", type=int, default=1, help="servers that start while one is at work; 1 if not given")
     parser.add_argument("--jobs", nargs="+", choices=sorted(FOLDERS), help="some of the jobs")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args(arguments)
@@ -212,9 +251,13 @@ def main(arguments: list[str]) -> int:
         found.jobs = {name: prompt for name, prompt in found.jobs.items() if name in (options.jobs or FOLDERS)}
         seconds = found.undisturbed()
         print(f"undisturbed, all jobs take {seconds:.0f} s", flush=True)
-        while killed < options.times and time.monotonic() < until:
-            killed += found.round(options.times - killed, seconds, until)
-            rounds += 1
+        spares = Spares(lambda: found.server("killed"), options.ahead)
+        try:
+            while killed < options.times and time.monotonic() < until:
+                killed += found.round(options.times - killed, seconds * WITHIN, until, spares)
+                rounds += 1
+        finally:
+            spares.close()
     text = report(found, rounds)
     print(f"\n{text}\n\n{killed} kills, {len(found.faults)} faults\n" + "\n".join(found.faults))
     if options.write:
