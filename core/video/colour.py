@@ -62,12 +62,12 @@ def notes_about(stream: Any, frame: Any) -> list[str]:
 
 
 class ToRGB:
-    """Converts the frames of one stream. `hdr` names the HDR transfers that were met; `transfer` is the stream's, H.273's number,
-    for frames do not tell theirs in every PyAV."""
+    """Converts the frames of one stream. `notes`: what was done to their colours; `transfer` is the stream's, H.273's number, for
+    frames do not tell theirs in every PyAV."""
 
     def __init__(self) -> None:
         self.transfer = 0
-        self.hdr: set[str] = set()
+        self.notes: set[str] = set()
         self._graphs: dict[tuple, Any] = {}
 
     def __call__(self, frame: Any) -> np.ndarray:
@@ -75,10 +75,15 @@ class ToRGB:
         transfer = int(getattr(frame, "color_trc", 0) or 0)
         transfer = transfer if transfer in TRANSFERS else self.transfer
         if transfer in TRANSFERS and matrix_of(frame):
-            self.hdr.add(TRANSFERS[transfer])
+            self.notes.add(f"HDR ({TRANSFERS[transfer]}) was converted to SDR; values brighter than reference white are "
+                           "compressed")
             return tone_mapped(self._scaled(frame, "gbrp16le", "rgb48le"), transfer)
         if frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components):
-            return over_black(self._scaled(frame, "gbrap", "rgba"))
+            picture = self._scaled(frame, "gbrap", "rgba")
+            if picture[..., 3].min() == 255:  # as of every GIF, whose decoder knows no other format
+                return picture[..., :3]
+            self.notes.add("the video has transparent parts; they are shown on black")
+            return over_black(picture)
         return self._scaled(frame, "gbrp", "rgb24")
 
     def _scaled(self, frame: Any, planar: str, to: str) -> np.ndarray:

@@ -101,7 +101,8 @@ def pictures(container: Any) -> Any:
     known = [s for s in moving if s.codec_context is not None]  # PyAV has no decoder for the others, and crashes when asked
     if not known:
         raise Problem("is encoded in a way that this FFmpeg cannot decode")
-    stream = next((s for s in known if marked(s, DEFAULT)), known[0])
+    chosen = [s for s in known if marked(s, DEFAULT)] or known
+    stream = max(chosen, key=lambda s: min(s.frames, 2))  # the first, but for files like AVIF that hold a still picture beside it
     if stream.codec_context.width * stream.codec_context.height > MOST_PIXELS:
         raise Problem(too_large(stream.codec_context))
     one = stream.codec_context.name in ONE_THREAD
@@ -329,11 +330,14 @@ def cut_off(path: str, container: Any, stream: Any, found: Packets, answers: Any
     names = set(container.format.name.split(","))
     if stream.frames and "mp4" in names:  # counted packet by packet; elsewhere it is a statement in passing
         return found.count < stream.frames and _stored(path, stream.index, answers) < stream.frames
+    # Packets of some formats do not tell how long they last, so that a whole file ends a frame early.
+    frame = 1 / float(stream.average_rate or 25)
     stated = _stated(stream)
     if stated:
-        return found.end < 0.9 * (stated + float((stream.start_time or 0) * stream.time_base))
+        begin = float((stream.start_time or 0) * stream.time_base)
+        return found.end < min(0.9 * (stated + begin), stated + begin - 1.5 * frame)
     if names & PROMISING and container.duration:  # of all tracks: sound or subtitles may go on after the last picture
-        return found.last < 0.9 * container.duration / av.time_base
+        return found.last < min(0.9 * container.duration / av.time_base, container.duration / av.time_base - 1.5 * frame)
     return False
 
 
@@ -430,6 +434,4 @@ def _notes(stream: Any, frame: Any) -> list[str]:
         notes.append("the video is interlaced; its frames are used as they are, without deinterlacing")
     if stream.metadata.get("alpha_mode") == "1":
         notes.append("the video has a transparency track, which is not read; the parts that it hides are visible")
-    if any(component.is_alpha for component in frame.format.components):
-        notes.append("the video has transparent parts; they are shown on black")
     return notes + notes_about(stream, frame)

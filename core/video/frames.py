@@ -156,7 +156,7 @@ def read(request: dict[str, Any], payload: np.ndarray, answers: Any) -> dict[str
     """Answers with each frame that is whole: header `number`, `height`, `width`, `aspect` of its pixels; payload (H, W, 3) bytes.
 
     The request has `numbers`, `count` of marks, `numbered`, and `straight`: jumps are known to fail in this file. Payload: marks
-    and keys. The end's header: `damaged`, numbers; `jumps`, whether those that were tried held; `hdr`, names of what was met.
+    and keys. The end's header: `damaged`, numbers; `jumps`, whether those that were tried held; `notes`, sentences about colours.
     """
     values = np.frombuffer(payload, np.int64)
     marks, keys = values[:request["count"]], values[request["count"]:].reshape(-1, 2)
@@ -171,4 +171,4 @@ def read(request: dict[str, Any], payload: np.ndarray, answers: Any) -> dict[str
     finally:
         reading.out.close()
     return {"damaged": sorted(reading.wanted[m] for m in left), "jumps": may_jump and not reading.rescued,
-            "hdr": sorted(reading.out.colours.hdr)}
+            "notes": sorted(reading.out.colours.notes)}

@@ -6,10 +6,13 @@ Legend: T frames, H W pixels, C channels, S samples. Times are seconds from the 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,9 @@ from .clips import whole
 from .source import VideoError, VideoFile, crop_to
 
 EVEN = 0.5  # frames that a time may be off from even spacing and still count as evenly spaced
+NEAR = 0.1  # frames that a time may be off a multiple of the stated spacing: times are rounded to milliseconds
+WRITERS = 2  # threads that fill the result
+LEFT_OUT = 0.25  # share of the frames up to which missing ones leave the stated rate the video's
 
 
 class Sound(NamedTuple):
@@ -40,7 +46,8 @@ class Video(NamedTuple):
 class Timing(NamedTuple):
     """Of a whole file.
 
-    fps: mean frames a second.  fastest: where they follow one another most closely.  even: whether all are as far apart.
+    fps: mean frames a second; the stated ones where all times are multiples of theirs and few are left out, as in AVI files, whose
+    empty places show the frame before.  fastest: where they follow one another most closely.  even: whether all are as far apart.
     """
 
     fps: float
@@ -60,6 +67,9 @@ def timing(times: Sequence[float], stated: float | None = None) -> Timing:
     if stated and all(abs(time * stated - i) < EVEN for i, time in enumerate(times)):
         return Timing(stated, stated, True)
     even = all(abs(time * fps - i) < EVEN for i, time in enumerate(times))
+    few = stated is not None and (1 - LEFT_OUT) * stated <= fps <= stated
+    if few and not even and all(abs(time * stated - round(time * stated)) < NEAR for time in times):
+        fps = stated
     closest = min(b - a for a, b in zip(times, times[1:], strict=False) if b > a)
     return Timing(fps, fps if even else 1 / closest, even)
 
@@ -77,7 +87,7 @@ def frames_at(times: Sequence[float], found: Timing, rate: float, start: float, 
         ValueError: nothing is left, or more than there is room for, or rate is higher than the video has anywhere; the text goes on
             after the video's name.
     """
-    length = len(times) / found.fps
+    length = len(times) / found.fps if found.even else times[-1] + 1 / found.fps
     stop = length if end == -1 else min(end, length)
     if rate != -1 and not 0 < rate <= found.fastest * 1.001:
         raise ValueError(f"has at most {found.fastest:g} frames a second; fps is {rate:g}. Choose less, or -1 for all")
@@ -148,18 +158,17 @@ def _read(file: VideoFile, rate: float, start: float, end: float, even_size: boo
     def check() -> None:
         watch(done, len(places))
 
-    for n, picture, aspect in file.frames(numbers, check):
-        shown = torch.from_numpy(picture)
-        if picture.shape[:2] != (height, width) or aspect != 1.0:
-            shown = crop_to(shown.movedim(-1, 0), height, width, aspect).movedim(0, -1)
-        for i in places[n]:
-            frames[i].copy_(shown[:size[0], :size[1]]).div_(255)
-        came.add(n)
-        done = len(came)
+    with _Filling(frames) as filling:
+        for n, picture, aspect in file.frames(numbers, check):
+            if picture.shape[:2] != (height, width) or aspect != 1.0:
+                picture = crop_to(torch.from_numpy(picture).movedim(-1, 0), height, width, aspect).movedim(0, -1).numpy()
+            for i in places[n]:
+                filling.put(i, picture[:size[0], :size[1]])
+            came.add(n)
+            done = len(came)
     if not came:
         raise VideoError("has no frame that can be decoded in this span")
-    notes += [f"HDR ({kind}) was converted to SDR; values brighter than reference white are compressed"
-              for kind in sorted(file.hdr)]
+    notes += sorted(file.notes)
     shown = [n for n in numbers if n <= max(came)]
     _repeat(frames, shown, came)
     ends_early = about.cut and (end == -1 or end > len(about.times) / found.fps)
@@ -181,6 +190,29 @@ def reduced(height: int, width: int, longer_side: int) -> tuple[int, int]:
 def evened(height: int, width: int, even_size: bool) -> tuple[int, int]:
     """Height and width without the last row or column of odd sizes, if that is asked for."""
     return (height - height % 2, width - width % 2) if even_size and min(height, width) > 1 else (height, width)
+
+
+class _Filling:
+    """Puts pictures as numbers in [0, 1] into a tensor, in threads of its own: most of the work is the system's, which gives memory
+    to the result. NumPy does it, as torch's threads spin between two pictures and take the decoder's processor."""
+
+    def __init__(self, frames: Tensor):
+        self.frames, self.pool, self.running = frames.numpy(), ThreadPoolExecutor(WRITERS), deque()
+
+    def __enter__(self) -> _Filling:
+        return self
+
+    def put(self, place: int, picture: np.ndarray) -> None:
+        """Put a (H, W, 3) uint8 picture into a place, now or soon."""
+        self.running.append(self.pool.submit(np.divide, picture, np.float32(255), out=self.frames[place], casting="unsafe",
+                                             dtype=np.float32))
+        if len(self.running) > WRITERS:
+            self.running.popleft().result()
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        while self.running:
+            self.running.popleft().result()
 
 
 def _repeat(frames: Tensor, shown: Sequence[int], came: set[int]) -> None:

@@ -99,13 +99,14 @@ class Description(NamedTuple):
 class VideoFile:
     """A file in any container that PyAV reads, decoded in a process of its own; see process.py.
 
-    `damaged`: numbers of frames that were asked for and cannot be decoded.  `hdr`: kinds of HDR that were met.
+    `damaged`: numbers of frames that were asked for and cannot be decoded.  `notes`: what was done to the
+    colours of those that came.
     """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         self.damaged: set[int] = set()
-        self.hdr: set[str] = set()
+        self.notes: set[str] = set()
         self._description: Description | None = None
         self._decoder: Decoder | None = None
         self._jumps = True  # whether frames may be reached by jumping to keyframes
@@ -151,7 +152,7 @@ class VideoFile:
         for header, data in self._ask("frames", check, found.marks.tobytes() + found.keys.tobytes(), **request):
             if "end" in header:
                 self.damaged.update(header["damaged"])
-                self.hdr.update(header["hdr"])
+                self.notes.update(header["notes"])
                 self._jumps &= header["jumps"] or request["straight"] or found.numbered
             else:
                 picture = data.reshape(header["height"], header["width"], 3)

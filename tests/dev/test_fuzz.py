@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,10 @@ def test_damage_follows_from_the_seed_and_damages(attack, tmp_path, monkeypatch)
     made = [damaged(sound, random.Random(i)) for i in range(200)]
     assert made == [damaged(sound, random.Random(i)) for i in range(200)]
     assert sum(m != sound for m in made) > 190 and len(set(made)) > 150 and not list(tmp_path.iterdir())
+    with zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(500))
+    torn = packed.getvalue().replace(b"\x63\x60", b"\xff\xff")  # a stream that zlib refuses with an error of its own
+    assert all(damaged(torn, random.Random(i)) is not None for i in range(40))
 
 
 # ---- found ------------------------------------------------------------------------------------------------------------

@@ -198,6 +198,77 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(reading, tmp
     assert [wild.number((f * 255).numpy()) for f in small.frames] == list(range(24))
 
 
+def test_a_high_rate_of_a_file_with_gaps_is_refused_before_it_is_read(reading, tmp_path, monkeypatch):
+    path = wild.write(tmp_path / "gaps.mp4", wild.pictures(3, 64, 96), [0, 1, 20_000_000])
+    monkeypatch.setattr(reading, "room_for", lambda height, width: 100_000)
+    with pytest.raises(ValueError, match=r"has \d{8} frames .* memory for 100000\. Set end to at most 100\.0 s"):
+        reading.read(path, 1000.0)
+    found = reading.read(path, 1000.0, end=0.004)
+    assert [wild.number((f * 255).numpy()) for f in found.frames] == [0, 1, 1, 1] and found.fps == 1000
+
+
+def test_places_that_a_file_leaves_empty_show_the_frame_before(reading):
+    """AVI files leave places empty where sound begins later; files that are cut off lack B frames before their last one."""
+    for times, right in (([0, 2, 3, 4, 5], [0, 0, 1, 2, 3, 4]), ([*range(10), 12], [*range(10), 9, 9, 10])):
+        times = [t / 8 for t in times]
+        found = reading.timing(times, 8.0)
+        assert found.fps == 8.0 and reading.frames_at(times, found, -1.0, 0.0, -1.0) == (right, 8.0)
+    for times, stated in (([0.0, 0.1, 0.3, 0.4, 0.57], 10.0), ([0.0, 0.125, 1.0], 8.0), ([0.0, 0.25, 0.375], None)):
+        assert reading.timing(times, stated).fps == pytest.approx((len(times) - 1) / times[-1])
+
+
+def test_sound_of_mp3_that_begins_late_in_an_avi(reading, tmp_path):
+    path = tmp_path / "late.avi"
+    with av.open(str(path), "w") as file:
+        pictures, sound = file.add_stream("mpeg4", rate=8), file.add_stream("mp3", rate=44100, layout="stereo")
+        pictures.height, pictures.width, pictures.pix_fmt = 64, 96, "yuv420p"
+        tone = np.full((2, 44100), 0.5, np.float32) * np.sin(np.arange(44100) / 16).astype(np.float32)
+        heard = av.AudioFrame.from_ndarray(tone, format="fltp", layout="stereo")
+        heard.sample_rate, heard.pts, heard.time_base = 44100, 0, Fraction(1, 44100)
+        packets = [*sound.encode(heard), *sound.encode()]
+        for shown in wild.pictures(16, 64, 96):
+            packets += pictures.encode(av.VideoFrame.from_ndarray(shown, format="rgb24"))
+        for packet in sorted([*packets, *pictures.encode()], key=lambda p: float(p.dts * p.time_base)):
+            file.mux(packet)
+    data = bytearray(path.read_bytes())
+    head = data.index(b"auds")
+    scale, rate = np.frombuffer(data, "<u4", 2, head + 20)
+    data[head + 28:head + 32] = int(rate / scale / 2).to_bytes(4, "little")  # when it begins: half a second
+    path.write_bytes(data)
+    found = reading.read(path)
+    numbers = [wild.number((f * 255).numpy()) for f in found.frames]
+    assert found.fps == 8.0 and numbers in ([*range(16)], [0, *range(16)])  # the encoder's delay may leave a place empty
+    first = int((found.sound.wave.abs().amax(0) > 0.1).nonzero()[0])
+    assert found.sound.rate == 44100 and first / 44100 == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_file_of_packets_without_length_is_whole(reading, tmp_path):
+    found = reading.read(wild.write(tmp_path / "clip.wmv", wild.pictures(8, 64, 96), codec="wmv2"))
+    assert len(found.frames) == 8 and found.notes == []
+
+
+def test_of_a_still_and_a_film_the_film_is_read(reading, tmp_path):
+    from PIL import Image
+
+    shown = [Image.fromarray(picture) for picture in wild.pictures(4, 64, 96)]
+    shown[0].save(tmp_path / "clip.avif", save_all=True, append_images=shown[1:], duration=125)
+    assert [wild.number((f * 255).numpy()) for f in reading.read(tmp_path / "clip.avif").frames] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("hole", [None, 0, 2])
+def test_only_what_is_transparent_is_noted_as_transparent(reading, tmp_path, hole):
+    """FFmpeg decodes every GIF to pictures with opacity."""
+    from PIL import Image
+
+    shown = [Image.fromarray(picture).convert("RGBA") for picture in wild.pictures(4, 64, 96)]
+    for picture in [] if hole is None else shown[hole:]:
+        picture.paste((0, 255, 0, 0), (20, 20, 40, 30))
+    shown[0].save(tmp_path / "clip.gif", save_all=True, append_images=shown[1:], duration=120, disposal=2)
+    found = reading.read(tmp_path / "clip.gif")
+    assert found.notes == ([] if hole is None else ["the video has transparent parts; they are shown on black"])
+    assert hole is None or found.frames[-1, 25, 30].max() == 0
+
+
 @pytest.mark.parametrize("aspect", [Fraction(1, 60000), Fraction(500, 1)])
 def test_absurd_pixels_are_taken_as_square(reading, tmp_path, aspect):
     path = wild.write(tmp_path / "clip.mkv", wild.pictures(4, 64, 96), aspect=aspect)
