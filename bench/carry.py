@@ -1,4 +1,4 @@
-"""What carrying an edit without a network is worth, on real clips and on photographs in known motion.
+"""The accuracy of carrying an edit without a network, on real clips and on photographs with known motion.
 
     <ComfyUI's python> bench/carry.py [--clip NAME=FILE ...] [--flow auto|dis|own] [--edits N] [--only NAME] [--write]
         [--sheets FOLDER]

@@ -1,4 +1,4 @@
-"""What Match Attention's change_mask is worth, on spatial attention alone and on temporal attention as well, in miniature.
+"""The effect of Match Attention's change_mask on spatial attention alone and on temporal attention as well, at a small scale.
 
     <ComfyUI's python> bench/change_mask.py --host COMFYUI [--scenes N] [--write]
 

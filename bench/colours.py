@@ -1,4 +1,4 @@
-"""What comes in from videos of every colour tag, range and depth, and what goes out again.
+"""The colours of videos of every tag, range and depth, as they are read and as they are saved again.
 
     <ComfyUI's python> bench/colours.py --host COMFYUI [--write]
 

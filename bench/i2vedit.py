@@ -1,4 +1,4 @@
-"""How well inversion brings a clip back, and how well one step of I2VEdit carries a recoloured first frame, in miniature.
+"""How well an inversion reproduces a clip, and how well I2VEdit carries a recoloured first frame, at a small scale.
 
     <ComfyUI's python> bench/i2vedit.py --host COMFYUI [--scenes N] [--write]
 

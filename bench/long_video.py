@@ -1,4 +1,4 @@
-"""How an edit decays over the clips of a long video, with and without what is done against it, in miniature.
+"""How an edit drifts over the clips of a long video, with and without each measure against it, at a small scale.
 
     <ComfyUI's python> bench/long_video.py --host COMFYUI [--only NAME ...] [--write]
     <ComfyUI's python> bench/long_video.py --host COMFYUI --scenes N [--write]

@@ -1,4 +1,4 @@
-"""What a motion LoRA does to the motion, and what its training costs, in miniature.
+"""The effect of a motion LoRA on the motion, and the cost of its training, at a small scale.
 
     <ComfyUI's python> bench/motion_lora.py --host COMFYUI [--clips N] [--write]
     <ComfyUI's python> bench/motion_lora.py --host COMFYUI --cost [--full] [--write]

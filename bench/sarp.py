@@ -1,4 +1,4 @@
-"""What Smooth Area Perturbation does to an inversion, in miniature (I2VEdit, Table 2).
+"""The effect of Smooth Area Perturbation on an inversion, at a small scale (I2VEdit, Table 2).
 
     <ComfyUI's python> bench/sarp.py --host COMFYUI [--train STEPS] [--clips N] [--write]
 

@@ -1,4 +1,4 @@
-"""How well the small text-to-image model draws what it is told, read back from the pixels.
+"""How well the small text-to-image model follows its prompts, read back from the pixels.
 
     <ComfyUI's python> bench/text_model.py --host COMFYUI [--write]
 

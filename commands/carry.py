@@ -4,7 +4,7 @@
 
 IN is a video or a folder of pictures; K counts frames from 0. EDITED.png is that frame, edited, at the same size. OUT is a folder,
 which gets 00000.png and so on, or a video: .mkv keeps every bit outside the edit, .mp4 is H.264. The edit is where EDITED.png
-differs from the frame; with a mask, only what of it lies inside. Pixels that are not changed keep their bits.
+differs from the frame; with a mask, only the part inside it. Other pixels stay the same, bit for bit.
 A run into a folder that was stopped is resumed by the same command, and gives the same bits as one that was not.
 Exit code: 0, 2 for bad input with one line that says what.
 """

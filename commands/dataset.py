@@ -7,7 +7,7 @@
     <ComfyUI's python> commands/dataset.py export DATA OUT
 
 `split` holds whole videos out, so that no video is in both parts. `export` writes the folders that evaluate.py compares: source,
-truth, sketch, coarse, moved, disoccluded, and the drags. Interrupted runs go on when started again. ComfyUI is needed by `videos`
+truth, sketch, coarse, moved, disoccluded, and the drags. Interrupted runs resume when started again. ComfyUI is needed by `videos`
 alone, for its models/optical_flow folder: the one in whose custom_nodes
 this pack lies, COMFYUI_DIR, or --host. Exit code: 0, 1 if there was nothing usable, 2 for wrong arguments.
 """
@@ -132,7 +132,7 @@ def from_scenes(args: argparse.Namespace) -> int:
 
 
 def told(writer: Any) -> int:
-    """Print what the set holds."""
+    """Print what the dataset contains."""
     print(file=sys.stderr)
     print(core("data.shard_writer").report(writer.folder))
     return 0 if writer.samples else 1

@@ -4,7 +4,7 @@
         [--steps N] [--cfg X] [--strength X] [--seed N] [--encoder FILE] [--clip-and-vae FILE] [--host COMFYUI_DIR] [--cpu]
 
 Each pair's source picture is edited by its own signal and written as OUT/<key>.png, at the pair's size; `dataset.py export` gives
-the other folders that evaluate.py wants under the same names. An interrupted run goes on: pictures that are there are kept.
+the other folders that evaluate.py wants under the same names. An interrupted run resumes: pictures that are there are kept.
 Exit code: 0, 1 if a model or the dataset cannot be used, 2 for wrong arguments.
 """
 
@@ -106,7 +106,7 @@ def edit(args: argparse.Namespace, pack: Callable[[str], Any]) -> int:
 
 
 def begin(args: argparse.Namespace, atomic: Any) -> None:
-    """Note what makes the results, so that a folder holds those of one model and one set of settings only.
+    """Record the model and settings in the folder, so that it holds results of one model and one set of settings only.
 
     Raises:
         ValueError: the folder holds others.

@@ -3,9 +3,9 @@
     python commands/evaluate.py --edited FOLDER --truth FOLDER [--source FOLDER] [--moved FOLDER] [--disoccluded FOLDER]
         [--clip-vision FILE] [--lpips] [--json FILE] [--csv FILE] [--sheet FILE] [--host COMFYUI_DIR]
 
-Pictures belong together by their names without ending. To be run by ComfyUI's Python. Pictures without partner,
-unreadable ones and ones of another size are named, skipped and counted. Exit code: 0 if something was evaluated, 1 if
-nothing could be, 2 for wrong arguments.
+Pictures are matched by their file names without the extension. Run it with ComfyUI's Python. Pictures that have no partner, cannot
+be read or have another size are named, skipped and counted. Exit code: 0 if something was evaluated, 1 if nothing could be, 2 for
+wrong arguments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = 8  # names in a message
 
 
 class Wrong(Exception):
-    """An argument that cannot be used; the text says why."""
+    """An argument cannot be used; the text says why."""
 
 
 def by_name(folder: Path, kind: str, skipped: list[str]) -> dict[str, Path]:

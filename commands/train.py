@@ -1,7 +1,7 @@
 """Train FramePainter without a server, in one process or on several GPUs.
 
     <ComfyUI's python> commands/train.py --dataset FOLDER --model FILE --out RUN [--preset "24 GB"] [--steps N] ...
-    torchrun --nproc-per-node 2 commands/train.py ...          also accelerate launch; --fsdp shares the weights out
+    torchrun --nproc-per-node 2 commands/train.py ...          also accelerate launch; --fsdp shards the weights
 
 Runs again with the same settings resume where they stopped. The run's folder gets framepainter.safetensors, the two files of the
 authors' form, and lora.safetensors if a LoRA was trained.

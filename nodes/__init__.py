@@ -1,4 +1,4 @@
-"""The nodes, in wiring order: schema, unit conversion, one call down."""
+"""The nodes, in wiring order: schema, unit conversion, one call to the tier below."""
 
 from ..host.attention import word_chips
 from ..host.inputs import frame_route, picture_route

@@ -160,7 +160,7 @@ def _clips(folder: str, images: Tensor | None, fps: float, given: bool) -> list[
 
 
 def _motion(images: Tensor | None, fields: Any, tracks: Any, choice: str, clips: list[Clip]) -> MotionSource:
-    """Where motion comes from. A clip with motion of its own gets a name of its own: the same frames may come with other."""
+    """The source of motion. A clip with its own motion gets its own name, because the same frames may come with other motion."""
     if fields is not None and tracks is not None:
         raise ValueError("both flow and tracks are connected. Disconnect one.")
     if fields is None and tracks is None:

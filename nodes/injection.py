@@ -138,7 +138,7 @@ class MatchAttention(io.ComfyNode):
 
 
 def clip_mask(name: str, mask, size: tuple[int, int]):
-    """A mask that fits a clip of (h, w) latent pixels; an empty one is none (Load Image gives a small black one).
+    """A mask that fits a clip of (h, w) latent pixels; None for an empty one (Load Image gives a small black mask).
 
     Raises:
         ValueError: another aspect ratio.

@@ -53,9 +53,11 @@ JUDGES = {"FramePainterEvaluate"}  # nodes that say themselves which pictures ar
 
 
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """A node whose errors and warnings begin with its display name, wherever below it they arise, whose pictures and masks come in
-    the one form that the pack computes with, whatever shape and type other nodes give them, whose numbers are within their bounds,
-    and which leaves torch's global generator as it was."""
+    """Wrap a node's execute with the checks that all nodes share.
+
+    Errors and warnings begin with the node's display name. Pictures and masks are converted to the form that the pack computes
+    with, whatever shape and type other nodes give them. Numbers must be within their bounds. torch's global generator is restored
+    afterwards."""
     execute = node.execute.__func__
     given = inspect.signature(execute)
 
@@ -81,8 +83,8 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _check_number(socket: Any, value: Any) -> None:
-    """Refuse a number, or one of a list, outside of its bounds. The host looks at widgets only: NaN passes its comparison, and what
-    another node gives is not looked at.
+    """Refuse a number, or one of a list, outside its bounds. The host checks widgets only: NaN passes its comparison, and values
+    from other nodes are not checked.
 
     Raises:
         ValueError: naming the input, the value and the bounds.
@@ -95,7 +97,7 @@ def _check_number(socket: Any, value: Any) -> None:
 
 
 def _in_form(node_id: str, socket: Any, value: Any) -> Any:
-    """A picture, a mask, or a list of them, in the pack's form. None, and what is no tensor, stay what they are."""
+    """A picture, a mask, or a list of them, in the pack's form. None, and anything that is not a tensor, is returned unchanged."""
     if isinstance(value, list):
         return [_in_form(node_id, socket, v) for v in value]
     if not isinstance(value, Tensor):
@@ -148,7 +150,7 @@ def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
 
 
 def batch_size(**batches: Any) -> int:
-    """Common length of the given batches, ones and Nones aside.
+    """Common length of the given batches; batches of one and None are ignored.
 
     Raises:
         ValueError: two batches of different length; the text names them.

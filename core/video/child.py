@@ -1,11 +1,11 @@
 """The program of the process that decodes videos: started by process.py with the host's Python, and by this file's path.
 
-FFmpeg is large, and it sees files of strangers. What makes it crash, hang or fill the memory ends this process and not the server.
-Neither torch nor anything of the host is imported here, so that the process starts in a fifth of a second.
+FFmpeg is large, and it reads files from unknown sources. If a file makes it crash, hang or fill the memory, this process ends and
+not the server. Neither torch nor anything of the host is imported here, so that the process starts in a fifth of a second.
 
 The first line that comes is the server's sys.path; after it come requests. A request has `do`, which names one of the functions in
-`answer`, and `path`. An answer is any number of messages and one with `end`, or one with `error`, a text that goes on after the
-file's name. A message with `beat` alone says that the process is at work.
+`answer`, and `path`. An answer is any number of messages and one with `end`, or one with `error`, a text that continues after the
+file's name. A message with `beat` alone says that the process is working.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def module(name: str) -> Any:
 
 
 class Answers:
-    """Where answers go, and the beat that tells the server that this process is at work."""
+    """Sends answers, and the beat that tells the server that this process is working."""
 
     def __init__(self, send: Any):
         self.send, self.last, self.lock = send, time.monotonic(), threading.Lock()

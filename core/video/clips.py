@@ -29,11 +29,11 @@ class ClipPlan:
         return max(end - begin for begin, end in self.clips)
 
     def dropped(self, clip: int) -> int:
-        """Frames at a clip's beginning that the clip before it has already given."""
+        """Number of frames at a clip's beginning that the clip before it has already produced."""
         return 0 if clip == 0 else self.clips[clip - 1][1] - self.clips[clip][0]
 
     def describe(self) -> str:
-        """What a user wants to know, in lines."""
+        """The plan in words, for the user."""
         lengths = [end - begin for begin, end in self.clips]
         same = f"{lengths[0]}" if len(set(lengths)) == 1 else ", ".join(map(str, lengths))
         return (f"{len(self.frames)} frames at {self.fps:g} a second, {len(self.frames) / self.fps:.2f} s\n"
@@ -69,7 +69,7 @@ def split(count: int, length: int, overlap: int = 1, remainder: Remainder = "sho
 
     Args:
         length: frames of a clip.  overlap: frames that a clip shares with the one before; less than 1 is none.
-        remainder: what becomes of a last clip that is not full. short: it stays, as released; it can be as short as
+        remainder: what happens to a last clip that is not full. short: it stays, as released; it can be as short as
             overlap + 1 frames. join: a last clip under half the length is added to the one before it. equal: all clips get
             nearly the same length, at most `length`.
 

@@ -1,7 +1,7 @@
 """Decoded frames -> RGB as a player shows them: the matrix, range and transfer that the file states, or that players assume.
 
-FFmpeg's own scaler does the conversion. Older PyAV hands it neither matrix nor range, so it is asked through a filter graph.
-HDR transfers are undone here and tone-mapped, as FFmpeg's scaler leaves them as they are.
+FFmpeg's own scaler does the conversion. Older PyAV hands it neither matrix nor range, so the conversion goes through a filter
+graph. HDR transfers are undone here and tone-mapped, as FFmpeg's scaler leaves them as they are.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def full_range(frame: Any) -> bool:
 
 
 def notes_about(stream: Any, frame: Any) -> list[str]:
-    """What in the colours of a stream, by its first frame, is not read as its makers meant it."""
+    """Notes on what in a stream's colours, judged by its first frame, is not read as intended."""
     notes = []
     if matrix_of(frame) and int(frame.colorspace) in UNKNOWN:
         notes.append(f"the colours are stored as {UNKNOWN[int(frame.colorspace)]}, which FFmpeg cannot convert; they are read as "
@@ -132,7 +132,7 @@ def pixels(frame: Any) -> np.ndarray:
 
 
 def over_black(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8, colour not multiplied by opacity -> (H, W, 3) uint8. What is hidden under transparency does not show."""
+    """(H, W, 4) uint8, colour not multiplied by opacity -> (H, W, 3) uint8. Colours hidden under transparency are not visible."""
     return ((picture[..., :3].astype(np.uint16) * picture[..., 3:] + 127) // 255).astype(np.uint8)
 
 
@@ -163,9 +163,9 @@ def _shown() -> np.ndarray:
 
 
 def tone_mapped(picture: np.ndarray, transfer: int) -> np.ndarray:
-    """An HDR picture for an ordinary screen.
+    """An HDR picture converted to SDR.
 
-    Up to 0.8 of reference white (BT.2408) light keeps its amount; above, an exponential shoulder presses it under 1.
+    Up to 0.8 of reference white (BT.2408) light is unchanged; above, an exponential shoulder compresses it below 1.
 
     Args:
         picture: (H, W, 3) uint16, BT.2020 primaries.

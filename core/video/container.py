@@ -1,4 +1,4 @@
-"""Opening a video file, and what it says about itself. Runs in the process that decodes; imports PyAV and NumPy alone.
+"""Opening a video file and reading its description. Runs in the process that decodes; imports PyAV and NumPy alone.
 
 Legend: a mark is a presentation time in ticks of the stream; in a file without usable times, a frame's number from the start.
 """
@@ -46,7 +46,7 @@ ERRORS = (av.FFmpegError, OSError, ValueError)
 
 
 class Problem(ValueError):
-    """A file that cannot be used; the text goes on after its name."""
+    """A file cannot be used; the text continues after its name."""
 
 
 def short(error: Exception) -> str:
@@ -122,7 +122,7 @@ def marked(stream: Any, disposition: int) -> bool:
 
 
 def pixel_aspect(stream: Any) -> float:
-    """Width of a pixel in parts of its height, 1 where the file states nonsense."""
+    """Width of a pixel relative to its height; 1 if the file states an implausible value."""
     aspect = float(stream.sample_aspect_ratio or 1)
     return aspect if ASPECTS[0] <= aspect <= ASPECTS[1] else 1.0
 
@@ -131,7 +131,7 @@ def pixel_aspect(stream: Any) -> float:
 
 
 def packets(container: Any, stream: Any, answers: Any, errors: list[int] | None = None) -> Iterator[Any]:
-    """Packets of a stream, or of all for None; a place that cannot be read is passed over as long as others come after it.
+    """Packets of a stream, or of all for None; a place that cannot be read is skipped as long as others come after it.
 
     Args:
         errors: gets a number for each such place.
@@ -326,7 +326,7 @@ def in_order(marks: list[int | None]) -> list[int | None]:
 
 
 def cut_off(path: str, container: Any, stream: Any, found: Packets, answers: Any) -> bool:
-    """Whether the file promises more than it holds."""
+    """Whether the file's header announces more than the file contains."""
     names = set(container.format.name.split(","))
     if stream.frames and "mp4" in names:  # counted packet by packet; elsewhere it is a statement in passing
         return found.count < stream.frames and _stored(path, stream.index, answers) < stream.frames

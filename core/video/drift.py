@@ -1,4 +1,4 @@
-"""How far a long edit has drifted: colour, sharpness and likeness of each clip against the first edited frame.
+"""How far a long edit has drifted: colour, sharpness and similarity of each clip compared with the first edited frame.
 
 Legend: T frames, H W pixels, values in [0, 1].
 """
@@ -82,14 +82,14 @@ COLUMNS = {"colour": "colour distance (0)", "contrast": "contrast (1)", "sharpne
 
 
 def table(found: Sequence[Drift]) -> str:
-    """Markdown, a row a clip; in brackets what no drift is."""
+    """Markdown with one row for each clip; the value without drift is in brackets."""
     lines = ["| clip | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     lines += [f"| {i} | " + " | ".join(f"{value:.3f}" for value in entry) + " |" for i, entry in enumerate(found, 1)]
     return "\n".join(lines)
 
 
 def picture(found: Sequence[Drift], width: int = 640, height: int = 360) -> Tensor:
-    """One panel a measure over the clips, a grey line where no drift would be: (1, height, width, 3) in [0, 1]."""
+    """One panel for each measure over the clips, with a grey line at the value without drift: (1, height, width, 3) in [0, 1]."""
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (name, title) in enumerate(COLUMNS.items()):

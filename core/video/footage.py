@@ -1,4 +1,4 @@
-"""A video as the long-video job sees it: brought to the working size clip by clip, when a clip is asked for.
+"""A video as the long-video job reads it: resized to the working size clip by clip, when a clip is requested.
 
 Legend: N frames of the video, T of a clip, H W its size, 8 h 8 w the working size. Values in [0, 1].
 """
@@ -52,7 +52,7 @@ class Footage:
         return self.change if len(self.change) == 1 else torch.stack([self.change_of(i) for i in span])
 
     def expected_colours(self, number: int) -> Tensor:
-        """The source clip with the first edit's change of colour on it: what a clip without drift would look like."""
+        """The source clip with the first edit's change of colour applied: what a clip without drift would look like."""
         if self._first is None:
             self._first = to_working(self.frame(0)[None], self.fit)
         gain = self.edited.std((0, 1, 2)) / self._first.std((0, 1, 2)).clamp_min(1e-4)

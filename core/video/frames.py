@@ -1,8 +1,8 @@
 """Frames of a file by number, each as it is when everything before it has been decoded. Runs in the process that decodes.
 
-Jumping to a keyframe is fast and mostly right. Where parameter sets change on the way, where a picture is refreshed bit by bit, or
-where a group of pictures is open, it is not. What is not whole after a jump is decoded from an earlier keyframe, and at last from
-the start; what is not whole then is damaged.
+Jumping to a keyframe is fast and usually right. It is wrong where parameter sets change on the way, where a picture is refreshed
+gradually, or where a group of pictures is open. Frames that are not whole after a jump are decoded from an earlier keyframe, and
+finally from the start; frames that are not whole then are damaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EARLIER = 2  # keyframes before the nearest one, for the second try
 
 
 class Reading:
-    """One request: the frames that are wanted, and what has come of them."""
+    """One request: the wanted frames, and their results."""
 
     def __init__(self, path: str, marks: np.ndarray, keys: np.ndarray, numbered: bool, numbers: list[int], answers: Any):
         self.path, self.marks, self.numbered, self.answers = path, marks, numbered, answers
@@ -106,7 +106,7 @@ class Reading:
 
 
 class Out:
-    """Converts frames and sends them, in a thread of its own: meanwhile the next ones are decoded."""
+    """Converts and sends frames in its own thread, while the next ones are decoded."""
 
     def __init__(self, answers: Any):
         self.answers, self.colours, self.error = answers, ToRGB(), None

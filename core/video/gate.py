@@ -1,9 +1,9 @@
 """Which decoded frames are whole.
 
-A decoder marks a frame as broken, or raises an error, where it misses something. What it decodes after that builds on what is
-missing and is not always marked: of a film whose parameter sets change on the way, decoded from its second keyframe on, every frame
-is wrong and a tenth is unmarked. So after a mark nothing counts as whole up to the next keyframe, and after a jump that one only if
-the frames after it stay unmarked.
+A decoder marks a frame as broken, or raises an error, if something is missing. The frames after it depend on what is missing and
+are not always marked: if a film whose parameter sets change on the way is decoded from its second keyframe on, every frame is wrong
+and a tenth is unmarked. So after a mark no frame counts as whole up to the next keyframe; after a jump, that keyframe counts only
+if the frames after it stay unmarked.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Gate:
             self.state, self._held = TRIAL, []
 
     def error(self) -> None:
-        """Something is missing here."""
+        """Note that something is missing here."""
         self.state, self._held, self._refreshes, self._hurt = WAITING, [], 0, True
 
     def end(self) -> list[tuple[int, Any]]:
-        """No frame comes any more; gives what is left."""
+        """No more frames come; returns what is left."""
         out = self._release(self._held)
         self._held = []
         if self._hurt:

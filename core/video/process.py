@@ -2,7 +2,7 @@
 
 Why one is started: FFmpeg is large, and a damaged or malicious video can make it crash, hang or fill the memory, which would take
 the server along with all its jobs. The process runs child.py beside this file with the host's own Python, reads one video, and
-answers through a pipe. It is ended when the video is read, when nothing comes from it for a minute, when it takes more memory
+answers through a pipe. It is ended when the video has been read, when it sends nothing for a minute, when it takes more memory
 than a video may, and when the server ends.
 """
 
@@ -36,7 +36,7 @@ AHEAD = 3  # messages, such as frames, that may lie ready
 
 
 class VideoError(ValueError):
-    """A video that cannot be used; the text goes on after its name."""
+    """A video cannot be used; the text continues after its name."""
 
 
 class Decoder:
@@ -138,7 +138,7 @@ class Decoder:
 
 
 def _widen(pipe: int) -> None:
-    """Let more lie in a pipe than the usual 64 KB, where the system can: a frame of 1080p has 6 MB."""
+    """Enlarge the pipe beyond the usual 64 KB, if the system can: a frame of 1080p has 6 MB."""
     try:
         import fcntl
 

@@ -1,4 +1,4 @@
-"""Video files as an edit needs them: upright, whole frames at an even rate, and the sound of just that span.
+"""Reading video files as an edit needs them: upright, whole frames at an even rate, and the sound of the same span.
 
 Legend: T frames, H W pixels, C channels, S samples. Times are seconds from the first frame.
 """
@@ -76,12 +76,12 @@ def timing(times: Sequence[float], stated: float | None = None) -> Timing:
 
 def frames_at(times: Sequence[float], found: Timing, rate: float, start: float, end: float,
               most: int = 10_000_000) -> tuple[list[int], float]:
-    """The frames shown at evenly spaced moments of a span, and how many a second that are.
+    """The frames shown at evenly spaced moments of a span, and their rate in frames per second.
 
     Args:
         rate: frames a second; -1 is the mean, which takes every frame of an even video once.
         start, end: seconds; an end of -1 is the video's.
-        most: frames that there is room for.
+        most: the number of frames that fit into memory.
 
     Raises:
         ValueError: nothing is left, or more than there is room for, or rate is higher than the video has anywhere; the text goes on
@@ -216,7 +216,7 @@ class _Filling:
 
 
 def _repeat(frames: Tensor, shown: Sequence[int], came: set[int]) -> None:
-    """Put the frame before into the place of each that did not come; the first that came before all."""
+    """Replace each missing frame by the one before it; missing frames at the start by the first one that came."""
     first = next(i for i, n in enumerate(shown) if n in came)
     for i, n in enumerate(shown):
         if n not in came:
@@ -239,7 +239,7 @@ def _damage(times: Sequence[float], lost: Sequence[int], end: float) -> str:
 
 def take(frames: Tensor, fps: float, sound: Sound | None, rate: float = -1.0, start: float = 0.0, end: float = -1.0,
          even_size: bool = False, longer_side: int = 0) -> Video:
-    """The same of (T, H, W, 3) frames in memory, at an even rate."""
+    """The same for (T, H, W, 3) frames in memory, at an even rate."""
     numbers, rate = frames_at([i / fps for i in range(len(frames))], Timing(fps, fps, True), rate, start, end)
     if 0 < longer_side < max(frames.shape[1:3]):
         size = reduced(*frames.shape[1:3], longer_side)

@@ -1,4 +1,4 @@
-"""Single frames of a video file for the editors, pixel for pixel those that `reading.read` gives.
+"""Single frames of a video file for the editors, equal pixel for pixel to those of `reading.read`.
 
 Legend: N frames of the span, H W pixels.
 """
@@ -20,7 +20,7 @@ NO_LIMIT = 1 << 40  # frames: none but those that are asked for is read
 
 
 class Choice(NamedTuple):
-    """What a Read Video node is set to; see `reading.read`."""
+    """The settings of a Read Video node; see `reading.read`."""
 
     fps: float = -1.0
     start: float = 0.0

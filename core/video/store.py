@@ -1,7 +1,7 @@
-"""Results of a long job's stages on the disk, under the digest of all that went into them.
+"""Results of a long job's stages on the disk, under the digest of their inputs.
 
-A stage that is there is not computed again; what a killed process left half written is not there. A file carries a digest of its
-values, so that damage is noticed, and values that are not finite count as damage.
+A stage that is there is not computed again; a file that a killed process left half written does not count. A file has a digest of
+its values, so that damage is noticed; values that are not finite count as damage.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Store:
         return self.folder / f"{stage}-{key}.safetensors"
 
     def written(self, stage: str, key: str) -> tuple[int, int] | None:
-        """What changes when a stage's file is written; None if there is none."""
+        """A value that changes when a stage's file is written; None if there is no file."""
         try:
             found = self.path(stage, key).stat()
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Store:
         return tensors
 
     def put(self, stage: str, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, str] | None = None) -> Path:
-        """Write a stage's tensors; the file appears whole.
+        """Write a stage's tensors; the file appears only when it is complete.
 
         Raises:
             NotFinite: there is inf or NaN among them.
@@ -94,7 +94,8 @@ class Store:
 
     @contextmanager
     def claimed(self, stage: str, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold a stage while it is computed, so that two jobs on one folder do not compute it at once. A holder that dies lets go.
+        """Lock a stage while it is computed, so that two jobs on one folder do not compute it at the same time. The lock ends with
+        its process.
 
         Args:
             waiting: called again and again while another job holds it; what it raises ends the wait.
@@ -119,7 +120,7 @@ class Store:
         return True
 
     def sweep(self) -> int:
-        """Remove what killed processes left half written; how many files."""
+        """Remove what killed processes left half written. Returns the number of files."""
         return atomic.sweep(self.folder)
 
     def _tell(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Sound bytes and texts made unsound: cut, flipped, nested, refilled. Everything follows from the generator of random numbers."""
+"""Damaging valid bytes and texts: cut, flipped, nested, overwritten. Everything follows from the random generator."""
 
 from __future__ import annotations
 

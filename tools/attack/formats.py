@@ -1,4 +1,4 @@
-"""Every file format that the pack reads: a sound example, and the node that reads it from the folder in which it lies."""
+"""Every file format that the pack reads: a valid example, and the node that reads it from its folder."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Hand the pack inputs that nobody would make on purpose, and look for what no input may do.
+"""Fuzzing: give the pack random invalid inputs, and look for faults that no input may cause.
 
     python dev.py fuzz [--count N | --minutes M] [--seed S] [--only NUMBER ...] [--workers W] [--out FOLDER] [--write]
 
 Inputs for every node, drawn from its definition, and damaged files of every format that is read. They run in processes with limits
-on memory and time. A crash, a hang, an error that no one wrote for a user, a result that is none, a file outside of ComfyUI's
-folders, a changed input or a changed setting of the process is a finding, saved in a folder of its own. Every input follows from
+on memory and time. A finding is a crash, a hang, an error that was not written for users, an invalid result, a file outside
+ComfyUI's folders, a changed input or a changed setting of the process. Each is saved in its own folder. Every input follows from
 the seed and its number, so `--only` repeats one. --write puts the table into docs/reliability.md.
 """
 

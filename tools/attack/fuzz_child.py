@@ -1,4 +1,4 @@
-"""The process in which nodes get made-up inputs: started by fuzz.py, which outlives whatever happens here.
+"""The process in which nodes get random inputs. It is started by fuzz.py, which survives whatever happens here.
 
     <ComfyUI's python> tools/attack/fuzz_child.py HOST FOLDER SEED FIRST COUNT STEP MEMORY_GB
 

@@ -1,4 +1,4 @@
-"""What counts as a fault of the pack: an error nobody wrote for a user, a result that is none, a change that was not asked for."""
+"""What counts as a fault of the pack: an error that was not written for users, an invalid result, an unwanted change."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Kill a real ComfyUI again and again while it trains, propagates and builds, and compare what comes of it in the end.
+"""Kill a real ComfyUI again and again while it trains, propagates and builds, and compare the final results.
 
     python dev.py kill [--times N | --minutes M] [--seed S] [--write]
 
-First the jobs run undisturbed. Then they are queued on a new server, which is killed outright after a random time; the next one,
-which has started meanwhile, gets the same prompts on the same folders, and so on until they are done. What they have kept must be
-the undisturbed run's, bit by bit, with nothing half written beside it. This is repeated until the kills are spent. --write puts the
-table into docs/reliability.md.
+First the jobs run undisturbed. Then they are queued on a new server, which is killed after a random time. The next server, which has
+started meanwhile, gets the same prompts on the same folders, and so on until they are done. What they have saved must equal the
+undisturbed run bit for bit, with no half-written files beside it. This is repeated until the number of kills is reached. --write
+puts the table into docs/reliability.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sound things for the nodes' sockets, each made once by the pack's own nodes: models, latents, signals, inversions, files."""
+"""Valid values for the nodes' sockets, each made once by the pack's own nodes: models, latents, signals, inversions, files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Values for the inputs of a node, drawn from its schema: mostly usable ones, so that the code behind the checks is reached, and
-among them what a workflow, another node or a program can hand in."""
+"""Values for the inputs of a node, drawn from its schema: mostly valid ones, so that the code after the checks is reached, mixed
+with what a workflow, another node or a program could pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find a Chromium-like browser for the tests of the canvas; install one only where that is plainly wanted."""
+"""Find a Chromium-like browser for the tests of the canvas; install one only where that is clearly wanted."""
 
 from __future__ import annotations
 

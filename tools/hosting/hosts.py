@@ -1,4 +1,4 @@
-"""Which ComfyUI to use, and which Python runs it. Looks only; installs and changes nothing."""
+"""Which ComfyUI to use, and which Python runs it. Only looks; installs and changes nothing."""
 
 from __future__ import annotations
 

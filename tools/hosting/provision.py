@@ -1,6 +1,6 @@
 """Set up what a command needs: the pinned ComfyUI, the test packages, the separate tools.
 
-Everything lands in the ignored folder `.host/`. A user's own ComfyUI is never changed: what the tests
+Everything is put into the ignored folder `.host/`. A user's own ComfyUI is never changed: what the tests
 need on top of it lies in a folder of ours that is appended to the end of its `sys.path`.
 """
 

@@ -1,7 +1,7 @@
 """Steps that may be interrupted: stamps, a lock between processes, and logged child processes.
 
-A step is "done" only when its stamp says so, and the stamp is written after everything else. Whatever
-an interrupted run left behind is therefore either invisible (a temporary name) or thrown away.
+A step is "done" only when its stamp says so, and the stamp is written after everything else. What an interrupted run left behind is
+therefore either invisible (a temporary name) or removed.
 """
 
 from __future__ import annotations

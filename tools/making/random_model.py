@@ -1,4 +1,4 @@
-"""Write a FramePainter checkpoint with random weights: every part of a real one, small, and knowing nothing.
+"""Write a FramePainter checkpoint with random weights: with every part of a real one, but small and untrained.
 
     <host's python> tools/making/random_model.py --host COMFYUI_DIR OUT.safetensors
 

@@ -1,10 +1,10 @@
-"""Train the small models that the pack ships, from nothing, on procedural clips (see models/README.md).
+"""Train the small models that the pack ships, from scratch, on procedural clips (see models/README.md).
 
     python dev.py models STAGE [--folder WORK]
 
-Stages, in their order: autoencoder, decoder, image-encoder, base, sketch, refine, drag, coarse. Each goes on where it was
-stopped, and ends with a file in the work folder; the last five with a checkpoint that Load FramePainter reads. refine trains
-the sketch model further, on pairs of its own.
+Stages, in their order: autoencoder, decoder, image-encoder, base, sketch, refine, drag, coarse. Each resumes where it was stopped,
+and ends with a file in the work folder; the last five with a checkpoint that Load FramePainter reads. refine trains the sketch
+model further, on pairs of its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Train the small text-to-image model that the pack ships, from nothing, on captioned scenes (see models/README.md).
+"""Train the small text-to-image model that the pack ships, from scratch, on captioned scenes (see models/README.md).
 
     python dev.py text-model STAGE [--folder WORK]
 
 Stages, in their order: latents (the scenes, encoded), text-to-image (UNet and text encoder together; ends with the
-checkpoint), decoder (sharpens the autoencoder's decoder for these scenes), write (the checkpoint from all parts). Each goes
-on where it was stopped.
+checkpoint), decoder (sharpens the autoencoder's decoder for these scenes), write (the checkpoint from all parts). Each resumes
+where it was stopped.
 """
 
 from __future__ import annotations
