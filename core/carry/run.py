@@ -1,8 +1,8 @@
-"""Keyframes' edits carried to every frame of a video, a frame at a time.
+"""Carrying the edits of keyframes to every frame of a video, one frame at a time.
 
 Two passes. The first follows every keyframe, away from it in both directions, and keeps flows of the working size on the disk.
-The second goes through the video in order, mixes the experts of the keyframes before and after each frame, and gives the frame
-out. So memory holds a few frames, however long the video is.
+The second goes through the video in order, mixes the experts of the keyframes before and after each frame, and returns the frame.
+So memory holds a few frames, however long the video is.
 
 Legend: T frames, H W pixels, h w pixels at the working size.
 """
@@ -26,7 +26,7 @@ BACKWARDS = 8  # frames that are read at a time where the video is followed back
 
 
 class CarryError(ValueError):
-    """Keyframes, masks or frames that do not fit together; the text says which and why."""
+    """Keyframes, masks or frames do not fit together; the text says which and why."""
 
 
 class Frames(Protocol):
@@ -96,11 +96,12 @@ class Carry:
         frames: the video.
         edits: at least one, each of another frame.
         estimate: flow of a pair at the working size.
-        keep: told a frame's number, gives a mask (H, W) of what must stay as it is there, or None.
-        steps: flow (1, 2, h, w) from frame n + 1 back to frame n, and from n to n + 1, for a pair's number n, if others know it.
-        watch: told how much is done, of how much; may raise to stop.
-        judge: told a frame's number, the edited keyframe, the frame (1, 3, h, w) and its track; for measurements.
-        work: where flows are kept; with one that was left behind by the same run, that run is resumed.
+        keep: frame number -> mask (H, W) of what must stay unchanged there, or None.
+        steps: flow (1, 2, h, w) from frame n + 1 back to frame n, and from n to n + 1, for a pair's number n, if it is already
+            known.
+        watch: called with the finished and the total amount of work; may raise to stop.
+        judge: called with a frame's number, the edited keyframe, the frame (1, 3, h, w) and its track; for measurements.
+        work: folder for the flows; if an interrupted run left them there, that run is resumed.
 
     Raises:
         CarryError: edits that do not fit the video.
@@ -230,7 +231,8 @@ class Carry:
 
 
 def blended(parts: Sequence[tuple[Tensor, Tensor, int, float]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """One change out of those of the keyframes around: the surer and nearer one counts, over few pixels both.
+    """The mean of the neighbouring keyframes' changes, weighted at each pixel by the square of a keyframe's nearness and the inverse of
+    its error.
 
     Args:
         parts: change (1, 3, H, W), squared error (1, 1, h, w), frames of distance, size of the edit.

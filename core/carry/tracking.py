@@ -1,7 +1,7 @@
-"""Where each pixel of a frame was in the keyframe, and how far off that may be.
+"""The position of each pixel of a frame in the keyframe, and its uncertainty.
 
 A flow straight to the keyframe fails over long gaps, one chained from frame to frame drifts. Both are candidates here, as is the
-chained one searched again against the keyframe itself, from where the chain ended; each pixel takes the best. So the chain is
+chained flow refined against the keyframe itself, starting where the chain ended; each pixel takes the best. So the chain is
 anchored at every frame, and no errors add up.
 
 Legend: h w pixels at the working size.

@@ -1,4 +1,4 @@
-"""Which flow estimates a pair: one interface for those that can begin at a given flow and those that cannot."""
+"""Choosing a flow estimator: one interface for those that can start from a given flow and those that cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PairFlow = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def starting_nowhere(flow: FlowFunction) -> PairFlow:
-    """A flow that cannot begin at another one, for callers that offer it one."""
+    """Wraps an estimator that cannot start from a given flow, for callers that pass one."""
     return lambda target, source, start: flow(target, source)
 
 
@@ -31,7 +31,7 @@ def pair_flow(choice: str, weights: Path | None = None) -> tuple[PairFlow, str]:
         weights: RAFT's, for raft.
 
     Raises:
-        FlowError: it is not to be had here.
+        FlowError: it is not available here.
     """
     if choice == "dis" or (choice == "auto" and have_dis()):
         if not have_dis():

@@ -1,4 +1,4 @@
-"""Optical flow between two pictures: RAFT if its weights are there, a weight-free estimator if not, or what others give.
+"""Optical flow between two pictures: RAFT if its weights are there, else a weight-free estimator, or flow from other nodes.
 
 One interface: `(target, source) -> flow`, (B, 3, H, W) in [0, 1] twice -> (B, 2, H, W), the displacement (dx, dy) in pixels
 from each target pixel to its place in the source.
@@ -20,7 +20,7 @@ FlowFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class FlowError(ValueError):
-    """A weights file, a flow or tracks that cannot be used; the text says why."""
+    """A weights file, a flow or tracks cannot be used; the text says why."""
 
 
 # ---- consistency -----------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def inside(flow: Tensor) -> Tensor:
 
 
 def consistent(flow: Tensor, back: Tensor, relative: float = 0.01, absolute: float = 0.5) -> Tensor:
-    """Whether going along a flow and back ends where it began (Sundaram and others 2010, equation 5).
+    """Whether following a flow and the flow back returns to the start (Sundaram and others 2010, equation 5).
 
     Args:
         flow: (B, 2, H, W) target to source.  back: (B, 2, H, W) source to target.
@@ -51,9 +51,9 @@ def consistent(flow: Tensor, back: Tensor, relative: float = 0.01, absolute: flo
 
 
 def inverse(flow: Tensor, importance: Tensor | None = None) -> Tensor:
-    """The flow the other way: each vector splatted to where it points. (B, 2, H, W) -> the same.
+    """The inverse flow: each vector is splatted to where it points. (B, 2, H, W) -> the same.
 
-    Where nothing lands the vectors around go on inwards; going there and back shows that they are no correspondence.
+    Holes are filled with the surrounding vectors; the consistency check shows that these are not correspondences.
 
     Args:
         importance: (B, 1, H, W), see softmax_splat.
@@ -63,7 +63,7 @@ def inverse(flow: Tensor, importance: Tensor | None = None) -> Tensor:
 
 
 def filled(values: Tensor, known: Tensor) -> Tensor:
-    """Holes take the weighted mean of what is around them, from size to size (Gortler and others 1996, push-pull).
+    """Holes are filled with the weighted mean of their surroundings, over several sizes (Gortler and others 1996, push-pull).
 
     Args:
         values: (B, C, H, W).  known: (B, 1, H, W) in [0, 1].
@@ -78,7 +78,7 @@ def filled(values: Tensor, known: Tensor) -> Tensor:
 
 
 def chain(flows: Tensor) -> Tensor:
-    """Follow (S, 2, H, W) consecutive flows, the first one's pixels through all of them -> (1, 2, H, W)."""
+    """Chain (S, 2, H, W) consecutive flows: follow the first one's pixels through all of them -> (1, 2, H, W)."""
     total = flows[:1].clone()
     for step in flows[1:]:
         total = total + warp(step[None], total)

@@ -25,7 +25,7 @@ def parse_tracks(value: Any) -> Tracks:
     """Tracks as ComfyUI's nodes pass them.
 
     Takes: ComfyUI's TRACKS, a dict of track_path (T, N, 2) and track_visibility (T, N); JSON of one track a point, a list of
-    {"x", "y"} or [x, y] for each frame, as one string or as a list of strings, which CoTracker nodes put out; or a tensor
+    {"x", "y"} or [x, y] for each frame, as one string or as a list of strings, as CoTracker nodes give them; or a tensor
     (T, N, 2). A point that is null, or has a coordinate that is null or not finite, is hidden in that frame.
 
     Raises:

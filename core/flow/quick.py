@@ -1,7 +1,7 @@
-"""Optical flow without trained weights and without a further library, for videos: some tens of milliseconds a pair.
+"""Optical flow for videos without trained weights or another library, in some tens of milliseconds per pair.
 
-As `weight_free_flow`, it matches everywhere at a small size and refines from size to size, by competition of neighbours' vectors
-and by Lucas-Kanade steps. Windows are plain squares, and the finest size is small.
+Like `weight_free_flow`, it matches exhaustively at a small size and refines from size to size, by competition of neighbours'
+vectors and by Lucas-Kanade steps. Windows are plain squares, and the finest size is small.
 """
 
 from __future__ import annotations
@@ -106,6 +106,6 @@ def _refined(a: Tensor, b: Tensor, flow: Tensor, others: list[Tensor]) -> Tensor
 
 
 def _median(flow: Tensor) -> Tensor:
-    """Median of 3 x 3, each component alone."""
+    """Median of 3 x 3, each component separately."""
     near = torch.stack([_moved(flow, dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
     return near.median(0).values

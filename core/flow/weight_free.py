@@ -83,7 +83,7 @@ def _grey_features(image: Tensor) -> Tensor:
 
 
 def _match_everywhere(target: Tensor, source: Tensor) -> Tensor:
-    """The best place of each pixel by its window, anywhere in the source, whole pixels. (1, 3, h, w) -> (1, 2, h, w)."""
+    """The best match of each pixel by its window, anywhere in the source, in whole pixels. (1, 3, h, w) -> (1, 2, h, w)."""
     height, width = target.shape[-2:]
     across = torch.arange(PATCH, device=target.device) - PATCH // 2
     near = torch.exp(-(across[:, None] ** 2 + across**2).flatten() / (2 * (PATCH / 3) ** 2)).sqrt()[None, :, None]
@@ -122,7 +122,7 @@ def _window_mean(x: Tensor, weights: Tensor, side: int = PATCH) -> Tensor:
 
 
 def _median(flow: Tensor, weights: Tensor, side: int) -> Tensor:
-    """Weighted median over windows, each component alone. (1, 2, H, W)."""
+    """Weighted median over windows, each component separately. (1, 2, H, W)."""
     values, order = _unfolded(flow, side).sort(1)
     reached = weights.expand(2, -1, -1).gather(1, order).cumsum(1) >= 0.5 * weights.sum(0)
     first = reached.to(torch.uint8).argmax(1, keepdim=True)

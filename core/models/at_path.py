@@ -6,7 +6,7 @@ from torch import nn
 
 
 def put_at(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Add a module under a dotted path; folders on the way that are missing are made."""
+    """Add a module under a dotted path; missing parents are created."""
     *folders, leaf = path.split(".")
     for folder in folders:
         if folder not in root._modules:

@@ -74,7 +74,7 @@ class _Residual(nn.Module):
         self.conv_shortcut = ops.Conv2d(inner, outer, 1, **kw) if inner != outer else None
 
     def before_embedding(self, x: Tensor) -> Tensor:
-        """The part that does not see the noise level."""
+        """The part that does not depend on the noise level."""
         return self.conv1(F.silu(self.norm1(x)))
 
     def forward(self, x: Tensor, embedding: Tensor, h: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ A Stable Diffusion 1.x UNet works on all frames of a video as one batch, with fo
 3. Self-attention (attn1) takes keys and values from frame 0 of the same video, for every frame.
 4. A temporal attention (attn_temp) is added at the end of each transformer block.
 
-Everything here works through the frames in parts, so that besides the features themselves no memory grows with their number.
+Everything here processes the frames in parts, so that only the memory of the features themselves grows with their number.
 
 Legend: V videos in one pass, F frames, L tokens of a frame, C channels, N heads. Rows are folded as (V*F, ...), the frame
 varying faster.
@@ -160,7 +160,7 @@ def window_mask(frames: int, window: int) -> Tensor | None:
 
 
 class TemporalLayer(nn.Module):
-    """x + attn_temp(norm_temp(x)): at each position, attention over the frames. No mask, no position code.
+    """x + attn_temp(norm_temp(x)): at each position, attention over the frames. Without mask or position encoding.
 
     Args:
         width: C.  heads: N.
@@ -226,7 +226,7 @@ def fresh_temporal(sites: Mapping[str, int], seed: int, random_bias: bool = Fals
 
     Args:
         random_bias: the output bias too, as released; every block then adds a constant to its tokens until tuning has
-            absorbed it. False: zero, so that the network starts as the one without temporal attention.
+            absorbed it. False: zero, so that the network starts equal to the one without temporal attention.
     """
     generator = torch.Generator().manual_seed(seed)
     out = {}

@@ -15,7 +15,7 @@ LEAST = 192  # places (B*h*w) below which arranging the weights costs more than 
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the dense product is the cheaper way: two frames, and enough places in them."""
+    """Whether the dense product is cheaper: two frames with enough positions."""
     return x.ndim == 5 and x.shape[2] == 2 and tuple(weight.shape[2:]) == KERNEL and x[:, 0, 0].numel() >= LEAST
 
 

@@ -1,4 +1,4 @@
-"""Drag points as a picture, to look at: the network is not shown it (see core/attention/drag.py).
+"""Drag points as a picture for display; the network does not see it (see core/attention/drag.py).
 
 A green disc where a point should end, a red one where it is now, a white line between them, on black.
 Legend: K points, H W pixels.

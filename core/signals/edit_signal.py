@@ -1,4 +1,4 @@
-"""What travels on the EDIT_SIGNAL socket."""
+"""The value of the EDIT_SIGNAL socket."""
 
 from __future__ import annotations
 

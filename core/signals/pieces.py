@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """What a coarse state holds. notes: what was left out, to warn of."""
+    """The contents of a coarse editor's state. notes: what was left out, for a warning."""
 
     state: dict
     background: str

@@ -15,7 +15,7 @@ MAX_DRAGS = 2_000  # the network's tokens are fewer, and finding drags that meet
 
 
 class Drags(NamedTuple):
-    """points: (1, K, 4) source x, y, target x, y as shares of width and height.  notes: what was left out, to warn of."""
+    """points: (1, K, 4) source x, y, target x, y as shares of width and height.  notes: what was left out, for a warning."""
 
     points: Tensor
     notes: tuple[str, ...]

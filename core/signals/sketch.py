@@ -1,4 +1,4 @@
-"""Drawings to control frames: whatever the user drew, white strokes on black.
+"""Turning any drawing into a control frame: white strokes on black.
 
 The released encoder was trained on light strokes on black; any other colour was silently ignored by the authors' demo.
 Legend: B batch, H W pixels. Values in [0, 1].

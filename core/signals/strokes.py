@@ -26,7 +26,7 @@ class Stroke(NamedTuple):
 
 
 class Strokes(NamedTuple):
-    """What a sketch state holds. state: the JSON object, for its sizes.  notes: what was left out, to warn of."""
+    """The contents of a sketch editor's state. state: the JSON object, for its sizes.  notes: what was left out, for a warning."""
 
     state: dict
     strokes: tuple[Stroke, ...]

@@ -1,4 +1,4 @@
-"""What FramePainter weight files hold, told from tensor names and shapes alone.
+"""The contents of FramePainter weight files, recognised from tensor names and shapes alone.
 
 Three kinds of file make a model: the authors' UNet (diffusers names, `sparse_attention` entries beside `attn1`), the
 authors' control encoder, and this pack's single file, which holds everything:
@@ -38,7 +38,7 @@ class UNetNames(NamedTuple):
 
 
 def file_kind(shapes: Shapes) -> FileKind:
-    """Say what a weight file is."""
+    """The kind of a weight file."""
     has = shapes.__contains__
     if any(name.startswith(MATCHING) for name in shapes):
         return "single file"

@@ -1,4 +1,4 @@
-"""Motion LoRA files: ComfyUI's LoRA form <-> the nameless lists that I2VEdit's authors published.
+"""Motion LoRA files: ComfyUI's LoRA form <-> the lists without names that I2VEdit's authors published.
 
 Their file is a torch.save of up_0, down_0, up_1, down_1, ... without names; which layer is which follows from the order:
 down_blocks, up_blocks, mid_block under diffusers' names, inside a temporal block as in `core.training.lora.TEMPORAL`.
@@ -25,7 +25,7 @@ _PLACES = ("down_blocks.", "up_blocks.", "mid_block.")
 
 
 class LoraFileError(ValueError):
-    """A file is no motion LoRA, or one of another network. The text says why."""
+    """A file is not a motion LoRA, or belongs to another network. The text says why."""
 
 
 def published_order(unet_names: Iterable[str]) -> list[str]:
@@ -90,7 +90,7 @@ def named(layer: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
 
 
 def check(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Refuse what is no motion LoRA of this network; the host would skip it layer by layer with a line in its log.
+    """Refuse a file that is not a motion LoRA of this network; the host would skip it layer by layer with a line in its log.
 
     Args:
         lora: in ComfyUI's form.  shapes: of the UNet's parameters, by ComfyUI's names without prefix.  name: of the file.
@@ -170,7 +170,7 @@ def to_published(lora: Mapping[str, Tensor], unet_names: Iterable[str]) -> list[
 
 
 def write_published(path: Path, parameters: Sequence[Tensor]) -> None:
-    """Write the published form; the file appears whole or not at all."""
+    """Write the published form; the file appears only when it is complete."""
     file = io.BytesIO()  # torch reports a full disk as an error of its own, without the reason
     torch.save(list(parameters), file)
     atomic.write_bytes(path, file.getvalue())

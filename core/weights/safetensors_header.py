@@ -33,7 +33,7 @@ class Header(NamedTuple):
 
 
 class BrokenFile(ValueError):
-    """The file is not a whole safetensors file. The text says what was expected and what was found."""
+    """The file is not a complete safetensors file. The text says what was expected and what was found."""
 
 
 def read_header(path: str | Path) -> Header:

@@ -1,4 +1,4 @@
-"""What a weight file says about how it was trained: text fields of its header.
+"""How a weight file was trained, from the text fields of its header.
 
     framepainter.signal   sketch, coarse, drag; mixed for all three; none for a base without a signal
     framepainter.size     "width x height" of the training pictures in pixels, such as 96x96

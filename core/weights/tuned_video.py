@@ -1,10 +1,10 @@
-"""What tuning on a video leaves, as a file: query projections and temporal layers (Video-P2P, stage 1).
+"""The file of a tuned video: query projections and temporal layers (Video-P2P, stage 1).
 
 Tensors have ComfyUI's names without prefix, `<block>.attn1.to_q.weight`, `<block>.attn_temp.to_out.0.bias` and so on. Two forms:
 
 full      every tensor as it is.
-low rank  each matrix as two thin ones, `<name>.up` (out, r) and `<name>.down` (r, in), whose product is what tuning added to where
-          the matrix started: the model's own weight, or a new temporal layer that its seed tells. An approximation; its error
+low rank  each matrix as two low-rank factors, `<name>.up` (out, r) and `<name>.down` (r, in), whose product is what tuning added to
+          where the matrix started: the model's own weight, or a new temporal layer that its seed tells. An approximation; its error
           is in the metadata.
 """
 
@@ -27,7 +27,7 @@ SPARE, PASSES = 8, 4  # further directions and passes of the randomised decompos
 
 
 class TunedFileError(ValueError):
-    """A file that holds no tuned video, or another model's."""
+    """A file holds no tuned video, or belongs to another model."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TunedVideo:
 
 
 def from_file(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> TunedVideo:
-    """What a file holds; a low-rank one still has its thin matrices.
+    """The contents of a file; a low-rank one still has its factors.
 
     Raises:
         TunedFileError: another kind of file, or one of a newer version.

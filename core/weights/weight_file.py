@@ -1,4 +1,4 @@
-"""A safetensors file, opened once: what is in it, its tensors, and the refusals that name it."""
+"""A safetensors file, opened once: its header, its tensors, and the errors that name it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FOUND = {"framepainter unet": "a FramePainter UNet", "svd unet": "a plain SVD U
 
 
 class WeightsError(ValueError):
-    """A weight file that cannot be used. The text names the file, what was expected, what was found and the remedy."""
+    """A weight file cannot be used. The text names the file, what was expected, what was found and the remedy."""
 
 
 @dataclass(frozen=True)
