@@ -1,4 +1,4 @@
-"""Alignment of an edit's words: one for all kinds, by hand and without."""
+"""Alignment of an edit's words: one function for all kinds of edits, with and without the user's choices."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_swap_follows_the_shift(align, words, prompt):
 
 
 def test_padding_takes_padding(words, prompt):
-    """Behind the end of a shorter prompt the published refinement hands out the source's last words."""
+    """After the end of a shorter prompt the published refinement gives the maps of the source's last words."""
     source, edited = prompt("a big red car drives"), prompt("a car")
     sane = columns(words.edit_of(source, edited, kind="refine").alignment)
     assert all(next(iter(sane[j])) >= len(source.ids) for j in range(len(edited.ids), SIZE) if sane[j])
@@ -131,7 +131,7 @@ def test_swap_refine_and_reweight_together(words, prompt):
 
 
 def test_every_column_of_a_swap_shares_the_sources_map(words, prompt):
-    """A word of several tokens hands on, or takes, its whole map: rows and columns sum as the tokens' numbers say."""
+    """A word of several tokens gives or takes its whole map: rows and columns sum to the numbers of tokens."""
     source, edited = prompt("the hippopotamus eats"), prompt("the crocodile eats")  # 3 tokens -> 3; 4 -> 2 below
     for a, b in ((source, edited), (prompt("the automobilists eat"), edited)):
         found = words.edit_of(a, b)

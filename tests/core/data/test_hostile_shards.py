@@ -80,7 +80,7 @@ def with_size(size: bytes):
     b"\x80" + b"\x7f" * 11,                          # beyond any disk
     b"-0000000512\0", b"99999999999\0", b"0x10       \0", b"\xb2\xb2         \0"], ids=range(8))
 def test_a_tar_member_of_negative_or_absurd_size(shards, members, tmp_path, size):
-    """The scan came back to the same header for ever. It calls for a stop at every header, of which there are few."""
+    """The scan used to return to the same header for ever. It now checks for a stop at every header, and visits few."""
     folder = write(tmp_path / "set", {"first": members, "bad": members, "last": members}, with_size(size))
     headers = 0
 
@@ -182,7 +182,7 @@ def test_an_absurd_summary(shards, members, tmp_path, settings):
 
 
 def test_names_that_are_no_text_are_shown(shards, members, tmp_path):
-    """A member's name in another encoding: what is told of it can be written anywhere."""
+    """A member's name in another encoding: the message about it can be written anywhere."""
     def edit(name: str, block: bytes) -> bytes:
         block = bytearray(block.replace(b"bad.", b"b\xff\x07."))
         block[148:156] = b" " * 8

@@ -34,7 +34,7 @@ def settings(pairs):
 
 @pytest.fixture(scope="module")
 def motion(pack, pairs):
-    """The weight-free estimator. What it has answered once it answers again, for the runs after the first."""
+    """The weight-free estimator, with its results cached for later runs."""
     known = {}
 
     def flow(target, source):
@@ -67,7 +67,8 @@ def draw(pack, seed):
 
 @pytest.fixture(scope="module")
 def folder(pack, tmp_path_factory):
-    """Two good videos, one cut off, one that is none, a still one, a panning one, one with a cut, a text."""
+    """Two good videos, one that is cut off, a file that is not a video, a still video, a panning one, one with a cut, and a text
+    file."""
     place = tmp_path_factory.mktemp("videos")
     for seed in (0, 1):
         encode(place / f"moving{seed}.mp4", draw(pack, seed)[1])
@@ -404,7 +405,7 @@ def test_superscript_name_and_names_that_are_no_text(pack, tmp_path, folder, set
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 @pytest.mark.parametrize("limit", [400, 3_000, 30_000, 150_000])
 def test_a_full_disk_is_no_fault_of_the_videos(pack, tmp_path, folder, settings, motion, made, limit):
-    """It ended each video as skipped, never to be tried again. Now the run stops, and goes on to the same bytes."""
+    """A full disk used to mark each video as skipped for good. Now the run stops, and resumes to the same bytes."""
     import resource
     import signal
 

@@ -19,7 +19,7 @@ def schedule(pack):
 
 
 def predict(z, timestep, embedding):
-    """Depends on what it sees, the timestep and the embedding's mean."""
+    """A prediction that depends on the latents, the timestep and the embedding's mean."""
     return 0.1 * z + embedding.mean() * (1 + timestep / 1000)
 
 

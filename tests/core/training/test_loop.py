@@ -167,7 +167,7 @@ def test_a_run_of_version_0_1_0_continues(loop, tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00\n", b'{"step": 15, "lo', b"5\n[]\nnull\n", b'{"step": 15, "losses": 3}\n'])
 def test_a_damaged_log_is_passed_over(loop, state, tmp_path, damage):
-    """By whoever draws the curve, and by a run that continues: it writes the lines of its own steps again."""
+    """The curve skips damaged lines, and so does a resumed run, which writes the lines of its own steps again."""
     whole = run(loop, tmp_path / "whole")
     run(loop, tmp_path / "torn", steps=14)
     path = tmp_path / "torn" / "stats.jsonl"
@@ -213,7 +213,8 @@ def test_not_a_number_is_caught_before_it_spreads(loop, tmp_path):
 
 
 def test_a_bad_step_can_be_left_out(loop, tmp_path):
-    """Two steps without numbers change nothing and are told; the third in a row ends the run at the last good weights."""
+    """Two steps whose loss is not finite change nothing and are reported; the third in a row ends the run at the last good
+    weights."""
     module = network()
     trainer = loop.Trainer(dict(module.named_parameters()), loop.TrainSettings(**{**SETTINGS, "tolerate": 2}))
     good, seen = fit(module), []
@@ -234,7 +235,7 @@ def test_a_bad_step_can_be_left_out(loop, tmp_path):
 
 
 def test_a_run_that_learned_nothing_is_an_error_and_leaves_no_state(loop, state, tmp_path):
-    """Every step was skipped, fewer than may be in a row: nothing to hand out, and nothing that bars another attempt."""
+    """Every step was skipped, but fewer than the limit in a row: there is no result, and no state that prevents another attempt."""
     module = network()
     before = [p.detach().clone() for p in module.parameters()]
     good = fit(module)

@@ -1,4 +1,4 @@
-"""Weight files as anybody may have made them: whole ones are read once, all others are refused in a sentence with their name."""
+"""Weight files from any source: complete ones are read once, all others are refused with an error that names them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_absurd_headers(module, tmp_path, name):
 
 @pytest.mark.parametrize("entries, size", [(1_500_000, "MB, at most"), (150_000, "150000 tensors, at most 100000 are read")])
 def test_a_header_of_very_many_entries(module, tmp_path, entries, size):
-    """It is refused from its size or from a count, before anything is made of it: memory tells, as the clock would not."""
+    """It is refused by its size or its count before it is parsed; the test measures memory, not time."""
     raw = ("{" + ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(entries)) + "}").encode()
     path = tmp_path / "many.safetensors"
     path.write_bytes(len(raw).to_bytes(8, "little") + raw)
