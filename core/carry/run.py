@@ -231,8 +231,8 @@ class Carry:
 
 
 def blended(parts: Sequence[tuple[Tensor, Tensor, int, float]], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The mean of the neighbouring keyframes' changes, weighted at each pixel by the square of a keyframe's nearness and the inverse
-    of its error.
+    """The mean of the neighbouring keyframes' changes, weighted at each pixel by the square of a keyframe's nearness
+    and the inverse of its error.
 
     Args:
         parts: change (1, 3, H, W), squared error (1, 1, h, w), frames of distance, size of the edit.
