@@ -2,10 +2,10 @@
 
     python dev.py kill [--times N | --minutes M] [--seed S] [--write]
 
-First the jobs run undisturbed. Then they are queued on a new server, which is killed after a random time. The next server,
-which has started meanwhile, gets the same prompts on the same folders, and so on until they are done. What they have saved must equal the
-undisturbed run bit for bit, with no half-written files beside it. This is repeated until the number of kills is reached. --write
-puts the table into docs/reliability.md.
+First the jobs run undisturbed. Then they are queued on a new server, which is killed after a random time. The next server, which
+has started meanwhile, gets the same prompts on the same folders, and so on until they are done. What they have saved must equal
+the undisturbed run bit for bit, with no half-written files beside it. This is repeated until the number of kills is reached.
+--write puts the table into docs/reliability.md.
 """
 
 from __future__ import annotations
