@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from framepainter_tests import examples
+from framepainter_tests.browser import canvas_page
 
 FOLDER = examples.ROOT / "subgraphs"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.json"))
@@ -86,15 +87,36 @@ def test_names_in_other_languages_are_served(server):
         assert served[language]["nodeDefs"] == json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_a_run_gives_what_the_example_gives(lab):
-    name = "FramePainter Drag Edit"
-    request, feeds, gives = api_form(content(name), lab.server.object_info())
-    request["picture"] = {"class_type": "FramePainterPicture", "inputs": {"image": "scene.png [example]"}, "_meta": {"title": ""}}
-    for node, field in feeds["picture"]:
-        request[node]["inputs"][field] = ["picture", 0]
-    request["save"] = {"class_type": "SaveImage", "inputs": {"images": gives["edited"], "filename_prefix": "blueprint"},
-                       "_meta": {"title": "Edited picture"}}
-    short = examples.only_edited(examples.prompt("framepainter_drag"))
-    for prompt in (request, short):
-        examples.inputs(prompt, "KSampler")["steps"] = 2
-    assert torch.equal(lab.edited(request), lab.edited(short))
+def test_all_run(lab, tool):
+    """Each on the files of its template, all in one prompt; Drag Edit gives what its template gives."""
+    definitions, prompt = lab.server.object_info(), {}
+    for number, name in enumerate(NAMES):
+        request, feeds, gives = api_form(content(name), definitions)
+        template = examples.prompt(tool("making.blueprints").BLUEPRINTS[name][0])
+        for node, field in (target for targets in feeds.values() for target in targets):
+            request[node]["inputs"][field] = template[node]["inputs"][field]
+            file = template[node]["inputs"][field][0]
+            request[file] = {**template[file], "_meta": {"title": ""}}
+        shown = gives["edited" if "edited" in gives else "frames"]
+        request["save"] = {"class_type": "SaveImage", "_meta": {"title": name},
+                           "inputs": {"images": shown, "filename_prefix": "blueprint"}}
+        for key, node in request.items():
+            linked = {f: [f"{number}.{v[0]}", v[1]] if isinstance(v, list) else v for f, v in node["inputs"].items()}
+            prompt[f"{number}.{key}"] = {**node, "inputs": linked}
+    results = lab.run(examples.small(prompt), 300)
+    assert [name for name in NAMES if results[name][0].float().std() < 5] == []
+    drag = lab.edited(examples.only_edited(examples.small(examples.prompt("framepainter_drag"))))
+    assert torch.equal(results["FramePainter Drag Edit"][0], drag)
+
+
+def test_all_open_on_the_canvas_with_their_face(browser, server):
+    with canvas_page(browser, server.url) as canvas:
+        for name in NAMES:
+            canvas.page.evaluate("async file => app.loadGraphData(file, true, true)", content(name))
+            face = content(name)["nodes"][0]["properties"]["proxyWidgets"]
+            shown = canvas.page.evaluate("() => app.graph.nodes[0].widgets.map(w => w.name)")
+            assert [w.rpartition(": ")[2] for w in shown] == [widget for _, widget in face], name
+            if face[0][1] in ("strokes", "points", "pieces"):
+                canvas.page.locator(".framepainter-widget [data-action=open]").first.wait_for()
+        assert canvas.shown_errors() == []
+        assert [c for c in canvas.complaints if "framepainter" in c.lower() and "api.comfy.org" not in c] == []
