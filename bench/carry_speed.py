@@ -1,6 +1,6 @@
 """What carrying an edit takes at 1080p: `commands/carry.py` in a process of its own, on videos of several lengths.
 
-    <ComfyUI's python> bench/carry_speed.py [--frames N ...] [--flow auto|dis|own] [--write]
+    <ComfyUI's python> bench/carry_speed.py [--frames N ...] [--flow auto|dis|own] [--size WIDTH HEIGHT] [--write]
 
 The video is a photograph under a moving camera, 1920 x 1080, H.264; one edit recolours 29 % of it, the other replaces 12 %.
 Processor time is user and system time of the process and of the one that decodes, less what a video of one frame takes; memory is
@@ -24,21 +24,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import carry as cases  # noqa: E402
 
 MARK = "<!-- table: bench/carry_speed.py -->"
-HEIGHT, WIDTH = 1080, 1920
 
 
-def make_video(path: Path, count: int) -> np.ndarray:
+def make_video(path: Path, count: int, width: int, height: int) -> np.ndarray:
     """Write it; returns the first frame as it will be decoded."""
     import av
 
-    still = (cases.photo("coffee", 1280, 2160)[0].movedim(0, -1) * 255).byte().numpy()
+    still = (cases.photo("coffee", height + 200, width + 240)[0].movedim(0, -1) * 255).byte().numpy()
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", 25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": "ultrafast", "crf": "12"}
         for i in range(count):
             x, y = int(100 + 100 * math.sin(i / 20)), int(80 + 80 * math.sin(i / 31))
-            part = np.ascontiguousarray(still[y:y + HEIGHT, x:x + WIDTH])
+            part = np.ascontiguousarray(still[y:y + height, x:x + width])
             file.mux(stream.encode(av.VideoFrame.from_ndarray(part, format="rgb24")))
         file.mux(stream.encode(None))
     with av.open(str(path)) as file:
@@ -48,8 +47,11 @@ def make_video(path: Path, count: int) -> np.ndarray:
 def edits(first: np.ndarray) -> dict[str, np.ndarray]:
     x = torch.from_numpy(first).float() / 255
     pasted = x.clone()
-    pasted[300:700, 600:1200] = x[300:700, 600:1200].flip(1)
-    change = cases.recolour(x[500:520, 900:920].mean((0, 1)), cases.HUES[1], 0.12)
+    height, width = x.shape[:2]
+    rows, columns = slice(height * 5 // 18, height * 35 // 54), slice(width * 5 // 16, width * 5 // 8)
+    pasted[rows, columns] = x[rows, columns].flip(1)
+    middle = x[height // 2 - 40:height // 2 - 20, width // 2 - 60:width // 2 - 40].mean((0, 1))
+    change = cases.recolour(middle, cases.HUES[1], 0.12)
     return {name: (y * 255).round().byte().numpy() for name, y in (("recoloured", change(x)), ("pasted", pasted))}
 
 
@@ -70,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[24, 240])
     parser.add_argument("--flow", default="auto", choices=("auto", "dis", "own"))
+    parser.add_argument("--size", type=int, nargs=2, default=[1920, 1080], metavar=("WIDTH", "HEIGHT"), help="of the video, even")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     lines = [f"Flow: {options.flow}.", "", "| edit | frames | processor seconds a frame | peak memory, MiB |", "| --- " * 4 + "|"]
@@ -77,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in (1, *options.frames):
-            for edit, picture in edits(make_video(folder / "in.mp4", count)).items():
+            for edit, picture in edits(make_video(folder / "in.mp4", count, *options.size)).items():
                 Image.fromarray(picture).save(folder / f"{edit}.png")
                 seconds, peak = run(folder, edit, options.flow)
                 if count == 1:
