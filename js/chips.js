@@ -2,7 +2,7 @@ import { api } from "../../scripts/api.js";
 import { explain, legend, PROMPTS, showWeight, stateField, weightField, wordRow } from "./chip_parts.js";
 import { button, element, updateChildren } from "./editor/dom.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
-import { inputLink, originOf } from "./graph.js";
+import { originOf, widgetOf } from "./graph.js";
 import { addStyle } from "./style.js";
 import { changed, chipsOf, describe, draggedWeight, limited, LISTS, sentPrompt, writeWords } from "./words.js";
 
@@ -74,15 +74,21 @@ class WordsWidget extends NodeWidget {
     this.press = null;
   }
 
-  /** The node that an input is connected to, as a phrase; null if its text is the node's own. */
+  /** The widget that holds an input's value: the node's own, or the one on the face of its subgraph; null if another node gives it. */
+  #holder(name) {
+    const found = widgetOf(this.node, name);
+    return found && (found.node === this.node || found.node.subgraph) ? found.widget : null;
+  }
+
+  /** The node that an input is connected to, as a phrase; null if its value is held by a widget. */
   #linked(name) {
-    if (!inputLink(this.node, this.node.inputs?.findIndex((input) => input.name === name) ?? -1)) return null;
+    if (this.#holder(name)) return null;
     const origin = originOf(this.node, name)?.node;
     return origin ? `“${origin.title || origin.type}”` : "another node";
   }
 
   #value(name) {
-    return this.node.widgets?.find((widget) => widget.name === name)?.value;
+    return this.#holder(name)?.value;
   }
 
   /** What the server is to read, or why it cannot. */
@@ -101,6 +107,8 @@ class WordsWidget extends NodeWidget {
   /** Ask again, if anything has changed. */
   async look() {
     if (this.ended || document.hidden || this.press) return;
+    const held = this.#value(this.name);
+    if (typeof held === "string" && held !== this.text) this.receive(held);  // it was changed on the face of the subgraph
     const { asked, problem = "" } = this.#question(), key = JSON.stringify([asked, problem]);
     if (key === this.asked && !(this.again < performance.now())) return;
     Object.assign(this, { asked: key, again: Infinity });
@@ -139,8 +147,11 @@ class WordsWidget extends NodeWidget {
   write(text, whole = true) {
     if (text === this.text) return;
     this.text = text;
-    this.widget.value = text;
-    this.widget.callback?.(text);
+    for (const widget of new Set([this.widget, this.#holder(this.name)])) {
+      if (!widget) continue;
+      widget.value = text;
+      widget.callback?.(text);
+    }
     if (whole) remember();
     this.look();
     this.#paint();

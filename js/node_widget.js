@@ -42,7 +42,8 @@ export class NodeWidget {
     cancelAnimationFrame(this.healing);
     if (this.ended) return;
     this.healing = requestAnimationFrame(() => {
-      const { node } = this, present = node.graph?.getNodeById?.(node.id) === node;
+      // Ids are told apart within a graph alone: a node of another subgraph than the one in view may have the same.
+      const { node } = this, present = node.graph === app.canvas.graph && node.graph?.getNodeById?.(node.id) === node;
       if (!this.root.isConnected && present) {
         const stale = document.querySelector(`[data-node-id="${node.id}"] .${ROOT}[data-kind=${this.root.dataset.kind}]`);
         if (stale) stale.replaceWith(this.root);

@@ -21,7 +21,7 @@ FOLDER = ROOT / "subgraphs"
 PICTURE, VIDEO = {(1, 0): "picture"}, {(1, 0): "video"}
 KEPT = (3, 4, 5, 6, 7, 8, 9, 10, 16, 17)
 SETTINGS = ((3, "model_file"), (4, "width"), (4, "height"), (6, "strength"), (8, "steps"), (8, "cfg"), (8, "seed"))
-WORDS = ("source_text", "edited_text", "words")
+WORDS = ("source_text", "edited_text")  # not the chips: newer frontends then show them neither on the face nor inside
 # Template -> its part that is a blueprint.
 BLUEPRINTS = {part.name: (template, part) for template, part in (
     ("framepainter_small", Part(
