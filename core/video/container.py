@@ -5,6 +5,7 @@ Legend: a mark is a presentation time in ticks of the stream; in a file without 
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from bisect import bisect_left
@@ -75,6 +76,8 @@ def opened(path: str, **options: str) -> Iterator[Any]:
         Problem: it cannot be opened, or is a list of other files.
     """
     _quiet()
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+        raise Problem("is not a file, but a folder, a pipe or a device")
     try:
         # By protocol and name: a name like `concat:a|b` is a name here, and nothing in the file opens another one.
         container = av.open(f"file:{path}", metadata_errors="replace", container_options={"protocol_whitelist": "file", **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from fractions import Fraction
 
@@ -245,6 +246,12 @@ def test_sound_of_mp3_that_begins_late_in_an_avi(reading, tmp_path):
 def test_a_file_of_packets_without_length_is_whole(reading, tmp_path):
     found = reading.read(wild.write(tmp_path / "clip.wmv", wild.pictures(8, 64, 96), codec="wmv2"))
     assert len(found.frames) == 8 and found.notes == []
+
+
+def test_a_pipe_is_not_waited_for(reading, source, tmp_path):
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(source.VideoError, match="is not a file, but a folder, a pipe or a device"):
+        reading.read(tmp_path / "clip.mp4")
 
 
 def test_of_a_still_and_a_film_the_film_is_read(reading, tmp_path):
