@@ -233,7 +233,7 @@ class EditorWidget extends NodeWidget {
     this.getButton.hidden = !unknown || Boolean(this.making);
     this.hintText.textContent = this.making ? "Running the nodes before this one …"
       : unknown ? `"${this.upstream}" makes the picture in a run.`
-      : drawn ? "" : "Connect a picture, choose one, or draw on a blank ground.";
+      : drawn ? "" : "Connect a picture, choose one, or draw on a blank canvas.";
   }
 
   open() {

@@ -139,7 +139,7 @@ export class Editor {
 
   /**
    * Draw on this picture from now on.
-   * @param {ImageBitmap | null} bitmap null: a blank ground
+   * @param {ImageBitmap | null} bitmap null: a blank canvas
    * @param {{waiting?: boolean, upstream?: string | null, problem?: string}} [about] waiting: one will come.  upstream: the node
    *   that makes it in a run.  problem: why there is none.
    */
@@ -207,7 +207,7 @@ export class Editor {
     if (this.drawing.locked) return "Choose first whether to stretch the drawing or to start over";
     if (this.waiting) return "The picture is on its way";
     return this.missing && (this.missing.upstream || this.missing.problem) && !this.blank
-      ? "There is no picture yet. Get it first, or choose to draw on a blank ground" : "";
+      ? "There is no picture yet. Get it first, or choose to draw on a blank canvas" : "";
   }
 
   #showBanner() {
@@ -232,9 +232,9 @@ export class Editor {
     } else if (this.missing?.upstream || this.missing?.problem) {
       const { upstream, problem } = this.missing;
       const get = button({ text: "Get picture", icon: "picture", class: "framepainter-main", id: "get", run: () => this.host.getPicture() });
-      const blank = button({ text: "Draw on a blank ground", id: "blank", run: () => this.#drawBlank() });
+      const blank = button({ text: "Draw on a blank canvas", id: "blank", run: () => this.#drawBlank() });
       show((problem ? `There is no picture: ${problem} ` : `"${upstream}" makes the picture in a run. Get picture runs the nodes before `
-           + "this one and no others. ") + `This is a blank ground of ${width} × ${height}.`,
+           + "this one and no others. ") + `This is a blank canvas of ${width} × ${height}.`,
            ...(upstream ? [get] : []), ...(this.blank ? [] : [blank]));
     } else if (!this.bitmap) {
       show(`No picture is connected: this is a blank canvas of ${width} × ${height}. Connect a picture to the node or choose one.`, choose);
