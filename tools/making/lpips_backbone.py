@@ -71,8 +71,8 @@ def same_linear_layers(weights: dict[str, Any]) -> bool:
     if package is None:
         raise SystemExit("the package lpips is missing, whose linear layers the archive is checked by: pip install lpips")
     heads = torch.load(Path(package.origin).parent / "weights" / "v0.1" / "alex.pth", map_location="cpu", weights_only=True)
-    return all(np.array_equal(weights[f"NetLinLayer_{n}"]["Conv_0"]["kernel"].reshape(-1), heads[f"lin{n}.model.1.weight"].reshape(-1))
-               for n in range(len(LAYERS)))
+    pairs = [(weights[f"NetLinLayer_{n}"]["Conv_0"]["kernel"], heads[f"lin{n}.model.1.weight"]) for n in range(len(LAYERS))]
+    return all(np.array_equal(ours.reshape(-1), theirs.reshape(-1)) for ours, theirs in pairs)
 
 
 def main() -> None:
