@@ -1,10 +1,12 @@
 """Edits of a clip by words, measured against the true edited clips (Video-P2P), in miniature.
 
     <ComfyUI's python> bench/video_p2p.py --host COMFYUI [--branches fast ...] [--sheet FILE.png] [--write]
+    <ComfyUI's python> bench/video_p2p.py --host COMFYUI --reconstruction [--write]
 
 The example clip and the small text-to-image model, through the pack's own nodes and the host's sampler: three edits, each way to
 keep the source beside the edit, alone, with the local blend, and with Keep Untouched after it. --write puts the table into
-docs/video_p2p.md; it takes a few minutes, most of it null-text optimisation.
+docs/video_p2p.md; it takes a few minutes, most of it null-text optimisation. --reconstruction samples the source prompt in place of
+an edit, which is to give the clip back: what inversion, guidance and null-text embeddings miss of it.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import pages  # noqa: E402
 
 RESULTS = ROOT / "bench" / "video_p2p.json"
 PAGE, BEGIN = ROOT / "docs" / "video_p2p.md", "<!-- table: bench/video_p2p.py -->"
+BEGIN_BACK = "<!-- table: bench/video_p2p.py --reconstruction -->"
 INPUTS, SIDE = ROOT / "workflows" / "inputs", 192
 SOURCE = "a red disc on a green ground"
 STEPS, GUIDANCE, CROSS, TEMPORAL, THRESHOLD, MAP_SCALE, FEATHER = 20, 6.0, 0.8, 0.5, 0.3, 2, 4
 BRANCHES = ("fast", "null-text", "stored trajectory")
 ALONE, BLEND, KEEP = "alone", "blend", "blend, Keep Untouched"
 NO_EDIT = "no edit, through the autoencoder"
+MORE_ITERATIONS = (10, 50)  # of null-text, for each step; the release has 10
 ALIKE = 0.02  # pixels whose source and truth differ by less, of 1, are not to change
 
 
@@ -90,22 +94,34 @@ class Bench:
         """Decoded frames (F, H, W, 3)."""
         return self.vae.decode(samples).reshape(-1, SIDE, SIDE, 3).clamp(0, 1).cpu()
 
-    def null_text(self) -> Any:
+    def null_text(self, iterations: int = 10) -> Any:
         """Null-text embeddings of the clip, the same for all edits."""
         return self.call("NullText", model=self.model, trajectory=self.trajectory, negative=self.empty, guidance=GUIDANCE,
-                         iterations=10)[0]
+                         iterations=iterations)[0]
+
+    def sample(self, model, guidance: float, positive) -> dict[str, Any]:
+        """ComfyUI's sampler, from the clip's inverted noise."""
+        from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
+
+        sampler = KSamplerSelect.execute(sampler_name="euler").args[0]
+        return SamplerCustom.execute(model=model, add_noise=False, noise_seed=0, cfg=guidance, positive=positive,
+                                     negative=self.empty, sampler=sampler, sigmas=self.schedule, latent_image=self.start).args[0]
+
+    def missed(self, samples) -> tuple[float, float]:
+        """What latents miss of the clip's: root mean square in the network's scale, and PSNR of their frames beside the clip."""
+        import math
+
+        scale = self.model.get_model_object("latent_format").scale_factor
+        apart = float((samples - self.latent["samples"]).pow(2).mean().sqrt()) * scale
+        return apart, -10 * math.log10(float((self.frames(samples) - self.video).pow(2).mean()))
 
     def edited(self, case: Case, branch: str, blend: bool, null_text) -> dict[str, Any]:
         """Frames of an edit; with the blend also those that Keep Untouched makes of it."""
-        from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
-
         _, positive, plan, _ = self.plan(case)
         (model,) = self.call("PromptAttention", model=self.model, plan=plan, trajectory=self.trajectory, null_text=null_text,
                              source_branch=branch, cross_steps=CROSS, temporal_steps=TEMPORAL, blend=blend,
                              blend_threshold=THRESHOLD, map_scale=MAP_SCALE)
-        sampler = KSamplerSelect.execute(sampler_name="euler").args[0]
-        out = SamplerCustom.execute(model=model, add_noise=False, noise_seed=0, cfg=GUIDANCE, positive=positive,
-                                    negative=self.empty, sampler=sampler, sigmas=self.schedule, latent_image=self.start).args[0]
+        out = self.sample(model, GUIDANCE, positive)
         frames = self.frames(out["samples"])
         if not blend:
             return {ALONE: frames}
@@ -216,14 +232,43 @@ def lines(table: list[dict]) -> list[str]:
     return out
 
 
+def reconstruction(load) -> list[str]:
+    """A Markdown table: the source prompt sampled from the inverted noise, with and without guidance and null-text embeddings."""
+    import comfy.utils
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    bench = Bench(load)
+    source, *_ = bench.plan(CASES[0])
+    out = ["| guidance | null-text, iterations | latents' error | PSNR, dB |", "| --- | --- | --- | --- |"]
+
+    def row(guidance: float, iterations: str, samples) -> None:
+        apart, psnr = bench.missed(samples)
+        out.append(f"| {guidance:g} | {iterations} | {apart:.3f} | {psnr:.1f} |")
+        print(out[-1], flush=True)
+
+    for guidance in (1.0, GUIDANCE):
+        row(guidance, "none", bench.sample(bench.model, guidance, source)["samples"])
+    for iterations in MORE_ITERATIONS:
+        found = bench.null_text(iterations).latents[-1]
+        row(GUIDANCE, str(iterations), bench.model.get_model_object("latent_format").process_out(found))
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--branches", nargs="*", choices=BRANCHES, default=BRANCHES, help="the others keep their numbers")
     parser.add_argument("--sheet", type=Path, help="picture of the first frames")
+    parser.add_argument("--reconstruction", action="store_true", help="the clip given back, in place of edits")
     parser.add_argument("--write", action="store_true", help=f"rewrite the table in {PAGE.name}")
     args = parser.parse_args()
-    table = merged(measure(tools_pack.open_pack(args.host, cpu=True), args.branches, args.sheet))
+    load = tools_pack.open_pack(args.host, cpu=True)
+    if args.reconstruction:
+        found = "\n".join(reconstruction(load))
+        if args.write:
+            pages.write_table(PAGE, BEGIN_BACK, found)
+        return
+    table = merged(measure(load, args.branches, args.sheet))
     text = "\n".join(lines(table))
     print(text)
     if args.write:
