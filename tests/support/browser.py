@@ -146,6 +146,11 @@ class CanvasPage:
                     const widget = node.widgets.find(w => w.name === name)
                     widget.value = value
                     widget.callback?.(value, app.canvas, node)
+                    // newer frontends link the inside of a subgraph to its face, which then holds the value
+                    if (node.inputs?.find(input => input.name === name)?.link == null) continue
+                    const face = graphs.flatMap(graph => graph.nodes).find(n => n.subgraph && n.subgraph.id === node.graph.id)
+                    const held = face?.widgets?.find(w => w.name === name)
+                    if (held) held.value = value
                 }}
         }}""", [node_type, values])
 
