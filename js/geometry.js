@@ -96,32 +96,80 @@ function nearLine(x0, y0, x1, y1, reach, window, visit) {
 }
 
 /**
- * Draw one stroke, in place.
- * @param {Float32Array} cover width x height, 0 to 1
+ * Draw one stroke, in place. Rows of pixels that it covers whole are filled at once; only its edges are computed.
+ * @param {Uint8Array} cover width x height, 0 to 255
  * @param {Stroke} stroke in pixels of this picture
  * @param {Window} window touch only this
  */
 export function drawStroke(cover, width, stroke, window) {
   const { points, size } = stroke, brush = stroke.tool !== "eraser";
-  const edge = size / 2 + 0.5;
-  const paint = (column, row, distance) => {
-    const c = clamp(edge - distance, 0, 1), i = row * width + column;
-    cover[i] = brush ? Math.max(cover[i], c) : Math.min(cover[i], 1 - c);
-  };
-  if (points.length === 2) nearLine(points[0], points[1], points[0], points[1], edge, window, paint);
+  if (isEmpty(window)) return;
+  if (points.length === 2) drawCapsule(cover, width, points[0], points[1], points[0], points[1], size / 2 + 0.5, brush, window);
   for (let i = 2; i < points.length; i += 2) {
-    nearLine(points[i - 2], points[i - 1], points[i], points[i + 1], edge, window, paint);
+    drawCapsule(cover, width, points[i - 2], points[i - 1], points[i], points[i + 1], size / 2 + 0.5, brush, window);
   }
+}
+
+/** All pixels whose middle is nearer than `edge` to a straight line; those nearer than edge - 1 are covered whole. */
+function drawCapsule(cover, width, ax, ay, bx, by, edge, brush, window) {
+  const run = bx - ax, rise = by - ay, square = run * run + rise * rise, length = Math.sqrt(square);
+  const top = Math.max(window.top, Math.floor(Math.min(ay, by) - edge)), bottom = Math.min(window.bottom, Math.ceil(Math.max(ay, by) + edge));
+  const [low, high] = [window.left, window.right];
+  const outer = { left: 0, right: 0 }, inner = { left: 0, right: 0 };
+  for (let row = top; row < bottom; row++) {
+    const y = row + 0.5;
+    if (!spanOf(outer, y, ax, ay, bx, by, run, rise, length, edge)) continue;
+    const first = Math.max(low, Math.floor(outer.left - 0.5)), last = Math.min(high, Math.ceil(outer.right + 0.5)), at = row * width;
+    let from = last, to = last;  // what is covered whole
+    if (edge > 1 && spanOf(inner, y, ax, ay, bx, by, run, rise, length, edge - 1)) {
+      from = clamp(Math.ceil(inner.left), first, last);
+      to = clamp(Math.floor(inner.right), from, last);
+      cover.fill(brush ? 255 : 0, at + from, at + to);
+    }
+    for (let column = first; column < last; column++) {
+      if (column === from && to > from) column = to;
+      if (column >= last) break;
+      const x = column + 0.5 - ax, v = y - ay, along = square > 0 ? clamp((x * run + v * rise) / square, 0, 1) : 0;
+      const dx = x - along * run, dy = v - along * rise, c = Math.round(255 * clamp(edge - Math.sqrt(dx * dx + dy * dy), 0, 1));
+      if (brush ? c > cover[at + column] : 255 - c < cover[at + column]) cover[at + column] = brush ? c : 255 - c;
+    }
+  }
+}
+
+/**
+ * The part of a row that is nearer than a radius to a straight line: between what the circles around its ends and its two parallels
+ * cut out of the row. @returns {boolean} whether there is any
+ */
+function spanOf(out, y, ax, ay, bx, by, run, rise, length, radius) {
+  let left = Infinity, right = -Infinity;
+  for (let end = 0; end < 2; end++) {
+    const away = y - (end ? by : ay), rest = radius * radius - away * away;
+    if (rest < 0) continue;
+    const half = Math.sqrt(rest), middle = end ? bx : ax;
+    left = Math.min(left, middle - half);
+    right = Math.max(right, middle + half);
+  }
+  if (rise !== 0) {
+    for (let side = -1; side <= 1; side += 2) {
+      const x = ax - side * rise / length * radius, share = (y - ay - side * run / length * radius) / rise;
+      if (share < 0 || share > 1) continue;
+      left = Math.min(left, x + share * run);
+      right = Math.max(right, x + share * run);
+    }
+  }
+  out.left = left;
+  out.right = right;
+  return left <= right;
 }
 
 /**
  * Draw strokes in their order.
  * @param {Stroke[]} strokes in pixels of this picture
- * @param {Float32Array} [cover] drawn into, if given; what it holds inside the window is lost
+ * @param {Uint8Array} [cover] drawn into, if given; what it holds inside the window is lost
  * @param {Window} [window] touch only this
- * @returns {Float32Array} width x height, 1 on strokes
+ * @returns {Uint8Array} width x height, 255 on strokes
  */
-export function drawStrokes(strokes, width, height, cover = new Float32Array(width * height), window = whole(width, height)) {
+export function drawStrokes(strokes, width, height, cover = new Uint8Array(width * height), window = whole(width, height)) {
   for (let row = window.top; row < window.bottom; row++) {
     cover.fill(0, row * width + window.left, row * width + Math.max(window.left, window.right));
   }

@@ -28,6 +28,9 @@ export function outerNode(inner) {
   return null;
 }
 
+/** The nodes of the workflow, at any depth. */
+export const allNodes = () => [rootGraph(), ...(rootGraph()?.subgraphs?.values?.() ?? [])].flatMap((graph) => graph?.nodes ?? []);
+
 /** Whether a node lies in the workflow that the page holds, at any depth. */
 export function isPresent(node) {
   const root = rootGraph();

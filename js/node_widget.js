@@ -1,7 +1,16 @@
 import { app } from "../../scripts/app.js";
+import { isPresent } from "./graph.js";
 
 const HEAL_FRAMES = 60;
 export const ROOT = "framepainter-widget";
+
+/** All that have begun: `onRemoved` does not fire for nodes inside subgraphs, so that each looks whether its node is still there. */
+const BEGUN = new Set();
+
+/** End the widgets whose nodes have gone, as after a workflow was loaded or undone. */
+export function sweep() {
+  for (const widget of BEGUN) if (!isPresent(widget.node)) widget.end();
+}
 
 /** A DOM widget of ours and its node: it works while the node is in a graph, and leaves nothing behind when the node goes. */
 export class NodeWidget {
@@ -23,7 +32,7 @@ export class NodeWidget {
   follow() {
     this.chain("onAdded", () => this.#begin());
     this.chain("onConfigure", () => this.#heal());
-    this.chain("onRemoved", () => this.#end());
+    this.chain("onRemoved", () => this.end());
     if (this.node.graph) this.#begin();
   }
 
@@ -56,23 +65,36 @@ export class NodeWidget {
   #begin() {
     if (this.ended) {
       this.ended = false;
-      this.timer = setInterval(() => this.look(), this.every);
+      this.missed = 0;
+      this.timer = setInterval(() => this.#tick(), this.every);
+      BEGUN.add(this);
       this.begun();
       queueMicrotask(() => this.look());
     }
     this.#heal();
   }
 
-  #end() {
+  /** A node that is missing at two looks in a row has gone; while a subgraph is made it is missing for a moment. */
+  #tick() {
+    this.missed = isPresent(this.node) ? 0 : this.missed + 1;
+    if (this.missed > 1) this.end();
+    else this.look();
+  }
+
+  end() {
+    if (this.ended) return;
     this.ended = true;
+    BEGUN.delete(this);
     clearInterval(this.timer);
     cancelAnimationFrame(this.healing);
     this.gone();
   }
 }
 
-/** Tell the page that the workflow has changed: without this neither undo nor saving would know. */
-export function remember() {
+/** Tell the page that the workflow has changed: without this neither undo nor saving would know. It takes its time to compare. */
+export const remember = () => setTimeout(tell);
+
+function tell() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   if (tracker?.captureCanvasState) tracker.captureCanvasState();
   else tracker?.checkState?.();

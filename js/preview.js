@@ -21,7 +21,7 @@ export function statusOf(kind, text, picture) {
                    + "to stretch it or start over.", warn: true, broken: false };
   }
   const about = picture ? `${picture.width} × ${picture.height}` : size ? `drawn on ${size.width} × ${size.height}` : "";
-  return { text: [items.length ? counted(kind, items.length) : "Nothing drawn", about].filter(Boolean).join(" · "), warn: false, broken: false };
+  return { text: [items.length ? counted(kind, items) : "Nothing drawn", about].filter(Boolean).join(" · "), warn: false, broken: false };
 }
 
 /**
@@ -61,7 +61,7 @@ export function paintPreview(canvas, kind, text, bitmap, density) {
 function paintStrokes(context, strokes, width, height) {
   const image = context.getImageData(0, 0, width, height), { data } = image;
   drawStrokes(strokes, width, height).forEach((cover, i) => {
-    for (let c = i * 4; c < i * 4 + 3; c++) data[c] += (255 - data[c]) * cover;
+    for (let c = i * 4; c < i * 4 + 3; c++) data[c] += (255 - data[c]) * cover / 255;
   });
   context.putImageData(image, 0, 0);
 }

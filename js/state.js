@@ -12,9 +12,9 @@ const MAX_NUMBER = 1e9;
 
 /** What differs between the three: the key of the list, the text of nothing, words for messages. */
 export const KINDS = {
-  sketch: { list: "strokes", empty: "", one: "stroke", many: "strokes", title: "Sketch" },
-  drag: { list: "drags", empty: "[]", one: "drag", many: "drags", title: "Drag points" },
-  coarse: { list: "pieces", empty: "", one: "piece", many: "pieces", title: "Coarse edit" },
+  sketch: { list: "strokes", empty: "", one: "stroke", many: "strokes", title: "Sketch", node: "Sketch Signal" },
+  drag: { list: "drags", empty: "[]", one: "drag", many: "drags", title: "Drag points", node: "Drag Signal" },
+  coarse: { list: "pieces", empty: "", one: "piece", many: "pieces", title: "Coarse edit", node: "Coarse Edit Signal" },
 };
 
 const isNumber = (v) => typeof v === "number" && Math.abs(v) <= MAX_NUMBER;
@@ -64,6 +64,8 @@ export function readState(kind, text) {
   const version = state.version ?? VERSION;
   if (!Number.isInteger(version) || version < 1) return bad("the text in this node has no valid version");
   if (version > VERSION) return bad(`the text in this node is of version ${version}, made by a newer ComfyUI-FramePainter`);
+  const other = Object.entries(KINDS).find(([name, { list: key }]) => name !== kind && key in state && !(list in state));
+  if (other) return bad(`the text in this node is a drawing of ${other[1].node}`);
   const items = state[list] ?? [];
   if (!Array.isArray(items)) return bad(`"${list}" is not a list`);
   for (const [i, item] of items.entries()) {
@@ -78,6 +80,23 @@ export function readState(kind, text) {
   const full = kind === "sketch" ? items.map((s) => ({ tool: "brush", size: 1, points: [], ...s })) : items;
   return { state, items: full, size, problem: null };
 }
+
+/** Entry -> the same rounded, and its text; strokes do not change, and there may be hundreds of them. */
+const WRITTEN = new WeakMap();
+
+function written(kind, item) {
+  let found = typeof item === "object" ? WRITTEN.get(item) : undefined;
+  if (!found) {
+    const rounded = ROUND[kind](item);
+    found = { rounded, text: JSON.stringify(rounded) };
+    WRITTEN.set(item, found);
+    WRITTEN.set(rounded, found);
+  }
+  return found;
+}
+
+/** Entries as they are read back from their text. */
+export const rounded = (kind, items) => items.map((item) => written(kind, item).rounded);
 
 /**
  * Write an editor's text: short, coordinates to a tenth of a pixel.
@@ -94,7 +113,7 @@ export function writeState(kind, state, items, size) {
   delete out[list];
   const plain = Object.keys(out).every((key) => ["version", "width", "height"].includes(key));
   if (!items.length && plain) return empty;
-  return JSON.stringify({ ...out, [list]: items.map(ROUND[kind]) });
+  return `${JSON.stringify(out).slice(0, -1)},"${list}":[${items.map((item) => written(kind, item).text).join()}]}`;
 }
 
 const round = (value, digits) => Math.round(value * 10 ** digits) / 10 ** digits + 0;  // + 0 turns -0 into 0
@@ -147,7 +166,9 @@ export function fitItems(kind, items, drawn, picture) {
   return items.map((p) => ({ ...p, outline: fit(p.outline), ...(p.move && { move: fit(p.move) }) }));
 }
 
-/** "3 strokes" */
-export function counted(kind, number) {
-  return `${number} ${number === 1 ? KINDS[kind].one : KINDS[kind].many}`;
+/** "3 strokes"; "3 strokes, 1 eraser pass". */
+export function counted(kind, items) {
+  const count = (number) => `${number} ${number === 1 ? KINDS[kind].one : KINDS[kind].many}`;
+  const passes = kind === "sketch" ? items.filter((stroke) => stroke.tool === "eraser").length : 0;
+  return passes ? `${count(items.length - passes)}, ${passes} eraser ${passes === 1 ? "pass" : "passes"}` : count(items.length);
 }

@@ -32,7 +32,8 @@ const STYLE = `<style>
   color: var(--fp-quiet); font-size: 11.5px; line-height: 1.35; }
 .framepainter-widget .framepainter-status[data-level=warn] { color: var(--fp-text); background: color-mix(in srgb, var(--fp-warn) 24%, var(--fp-panel));
   border-radius: 5px; padding: 4px 7px; }
-.framepainter-widget .framepainter-row { display: flex; gap: 6px; flex: none; }
+.framepainter-widget .framepainter-row { display: flex; gap: 6px; flex: none; min-width: 0; overflow: hidden; }
+.framepainter-widget .framepainter-row .framepainter-button { padding: 0 6px; overflow: hidden; }
 .framepainter-widget .framepainter-row .framepainter-button { flex: 1 1 auto; min-width: 0; }
 .framepainter-widget .framepainter-button span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .framepainter-button { display: inline-flex; align-items: center; justify-content: center; gap: 6px; height: 30px; padding: 0 10px; margin: 0;
@@ -75,6 +76,13 @@ body.dark-theme .framepainter-dialog, body.dark-theme .framepainter-widget { col
 .framepainter-foot { border: 0; border-top: 1px solid var(--fp-line); padding: 5px 12px; color: var(--fp-quiet); font-size: 12px; }
 .framepainter-foot .framepainter-tip { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .framepainter-foot output { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 92px; text-align: right; }
+.framepainter-strip { display: flex; align-items: center; gap: 12px; flex: none; padding: 6px 12px; border-top: 1px solid var(--fp-line); min-width: 0; }
+.framepainter-strip[hidden] { display: none; }
+.framepainter-strip label { display: grid; grid-template-columns: auto auto; gap: 3px 7px; align-items: center; flex: none; max-width: 190px; color: var(--fp-quiet); font-size: 12px; }
+.framepainter-strip .framepainter-unit { grid-column: 1 / 3; margin: 0; }
+.framepainter-cells { display: flex; gap: 3px; overflow-x: auto; min-width: 0; scrollbar-width: thin; padding: 2px; }
+.framepainter-button.framepainter-cell { height: auto; padding: 2px; flex: none; flex-direction: column; gap: 1px; border-width: 2px; font-size: 10.5px; line-height: 1.2; }
+.framepainter-cell i { display: block; }
 .framepainter-toast { position: absolute; left: 50%; bottom: 18px; transform: translateX(-50%); max-width: min(560px, 90%); padding: 8px 14px; border-radius: 8px;
   background: var(--fp-text); color: var(--fp-panel); box-shadow: 0 6px 24px #0006; pointer-events: none; }
 .framepainter-help { position: absolute; right: 14px; top: 14px; width: min(430px, calc(100% - 28px)); max-height: calc(100% - 28px); overflow: auto; padding: 14px 16px;

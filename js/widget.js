@@ -3,6 +3,8 @@ import { app } from "../../scripts/app.js";
 import { ask } from "./editor/ask.js";
 import { button, element } from "./editor/dom.js";
 import { Editor } from "./editor/shell.js";
+import { chooseFrame, fetchStrip } from "./footage.js";
+import { inputLink } from "./graph.js";
 import { NodeWidget, remember, ROOT } from "./node_widget.js";
 import { connectFile, fetchPicture, otherOrigin, sourceOf } from "./picture.js";
 import { paintPreview, statusOf } from "./preview.js";
@@ -28,7 +30,7 @@ class EditorWidget extends NodeWidget {
    */
   constructor(node, name, kind, text) {
     super(node, element("div", { class: ROOT, "data-kind": kind }), LOOK_MS);
-    Object.assign(this, { kind, text, bitmap: null, key: null, own: null, editor: null, problem: "", upstream: null, making: null });
+    Object.assign(this, { kind, text, bitmap: null, key: null, own: null, editor: null, problem: "", upstream: null, making: null, footage: null });
     this.#build();
     this.widget = node.addDOMWidget(name, `framepainter_${kind}`, this.root, {
       getValue: () => this.text,
@@ -117,6 +119,8 @@ class EditorWidget extends NodeWidget {
     let bitmap = null;
     this.problem = "";
     this.upstream = source ? null : upstream;
+    this.footage = source?.footage ?? null;
+    this.#tellStrip();
     try {
       if (source) bitmap = await fetchPicture(source, signal);
     } catch (error) {
@@ -129,6 +133,22 @@ class EditorWidget extends NodeWidget {
     this.#tellEditor();
     old?.close();
     this.paint();
+  }
+
+  #tellStrip() {
+    const { footage } = this, free = footage?.free && (footage.pick || inputLink(this.node, this.#slot)?.origin_id >= 0);
+    this.editor?.setFootage(free ? { key: JSON.stringify(footage.query), index: footage.index,
+                                     load: (signal) => fetchStrip(footage, signal) } : null);
+  }
+
+  get #slot() {
+    return this.node.inputs?.findIndex((input) => input.name === INPUT) ?? -1;
+  }
+
+  chooseFrame(index) {
+    chooseFrame(this.node, INPUT, this.footage, index);
+    remember();
+    this.look();
   }
 
   #tellEditor(waiting = false) {
@@ -210,7 +230,7 @@ class EditorWidget extends NodeWidget {
   // What is seen --------------------------------------------------------------------------------------
 
   paint() {
-    if (this.ended) return;
+    if (this.ended || this.editor) return;  // the editor covers it
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
       if (!this.ended) this.#paint();
@@ -244,12 +264,14 @@ class EditorWidget extends NodeWidget {
       connect: (input, file) => this.connect(input, file),
       getPicture: () => this.getPicture(),
       run: () => app.extensionManager.command.execute("Comfy.QueuePrompt"),
+      chooseFrame: (index) => this.chooseFrame(index),
       closed: () => {
         this.editor = null;
         this.paint();
       },
     });
     this.#tellEditor(!this.bitmap && Boolean(this.key) && !this.upstream && !this.problem);
+    this.#tellStrip();
     this.look();
   }
 }

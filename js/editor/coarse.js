@@ -29,7 +29,8 @@ export function createCoarse(editor) {
     if (piece()) editor.change(() => drawing.replace(selected, change(piece())));
     else editor.say("Select a piece first, or draw around one");
   };
-  const toggle = (flag) => alter((p) => ({ ...p, [flag]: !p[flag] }));
+  /** Copy and Erase exclude each other: both together would do nothing. */
+  const toggle = (flag) => alter((p) => ({ ...p, copy: false, delete: false, [flag]: !p[flag] }));
   const discard = (index = selected) => {
     if (!drawing.items[index]) return editor.say("Select a piece first");
     selected = -1;
@@ -169,7 +170,6 @@ export function createCoarse(editor) {
       else if (small === "g") ground(background() === "fill" ? "black" : "fill");
       else if (small === "o") compare(true);
       else if ({ h: 1, j: 1, c: 1, x: 1 }[small]) buttons[{ h: "flip-h", j: "flip-v", c: "copy", x: "erase" }[small]].click();
-      else if (key === "Escape" && selected >= 0 && !gesture && !outline) select(-1);
       else return false;
       return true;
     },

@@ -1,4 +1,4 @@
-import { compareSizes, counted, fitItems, KINDS, readState, writeState } from "../state.js";
+import { compareSizes, counted, fitItems, KINDS, readState, rounded, writeState } from "../state.js";
 
 /** @typedef {import("../state.js").Size} Size */
 
@@ -23,14 +23,14 @@ export class Drawing {
 
   /** Show a text as the present step; what could be undone or redone stays. */
   show(text) {
-    if (this.at < 0) this.at = this.steps.push(text) - 1;
-    else if (text !== this.text) this.#step(text);
+    if (this.at < 0) this.at = this.steps.push({ text }) - 1;
+    else if (text !== this.text) this.#step({ text });
     this.#read();
   }
 
   /** The text as it is in the node now. */
   get text() {
-    return this.steps[this.at];
+    return this.steps[this.at].text;
   }
 
   /** @param {Size} size of the picture to draw on */
@@ -40,7 +40,7 @@ export class Drawing {
   }
 
   #read() {
-    const { state, items, size, problem } = readState(this.kind, this.text);
+    const step = this.steps[this.at], { state, items, size, problem } = step.read ??= readState(this.kind, step.text);
     this.state = state;
     this.size = size;
     this.problem = problem;
@@ -48,8 +48,9 @@ export class Drawing {
     this.items = fitItems(this.kind, items, size, this.ground);
   }
 
-  #step(text) {
-    this.steps.splice(this.at + 1, Infinity, text);
+  /** @param {{text: string, read?: object}} step what it holds is not read again if it is known */
+  #step(step) {
+    this.steps.splice(this.at + 1, Infinity, step);
     if (this.steps.length > MAX_STEPS) this.steps.shift();
     this.at = this.steps.length - 1;
   }
@@ -60,9 +61,9 @@ export class Drawing {
    * @param {object} [keys] further keys of the state
    */
   commit(items, keys = {}) {
-    const text = writeState(this.kind, { ...this.state, ...keys }, items, this.ground);
+    const state = { ...this.state, ...keys }, text = writeState(this.kind, state, items, this.ground), size = { ...this.ground };
     if (text === this.text) return;
-    this.#step(text);
+    this.#step({ text, read: { state, items: rounded(this.kind, items), size, problem: null } });
     this.#read();
     this.write(text);
   }
@@ -85,7 +86,7 @@ export class Drawing {
   /** Replace everything by another text. */
   load(text) {
     if (text === this.text) return;
-    this.#step(text);
+    this.#step({ text });
     this.#read();
     this.write(text);
   }
@@ -126,6 +127,6 @@ export class Drawing {
 
   /** "3 strokes" */
   get summary() {
-    return counted(this.kind, this.items.length);
+    return counted(this.kind, this.items);
   }
 }

@@ -109,7 +109,7 @@ export function createDrag(editor) {
       gesture.moved ||= Math.hypot(event.clientX - gesture.from[0], event.clientY - gesture.from[1]) >= CLICK;
       const { grip = { x: 0, y: 0 } } = gesture;
       if (gesture.moved) gesture.point = inside({ x: raw.x + grip.x, y: raw.y + grip.y });
-      editor.render();
+      editor.renderMarks();
     },
     up(raw) {
       const { index, moved } = gesture, next = present(), made = next.at(index < 0 ? -1 : index).map((v) => Math.round(v * 10) / 10);
@@ -133,7 +133,7 @@ export function createDrag(editor) {
     hover(point, event) {
       hovered = point && handleAt(point, event.pointerType === "touch");
       editor.stage.style.setProperty("cursor", hovered ? "move" : "crosshair");
-      editor.render();
+      editor.renderMarks();
     },
     key(event) {
       const { key, shiftKey } = event, steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

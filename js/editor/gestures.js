@@ -5,6 +5,8 @@
 
 const LINE_HEIGHT = 16, WHEEL = 0.0016;
 const PEN_ERASER = 32;
+/** How long after a pen was last seen fingers do nothing. */
+const PEN_MS = 500;
 
 /**
  * @param {HTMLElement} stage
@@ -15,7 +17,16 @@ const PEN_ERASER = 32;
  */
 export function listen(stage, view, on, signal) {
   const fingers = new Map();
-  let mode = null, active = null, last = null, space = false;
+  let mode = null, active = null, last = null, space = false, pen = -Infinity;
+
+  /** Fingers and the palm that lie on the screen while a pen is at work mean nothing. */
+  const resting = (event) => event.pointerType === "touch" && event.timeStamp - pen < PEN_MS;
+
+  function penArrives() {
+    if (mode === "draw") on.cancel();
+    mode = null;
+    fingers.clear();
+  }
 
   const point = (event) => ({ ...view.toPicture(event.clientX, event.clientY), eraser: Boolean(event.buttons & PEN_ERASER) });
   const pair = () => {
@@ -42,7 +53,7 @@ export function listen(stage, view, on, signal) {
   }
 
   function end(event, lost) {
-    fingers.delete(event.pointerId);
+    if (event.pointerType === "touch" && !fingers.delete(event.pointerId)) return;
     if (mode === "draw" && event.pointerId === active) {
       mode = null;
       if (lost) on.cancel();
@@ -61,12 +72,17 @@ export function listen(stage, view, on, signal) {
   const add = (type, listener, options = {}) => stage.addEventListener(type, listener, { signal, ...options });
   add("pointerdown", (event) => {
     event.preventDefault();
+    if (resting(event)) return;
     stage.setPointerCapture(event.pointerId);
+    if (event.pointerType === "pen" && (fingers.size || mode === "rest")) penArrives();
+    if (event.pointerType === "pen") pen = event.timeStamp;
     if (event.pointerType === "touch") fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     if (mode === null || (mode === "draw" && fingers.size === 2)) begin(event);
     cursor();
   });
   add("pointermove", (event) => {
+    if (event.pointerType === "pen") pen = event.timeStamp;
+    if (resting(event)) return;
     if (fingers.has(event.pointerId)) fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     if (mode === "draw" && event.pointerId === active) {
       const all = event.getCoalescedEvents?.() ?? [];

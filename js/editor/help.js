@@ -2,7 +2,7 @@ import { element } from "./dom.js";
 
 const COMMON = [
   ["Ctrl+Z", "Undo"], ["Ctrl+Shift+Z, Ctrl+Y", "Redo"], ["Wheel, + -, pinch", "Zoom"], ["Space + drag, middle drag, two fingers", "Move the view"],
-  ["0", "Fit to window"], ["1", "Actual size"], ["?", "This list"], ["Esc, Ctrl+Enter", "Done"],
+  ["0", "Fit to window"], ["1", "Actual size"], ["Comma, Period", "Frame before, after, of a video"], ["?", "This list"], ["Esc, Ctrl+Enter", "Done"],
   ["Ctrl+Shift+Enter", "Done and run"],
 ];
 

@@ -68,6 +68,7 @@ function alone(editor, event) {
   else if (key === "-" || key === "_") editor.zoom(1 / 1.25);
   else if (key === "0") editor.fit();
   else if (key === "1") editor.actual();
+  else if (key === "," || key === ".") return editor.strip.step(key === "." ? 1 : -1);
   else if (key === "?" || key === "F1") editor.toggleHelp();
   else return key === "Backspace" || key === "Delete";
   return true;

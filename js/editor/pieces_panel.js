@@ -33,7 +33,7 @@ export function piecesPanel(on) {
   }
 
   function row(piece, index, selected, count, cutout) {
-    const what = [piece.delete ? "erased" : piece.copy ? "copied" : "", (piece.scale ?? [1, 1]).some((v) => v < 0) ? "flipped" : ""];
+    const what = [piece.delete ? (piece.copy ? "copy and erase: no effect" : "erased") : piece.copy ? "copied" : "", (piece.scale ?? [1, 1]).some((v) => v < 0) ? "flipped" : ""];
     const still = !(piece.move ?? [0, 0]).some(Boolean) && !piece.rotate && (piece.scale ?? [1, 1]).every((v) => v === 1);
     const act = (id, icon, label, run, disabled) => {
       const made = button({ id, icon, label, run });

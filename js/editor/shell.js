@@ -4,6 +4,7 @@ import { createCoarse } from "./coarse.js";
 import { Drawing } from "./document.js";
 import { button, element, group, newCanvas } from "./dom.js";
 import { createDrag } from "./drag.js";
+import { FilmStrip } from "./film_strip.js";
 import { listen } from "./gestures.js";
 import { helpList } from "./help.js";
 import { onKey } from "./keys.js";
@@ -24,6 +25,7 @@ const TOAST_MS = 4000;
  * @property {(input: string, file: File) => Promise<boolean>} connect a picture file to an input of the node; false: it was not wanted
  * @property {() => void} getPicture runs the nodes before this one, to have their picture
  * @property {() => void} run runs the workflow
+ * @property {(index: number) => void} chooseFrame edits another frame of the video
  * @property {() => void} closed called once, when the editor has gone
  */
 
@@ -76,6 +78,7 @@ export class Editor {
     this.toast = element("div", { class: "framepainter-toast", role: "status", "aria-live": "polite", hidden: true });
     this.help = element("div", { class: "framepainter-help", role: "region", "aria-label": "Keyboard shortcuts", hidden: true });
     this.body = element("div", { class: "framepainter-body" }, this.stage, this.help, this.toast);
+    this.strip = new FilmStrip((index) => this.host.chooseFrame(index));
     this.tip = element("span", { class: "framepainter-tip" });
     this.where = element("output", { "aria-label": "Pointer position" });
     this.scale = element("output", { "aria-label": "Zoom" });
@@ -85,7 +88,7 @@ export class Editor {
               button({ icon: "help", label: "Keyboard shortcuts", key: "?", run: () => this.toggleHelp(), id: "help" }),
               button({ icon: "play", text: "Run", label: "Done, and run the workflow", key: "Ctrl+Shift+Enter", run: () => this.run(), id: "run" }),
               button({ icon: "check", text: "Done", key: "Esc", run: () => this.close(), class: "framepainter-main", id: "done" })),
-      this.bar, this.banner, this.body,
+      this.bar, this.banner, this.body, this.strip.root,
       element("div", { class: "framepainter-foot" }, this.tip, element("span", { class: "framepainter-space" }), this.where, this.scale));
     const own = (type, listener) => this.dialog.addEventListener(type, listener, { signal });
     // What happens in here is none of the page's business: it would paste nodes, zoom the graph or open dropped files.
@@ -161,6 +164,16 @@ export class Editor {
     if (other || this.view.fitted) this.view.fit();
     this.tool.grounded();
     this.refresh();
+  }
+
+  /**
+   * The video that the picture is a frame of.
+   * @param {{key: string, index: number, load: (signal: AbortSignal) => Promise<object>} | null} footage null: it is of none, or
+   *   no other frame can be chosen
+   */
+  setFootage(footage) {
+    if (footage) this.strip.show(footage.key, footage.index, () => footage.load(this.ending.signal));
+    else this.strip.hide();
   }
 
   // Changes -------------------------------------------------------------------------------------------
@@ -353,11 +366,18 @@ export class Editor {
       canvas.height = Math.max(1, Math.round(clientHeight * density));
     }
     if (this.view.fitted) this.view.fit();
+    this.stale = true;
     this.#draw();
   }
 
   /** Draw the stage before the next frame. */
   render() {
+    this.stale = true;
+    this.renderMarks();
+  }
+
+  /** The same of what lies above the picture, where that has not changed. */
+  renderMarks() {
     this.frame ??= requestAnimationFrame(() => this.#draw());
   }
 
@@ -365,12 +385,15 @@ export class Editor {
     cancelAnimationFrame(this.frame);
     this.frame = null;
     const density = window.devicePixelRatio || 1, { view } = this, { context, canvas } = this.picture, marks = this.marks.context;
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.clearRect(0, 0, canvas.width, canvas.height);
-    context.setTransform(density * view.zoom, 0, 0, density * view.zoom, density * view.x, density * view.y);
-    context.imageSmoothingEnabled = view.zoom * density < 2.5;
-    context.imageSmoothingQuality = "medium";
-    this.tool.paint(context);
+    if (this.stale) {
+      context.setTransform(1, 0, 0, 1, 0, 0);
+      context.clearRect(0, 0, canvas.width, canvas.height);
+      context.setTransform(density * view.zoom, 0, 0, density * view.zoom, density * view.x, density * view.y);
+      context.imageSmoothingEnabled = view.zoom * density < 2.5;
+      context.imageSmoothingQuality = "medium";
+      this.tool.paint(context);
+      this.stale = false;
+    }
     marks.setTransform(density, 0, 0, density, 0, 0);
     marks.clearRect(0, 0, canvas.width, canvas.height);
     marks.strokeStyle = "#8886";

@@ -1,5 +1,6 @@
-import { around, common, drawStroke, drawStrokes, isEmpty, simplify, strokeWindow, whole } from "../geometry.js";
-import { button, group, newCanvas, press, slider } from "./dom.js";
+import { simplify } from "../geometry.js";
+import { button, group, press, slider } from "./dom.js";
+import { StrokeLayer } from "./stroke_layer.js";
 
 /** A freehand line keeps within this many pixels of the hand's way; more in pictures above REFERENCE. */
 const TOLERANCE = 0.35, REFERENCE = 1024;
@@ -10,7 +11,7 @@ const OPACITY = 60;
 export function createSketch(editor) {
   const { drawing } = editor;
   let tool = "brush", shape = "freehand", size = 0, opacity = OPACITY;
-  let cover, layer, shown = [], before = null, stroke = null, touched = null;
+  let layer, stroke = null;
 
   // Controls ------------------------------------------------------------------------------------------
 
@@ -33,64 +34,13 @@ export function createSketch(editor) {
   const sizes = slider({ label: "Size", min: 1, max: 200, step: 0.5, unit: "px", value: 4, change: (v) => (size = v, editor.render()) });
   const seen = slider({ label: "Picture", min: 0, max: 100, unit: "%", value: OPACITY, change: (v) => (opacity = v, editor.render()) });
 
-  // Pixels --------------------------------------------------------------------------------------------
-
-  /** Bring a window of the layer up to date. */
-  function show(window) {
-    if (isEmpty(window)) return;
-    const { width } = drawing.ground, w = window.right - window.left, h = window.bottom - window.top;
-    const image = layer.context.createImageData(w, h), { data } = image;
-    for (let y = 0, i = 0; y < h; y++) {
-      for (let x = 0, at = (window.top + y) * width + window.left; x < w; x++, at++, i += 4) {
-        data[i] = data[i + 1] = data[i + 2] = 255;
-        data[i + 3] = Math.round(cover[at] * 255);
-      }
-    }
-    layer.context.putImageData(image, window.left, window.top);
-  }
-
-  const windowAround = (strokes) => {
-    const { width, height } = drawing.ground;
-    return strokes.filter((s) => s.points.length).reduce((all, s) => around(all, strokeWindow(s, width, height)), null);
-  };
-
-  /** Draw what differs between the strokes on the layer and those of the drawing. */
-  function changed() {
-    const { width, height } = drawing.ground, next = drawing.items;
-    let same = 0;
-    while (same < Math.min(shown.length, next.length) && equal(shown[same], next[same])) same++;
-    const window = windowAround([...shown.slice(same), ...next.slice(same)]);
-    if (window && !isEmpty(window)) {
-      drawStrokes(next, width, height, cover, window);
-      show(window);
-    }
-    shown = next;
-  }
-
   // A stroke ------------------------------------------------------------------------------------------
 
   function extend(points) {
-    const { width, height } = drawing.ground, old = stroke.points;
-    const part = { ...stroke, points: [...old.slice(-2), ...points] };
+    const old = stroke.points;
+    layer.extend({ ...stroke, points: [...old.slice(-2), ...points] });
     old.push(...points);
-    const window = strokeWindow(part, width, height);
-    touched = around(touched, window);
-    drawStroke(cover, width, part, window);
-    show(window);
     editor.render();
-  }
-
-  /** Take the unfinished stroke off the layer. */
-  function takeBack() {
-    const { width, height } = drawing.ground, window = touched && common(touched, whole(width, height));
-    if (window) {
-      for (let row = window.top; row < window.bottom; row++) {
-        const from = row * width + window.left, to = row * width + Math.max(window.left, window.right);
-        cover.set(before.subarray(from, to), from);
-      }
-      show(window);
-    }
-    touched = null;
   }
 
   function straight(point, event) {
@@ -100,15 +50,15 @@ export function createSketch(editor) {
       const length = Math.hypot(toX - x, toY - y), angle = Math.round(Math.atan2(toY - y, toX - x) / SNAP) * SNAP;
       [toX, toY] = [x + Math.cos(angle) * length, y + Math.sin(angle) * length];
     }
-    takeBack();
+    layer.takeBack();
     stroke.points = [x, y];
     extend([toX, toY]);
   }
 
   function end() {
     const done = stroke, { width, height } = drawing.ground;
-    takeBack();
-    stroke = before = null;
+    layer.takeBack();
+    stroke = null;
     done.points = simplify(done.points, TOLERANCE * Math.max(1, Math.max(width, height) / REFERENCE));
     editor.change(() => drawing.add(done));
   }
@@ -122,18 +72,15 @@ export function createSketch(editor) {
     tip: () => (tool === "eraser" ? "Drag to erase." : "Draw the outline of what changes, at the place and in the shape it should have after the edit."),
     grounded() {
       const { width, height } = drawing.ground;
-      cover = new Float32Array(width * height);
-      layer = newCanvas(width, height);
-      shown = [];
+      layer = new StrokeLayer(drawing.ground);
       for (const field of sizes.querySelectorAll("input")) field.max = limit();
       setSize(size || drawing.items.at(-1)?.size || Math.max(2, Math.max(width, height) / 150));
     },
-    changed,
+    changed: () => layer.update(drawing.items),
     down(point) {
-      before = cover.slice();
       stroke = { tool: point.eraser ? "eraser" : tool, size, points: [point.x, point.y] };
-      touched = null;
-      extend([]);
+      layer.extend(stroke);
+      editor.render();
     },
     move(point, event, points) {
       if (shape === "line") straight(point, event);
@@ -141,10 +88,10 @@ export function createSketch(editor) {
     },
     up: end,
     cancel() {
-      takeBack();
-      stroke = before = null;
+      layer.takeBack();
+      stroke = null;
     },
-    hover: () => editor.render(),
+    hover: () => editor.renderMarks(),
     key({ key, shiftKey }) {
       const small = key.toLowerCase(), step = Math.max(0.5, Math.round(size / 8)) * (shiftKey ? 2 : 1);
       if (small === "b" || small === "e") choose("tool", small === "b" ? "brush" : "eraser");
@@ -178,9 +125,4 @@ export function createSketch(editor) {
       }
     },
   };
-}
-
-function equal(a, b) {
-  return a === b || (a.tool === b.tool && a.size === b.size && a.points.length === b.points.length
-                     && a.points.every((v, i) => v === b.points[i]));
 }

@@ -38,7 +38,10 @@ BUILD = """async ([types, picture, first]) => {
     const node = add(type, 380 + i * 380, 60, 330, 440)
     load?.connect(0, node, node.inputs.findIndex(input => input.name === 'picture'))
     const slot = node.outputs.findIndex(output => output.name === 'control')
-    if (slot >= 0) node.connect(slot, add('PreviewImage', 380 + i * 380, 640, 330, 260), 0)
+    if (slot < 0) return
+    const preview = add('PreviewImage', 380 + i * 380, 640, 330, 260)
+    preview.title = `Behind ${type}`
+    node.connect(slot, preview, 0)
   })
   const saved = JSON.parse(JSON.stringify(root.serialize()))
   for (const node of saved.nodes) {
