@@ -2,11 +2,13 @@
 
     <ComfyUI's python> bench/video_p2p.py --host COMFYUI [--branches fast ...] [--sheet FILE.png] [--write]
     <ComfyUI's python> bench/video_p2p.py --host COMFYUI --reconstruction [--write]
+    <ComfyUI's python> bench/video_p2p.py --host COMFYUI --smooth [--write]
 
 The example clip and the small text-to-image model, through the pack's own nodes and the host's sampler: three edits, each way to
-keep the source beside the edit, alone, with the local blend, and with Keep Untouched after it. --write puts the table into
-docs/video_p2p.md; it takes a few minutes, most of it null-text optimisation. --reconstruction samples the source prompt in place of
-an edit, which is to give the clip back: what inversion, guidance and null-text embeddings miss of it.
+keep the source beside the edit, alone, with the local blend, and with Keep Untouched after it. It takes a few minutes, most of it
+null-text optimisation. --reconstruction samples the source prompt in place of an edit, which should give the clip back: what
+inversion, guidance and null-text embeddings miss of it. --smooth inverts the clip with and without Smooth Area Perturbation.
+--write puts the tables into docs/video_p2p.md.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import pages  # noqa: E402
 RESULTS = ROOT / "bench" / "video_p2p.json"
 PAGE, BEGIN = ROOT / "docs" / "video_p2p.md", "<!-- table: bench/video_p2p.py -->"
 BEGIN_BACK = "<!-- table: bench/video_p2p.py --reconstruction -->"
+BEGIN_SMOOTH = "<!-- table: bench/video_p2p.py --smooth -->"
 INPUTS, SIDE = ROOT / "workflows" / "inputs", 192
 SOURCE = "a red disc on a green ground"
 STEPS, GUIDANCE, CROSS, TEMPORAL, THRESHOLD, MAP_SCALE, FEATHER = 20, 6.0, 0.8, 0.5, 0.3, 2, 4
@@ -254,20 +257,40 @@ def reconstruction(load) -> list[str]:
     return out
 
 
+def smooth(load) -> list[str]:
+    """A Markdown table: Anderson-Darling statistic of the inverted latents, with and without perturbed smooth areas."""
+    import comfy.utils
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    bench, statistic = Bench(load), load("core.inversion.normality").anderson_darling
+    source, *_ = bench.plan(CASES[0])
+    out = ["| noise_scale | statistic |", "| --- | --- |", f"| none | {statistic(bench.start['samples']).statistic:.0f} |"]
+    for scale in (0.005, 0.02, 0.08):
+        perturbed = bench.call("SARP", images=bench.video, threshold=0.001, noise_scale=scale, seed=0)[0]
+        start, *_ = bench.call("InvertDDIM", model=bench.model, positive=source, latent={"samples": bench.vae.encode(perturbed)},
+                               steps=STEPS)
+        out.append(f"| {scale:g} | {statistic(start['samples']).statistic:.0f} |")
+        print(out[-1], flush=True)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--branches", nargs="*", choices=BRANCHES, default=BRANCHES, help="the others keep their numbers")
     parser.add_argument("--sheet", type=Path, help="picture of the first frames")
     parser.add_argument("--reconstruction", action="store_true", help="the clip given back, in place of edits")
+    parser.add_argument("--smooth", action="store_true", help="inversions of perturbed smooth areas, in place of edits")
     parser.add_argument("--write", action="store_true", help=f"rewrite the table in {PAGE.name}")
     args = parser.parse_args()
     load = tools_pack.open_pack(args.host, cpu=True)
-    if args.reconstruction:
-        found = "\n".join(reconstruction(load))
-        if args.write:
-            pages.write_table(PAGE, BEGIN_BACK, found)
-        return
+    for asked, make, begin in ((args.reconstruction, reconstruction, BEGIN_BACK), (args.smooth, smooth, BEGIN_SMOOTH)):
+        if asked:
+            found = "\n".join(make(load))
+            print(found)
+            if args.write:
+                pages.write_table(PAGE, begin, found)
+            return
     table = merged(measure(load, args.branches, args.sheet))
     text = "\n".join(lines(table))
     print(text)
