@@ -15,6 +15,10 @@ PATH = "**/framepainter/words"
 STEPS = examples.SMALL["FramePainterInvertDDIM"]
 PIXELS = 80  # of a drag: 1 more in weight
 VALUE = "([type, name]) => app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name).value"
+CHANGED = """([type, name, seen]) => {
+  const value = app.graph.nodes.find(n => n.type === type)?.widgets.find(w => w.name === name)?.value
+  return value !== undefined && value !== seen
+}"""
 LOOK_AT = """type => {
   const node = app.graph.nodes.find(n => n.type === type), view = app.canvas.ds
   view.scale = 1.2
@@ -176,11 +180,14 @@ def test_words_are_chosen_with_mouse_and_keys_and_run_as_the_text_does(browser, 
         chips.root.locator("select").select_option("automatic")
         chips.wait("edited", "blue, takes the place of red, weight 2", "swapped")
         assert chips.text() == wanted
-        # By double click, and back by the page's own undo, which makes the node again.
+        # By double click, and back by the page's own undo, which makes the node again. The first click of the two may be a step.
         chips.chip("edited", "blue").dblclick()
         assert set(chips.said()["edited"]) == {"disc"}
-        canvas.page.keyboard.press("Control+z")
-        canvas.page.wait_for_function(f"wanted => ({VALUE})(['{NODE}', 'words']) === wanted", arg=wanted)
+        for _ in range(2):
+            if (seen := chips.text()) != wanted:
+                canvas.page.keyboard.press("Control+z")
+                canvas.page.wait_for_function(CHANGED, arg=[NODE, "words", seen])
+        assert chips.text() == wanted
         chips.wait("edited", "blue, takes the place of red, weight 2", "swapped")
         assert chips.root.count() == 1
 
