@@ -44,7 +44,7 @@ def as_pictures(images: Tensor, name: str, alpha: bool = False, mend: bool = Tru
     if channels < 3:  # grey, or grey and alpha
         grey = images[..., :1].expand(*images.shape[:-1], 3)
         images = torch.cat([grey, images[..., 1:]], -1) if channels == 2 else grey
-    images = images if alpha or channels < 4 else images[..., :3]
+    images = images if alpha else images[..., :3]
     return _finite(_in_float32(images), mend)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.finite import BY_VAE, check_finite
 
+CELL = 8  # pixels of a latent's side
 BY_SENDER = "Look at the result of the node that it comes from."
 
 
@@ -19,9 +20,14 @@ def encode(vae: Any, pictures: Tensor, what: str = "the picture") -> Tensor:
         what: the pictures are, for the message.
 
     Raises:
+        ValueError: so small that a single latent would stand for a picture, which the VAE's norms cannot work on.
         NotFinite: inf or NaN in the pictures, or in what the VAE makes of them.
     """
     mm.throw_exception_if_processing_interrupted()
+    height, width = pictures.shape[1:3]
+    if (height // CELL) * (width // CELL) < 2:
+        raise ValueError(f"{what} is {width} x {height} pixels, too small for the VAE. Make it at least {2 * CELL} pixels wide and "
+                         "high.")
     check_finite(what, {"pixels": pictures}, BY_SENDER)
     latents = vae.encode(pictures)
     check_finite(what, {"encoded latents": latents}, BY_VAE)

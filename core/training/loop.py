@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from ..atomic import sweep, write_errors
 from ..finite import not_finite
-from .state import load_state, save_state, states, trim_log
+from .state import StateError, load_state, save_state, states, trim_log
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,20 @@ class Trainer:
                 out[f"optimizer/{key}/{name}"] = whole(torch.as_tensor(value))
         return out
 
+    def misfits(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of saved tensors that are missing, of another shape, or AdamW's and unknown; none if a run can resume from them."""
+        wanted = {f"parameter/{n}": p.shape for n, p in self.parameters.items()}
+        wanted |= {f"average/{n}": t.shape for n, t in self.averages.items()}
+        for name, parameter in self.parameters.items():
+            moments = {f"optimizer/{key}/{name}": shape for key, shape in _moments(parameter).items()}
+            if moments.keys() & tensors.keys():  # a parameter without a gradient so far has none
+                wanted |= moments
+        if "scale" in tensors:
+            wanted["scale"] = torch.Size([2])
+        wrong = {name for name, shape in wanted.items()
+                 if name not in tensors or tensors[name].shape != shape or not tensors[name].is_floating_point()}
+        return sorted(wrong | {name for name in tensors if name.startswith("optimizer/") and name not in wanted})
+
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Continue from saved tensors."""
@@ -304,10 +318,19 @@ def _train(trainer: Trainer, batch_loss: BatchLoss, folder: Path, report: Callab
     return made
 
 
+def _moments(parameter: Tensor) -> dict[str, torch.Size]:
+    """What AdamW keeps of a parameter, and the shapes."""
+    return {"step": torch.Size([]), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+
+
 def _resume(trainer: Trainer, folder: Path, binding: dict) -> None:
     """Restore the newest state in which a step has changed the weights; earlier versions saved others, too."""
     for path in reversed(states(folder)):
         tensors, info = load_state(path, binding)
         if any(name.startswith("optimizer/") for name in tensors):
+            wrong = trainer.misfits(tensors)
+            if wrong or not isinstance(info.get("step"), int):
+                what = f"{wrong[0]} is missing or does not fit" if wrong else f"its step is {info.get('step')!r}"
+                raise StateError(f"'{path}' is damaged: {what}. Delete this folder to continue from the state before it.")
             trainer.restore(tensors, info["step"])
             return

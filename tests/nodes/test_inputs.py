@@ -82,6 +82,13 @@ def test_grey_pictures(pack):
     assert torch.equal(found, PICTURE[..., :1].expand(1, 64, 96, 3))
 
 
+def test_grey_pictures_with_opacity(pack):
+    grey, alpha = PICTURE[..., :1], PICTURE[..., 1:2]
+    for keep, wanted in ((False, grey.expand(-1, -1, -1, 3)), (True, torch.cat([grey, grey, grey, alpha], -1))):
+        found, _ = pack("core.images").as_pictures(torch.cat([grey, alpha], -1), "picture", alpha=keep)
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("bad, text", [
     (torch.zeros(2, 3, 64, 96, 3), r"'picture' is a tensor of shape \[2, 3, 64, 96, 3\]"), (torch.zeros(1, 3, 64, 96), "shape"),
     (torch.zeros(0, 64, 96, 3), r"'picture' holds no picture \(shape \[0, 64, 96, 3\]\)"), (torch.zeros(5), "shape")])

@@ -70,6 +70,11 @@ def test_perturbation(nodes, clip):
         nodes("SARP", images=clip, threshold=0.001, noise_scale=0.005, seed=3, limits="cut")
 
 
+def test_pictures_of_one_latent_are_refused(nodes, loaded, clip):
+    with pytest.raises(ValueError, match="the first frame is 8 x 8 pixels, too small for the VAE. Make it at least 16 pixels"):
+        nodes("SourceConditioning", clip_vision=loaded.clip_vision, vae=loaded.vae, images=clip[:, :8, :8])
+
+
 def test_source_conditioning(nodes, loaded, clip, source):
     positive, latent, _ = source
     assert latent["samples"].shape == (FRAMES, 4, HEIGHT // 8, WIDTH // 8)

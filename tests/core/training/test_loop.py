@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import Linear, Module, Parameter, Sequential, Tanh
 
 
@@ -125,6 +125,30 @@ def test_a_damaged_state_is_named(loop, state, tmp_path):
     tensors = tmp_path / "state-000007" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:100])
     with pytest.raises(state.StateError, match="state-000007' cannot be read.*Delete this folder"):
+        run(loop, tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors, name: tensors | {name[:-1] + "X": tensors.pop(name)},
+    lambda tensors, name: tensors | {name: tensors[name].reshape(-1, 1)},
+    lambda tensors, name: tensors | {name: tensors[name].int()},
+], ids=["another name", "another shape", "whole numbers"])
+@pytest.mark.parametrize("kind", ["parameter/", "optimizer/exp_avg_sq/", "average/"])
+def test_a_state_with_a_wrong_tensor_is_named(loop, state, tmp_path, kind, change):
+    run(loop, tmp_path, steps=7)
+    path = tmp_path / "state-000007" / "tensors.safetensors"
+    tensors = load_file(str(path))
+    name = next(n for n in tensors if n.startswith(kind))
+    save_file(change(tensors, name), str(path))
+    with pytest.raises(state.StateError, match=f"state-000007' is damaged: {kind}.* does not fit. Delete this folder"):
+        run(loop, tmp_path)
+
+
+def test_a_state_of_no_step_is_named(loop, state, tmp_path):
+    run(loop, tmp_path, steps=7)
+    path = tmp_path / "state-000007" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": "7"}))
+    with pytest.raises(state.StateError, match="is damaged: its step is '7'"):
         run(loop, tmp_path)
 
 
