@@ -6,7 +6,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -87,3 +88,28 @@ def machine(words: str | None) -> str:
 
     what = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
     return words or f"{what}, {platform.system()}"
+
+
+@contextmanager
+def parts_counted(modules: Sequence[Any], live: Any) -> Iterator[None]:
+    """While it is entered, what a streamed network does with one part at a time counts as work inside for `live`.
+
+    Args:
+        modules: that call `by_parts`.  live: a counter of bytes alive with a context `inside`.
+    """
+    by_parts = modules[0].by_parts
+
+    def counted(count: int, size: int, work: Callable, *more: Any) -> Any:
+        def inside(which: slice) -> Any:
+            with live.inside():
+                return work(which)
+
+        return by_parts(count, size, inside, *more)
+
+    for module in modules:
+        module.by_parts = counted
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.by_parts = by_parts

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
 import pages  # noqa: E402
+from measuring import parts_counted  # noqa: E402
 
 PAGE = ROOT / "docs" / "video_p2p.md"
 BEGIN = {name: f"<!-- table: bench/video_p2p_count.py, {name} -->" for name in ("operations", "memory", "inversion", "edit")}
@@ -173,7 +174,7 @@ def memory(load: Callable) -> list[dict[str, Any]]:
 
     modules = [load(name) for name in ("core.models.inflated", "host.attention.inflated_layers", "host.attention.streamed",
                                        "core.attention.prompt")]
-    layers_module, by_parts = modules[1], modules[0].by_parts
+    layers_module = modules[1]
     modules[2].STORE = meta = torch.device("meta")
     rows = []
     for streamed in (False, True):
@@ -181,25 +182,11 @@ def memory(load: Callable) -> list[dict[str, Any]]:
         put_on(load, network, layers, streamed)
         for frames in LENGTHS:
             live = LiveMemory()
-
-            def counted(count: int, size: int, work: Callable, *more: Any, live: Any = live) -> Any:
-                def inside(which: slice) -> Any:
-                    with live.inside():
-                        return work(which)
-
-                return by_parts(count, size, inside, *more)
-
             options = {**edit_options(load, network, frames, EDIT_ROWS), "optimized_attention_override": attention_of_shapes}
             given = video(frames, EDIT_ROWS, torch.float16)
             now = layers_module.Pass(frames, meta if streamed else None)
-            for module in modules:
-                module.by_parts = counted
-            try:
-                with torch.no_grad(), live, layers_module.running(now):
-                    network(**given, transformer_options=options)
-            finally:
-                for module in modules:
-                    module.by_parts = by_parts
+            with torch.no_grad(), parts_counted(modules, live), live, layers_module.running(now):
+                network(**given, transformer_options=options)
             rows.append({"streamed": streamed, "frames": frames, "all": live.peak, "inside": live.peak_inside})
             print(rows[-1], flush=True)
     return rows

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import pack as tools_pack  # noqa: E402
 import pages  # noqa: E402
+from measuring import parts_counted  # noqa: E402
 
 PAGE = ROOT / "docs" / "video_p2p.md"
 BEGIN = {name: f"<!-- table: bench/video_p2p_step.py, {name} -->" for name in ("steps", "frames")}
@@ -149,7 +150,7 @@ def frames(load: Callable, bench: Bench) -> list[str]:
     from framepainter_tests import text_model
 
     modules = [load(name) for name in ("core.models.inflated", "host.attention.inflated_layers", "host.attention.streamed")]
-    by_parts, text = modules[0].by_parts, bench.source[0][0]
+    text = bench.source[0][0]
     out = ["| frames | MB | streamed: on the device, MB | streamed: there and in main memory, MB |", "| --- | --- | --- | --- |"]
     # Deeper levels work on more frames at a time; with one frame of the first level all of them do so from 8 frames on.
     models = [bench.inflated(streamed=streamed, chunk=SHORT_SIDE**2) for streamed in (False, True)]
@@ -158,22 +159,8 @@ def frames(load: Callable, bench: Bench) -> list[str]:
         for model in models:
             text_model.evaluate(load, model, latents, 501, text)  # whatever is made once
             live = live_memory()
-
-            def counted(total: int, size: int, work: Callable, *more: Any, live: Any = live) -> Any:
-                def inside(which: slice) -> Any:
-                    with live.inside():
-                        return work(which)
-
-                return by_parts(total, size, inside, *more)
-
-            for module in modules:
-                module.by_parts = counted
-            try:
-                with live:
-                    text_model.evaluate(load, model, latents, 501, text)
-            finally:
-                for module in modules:
-                    module.by_parts = by_parts
+            with parts_counted(modules, live), live:
+                text_model.evaluate(load, model, latents, 501, text)
             seen.append(live)
         out.append(f"| {count} | {seen[0].peak / 1e6:.1f} | {seen[1].peak_inside / 1e6:.1f} | {seen[1].peak / 1e6:.1f} |")
         print(out[-1], flush=True)

@@ -111,7 +111,7 @@ class Chips:
         self.page.unroute(PATH)
         self.page.mouse.move(x + pixels, y, steps=2)
         self.page.mouse.up()
-        assert element.evaluate("chip => chip.isConnected && chip === document.activeElement"), "the pressed chip is drawn anew"
+        assert element.evaluate("chip => chip.isConnected && chip === document.activeElement"), "the pressed chip was replaced"
 
 
 def use_in_a_subgraph(canvas, chips: Chips) -> None:
